@@ -1,0 +1,191 @@
+"""AReLU, the attention that it adds to ReLU, and the gated residual that keeps a pretrained function.
+
+Source: Chen, Li and Xu, "AReLU: Attention-based Rectified Linear Unit", 2020, section 3.
+"""
+
+import torch
+from torch import Tensor, nn
+
+ALPHA_MIN, ALPHA_MAX = 0.01, 0.99
+ALPHA_START, BETA_START = 0.9, 2.0
+
+
+def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """Make `value` a 0-d tensor, so that it broadcasts against any shape, 0-d included."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    if value.numel() != 1:
+        raise ValueError(f"{name}: expected one element, got shape {tuple(value.shape)}; AReLU has one {name} a layer")
+    return value.reshape(())
+
+
+def _check_floating(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
+
+
+def _apply_slopes(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Multiply x by one of two slopes, in float32 at least; the branch at 0 (and at -0) is `positive`."""
+    # One product per element: a sum of two branches would give 0 * inf = nan on the branch not taken.
+    return torch.where(x >= 0, positive, negative) * x
+
+
+def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
+    """Attention-based rectified linear unit.
+
+    `y = (1 + sigmoid(beta)) * x` where `x >= 0`, and `clamp(alpha, 0.01, 0.99) * x` where `x < 0`.
+
+    Args:
+        x: any shape, any floating dtype, any device.
+        alpha: one element; the slope on the negative side. Its gradient is 0 outside [0.01, 0.99].
+        beta: one element; the positive side's slope is `1 + sigmoid(beta)`.
+
+    Returns:
+        Shape and dtype of x. Half-precision inputs are multiplied in the scalars' own precision and rounded once.
+
+    Raises:
+        TypeError: if x is not floating-point.
+        ValueError: if alpha or beta has more than one element.
+
+    Source: Chen et al. 2020, equations 3 to 5.
+    """
+    _check_floating(x)
+    alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
+    return _apply_slopes(x, 1 + torch.sigmoid(beta), alpha.clamp(ALPHA_MIN, ALPHA_MAX)).to(x.dtype)
+
+
+def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
+    """Element-wise sign-based attention: what AReLU adds to ReLU, `arelu(x) = relu(x) + elsa(x)`.
+
+    `y = sigmoid(beta) * x` where `x >= 0`, and `clamp(alpha, 0.01, 0.99) * x` where `x < 0`.
+
+    Args:
+        x: any shape, any floating dtype, any device.
+        alpha: one element. Its gradient is 0 outside [0.01, 0.99].
+        beta: one element.
+
+    Returns:
+        Shape and dtype of x.
+
+    Raises:
+        TypeError: if x is not floating-point.
+        ValueError: if alpha or beta has more than one element.
+
+    Source: Chen et al. 2020, equations 1 and 2.
+    """
+    _check_floating(x)
+    alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
+    return _apply_slopes(x, torch.sigmoid(beta), alpha.clamp(ALPHA_MIN, ALPHA_MAX)).to(x.dtype)
+
+
+def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float) -> Tensor:
+    """Add gated attention to another activation's output: `activated + t * elsa(x)`.
+
+    At `t = 0` this is `activated`, exactly; at `t = 1` over ReLU it is AReLU.
+
+    Args:
+        x: the activation's input; any shape, any floating dtype.
+        activated: `act(x)`, of x's shape and dtype.
+        alpha: one element. It has no gradient while `t = 0`.
+        beta: one element. It has no gradient while `t = 0`.
+        t: one element; the gate.
+
+    Returns:
+        Shape and dtype of x.
+
+    Raises:
+        TypeError: if x is not floating-point.
+        ValueError: if alpha, beta or t has more than one element.
+
+    Source: the residual reading of Chen et al. 2020, equation 3; the gate is this project's.
+    """
+    _check_floating(x)
+    alpha, beta, t = _scalar("alpha", alpha, x), _scalar("beta", beta, x), _scalar("t", t, x)
+    attention = _apply_slopes(x, torch.sigmoid(beta), alpha.clamp(ALPHA_MIN, ALPHA_MAX))
+    return (activated + t * attention).to(x.dtype)
+
+
+def _parameter(value: float, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
+    # Shape (1,), not (): the authors' checkpoints have it, and FSDP rejects 0-d parameters.
+    return nn.Parameter(torch.full((1,), float(value), device=device, dtype=dtype))
+
+
+class AReLU(nn.Module):
+    """AReLU as a layer with two learnable scalars, `alpha` and `beta`, each of shape (1,).
+
+    Args:
+        alpha: start of the negative side's slope, clamped to [0.01, 0.99] where it is used.
+        beta: start of the positive side's logit; its slope is `1 + sigmoid(beta)`.
+        inplace: whether the input may be overwritten, as in `nn.ReLU`.
+        device: where the parameters live.
+        dtype: the parameters' dtype; the output keeps the input's.
+
+    Source: Chen et al. 2020; the defaults are the paper's.
+    """
+
+    alpha: nn.Parameter
+    beta: nn.Parameter
+
+    def __init__(
+        self,
+        alpha: float = ALPHA_START,
+        beta: float = BETA_START,
+        inplace: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.alpha = _parameter(alpha, device, dtype)
+        self.beta = _parameter(beta, device, dtype)
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `arelu(x, alpha, beta)`, of x's shape and dtype."""
+        return arelu(x, self.alpha, self.beta)
+
+    def extra_repr(self) -> str:
+        """Show how it was made, as torch.nn's activations do."""
+        return "inplace=True" if self.inplace else ""
+
+
+class GatedAReLU(nn.Module):
+    """Another activation plus gated attention, `base(x) + t * elsa(x)`: what `init="preserve"` swaps in.
+
+    Started at `t = 0` it is the base to the last bit, whatever the base, so a pretrained network keeps every logit.
+
+    Args:
+        base: the activation to start from. It is used as it is; its own parameters, if any, go on learning.
+        alpha: start of the attention's negative slope.
+        beta: start of the attention's positive logit.
+        t: start of the gate.
+        device: where the scalars live.
+        dtype: the scalars' dtype; the output keeps the input's.
+
+    Raises:
+        ValueError: if the base works in place: it would overwrite the input that the attention still needs.
+    """
+
+    alpha: nn.Parameter
+    beta: nn.Parameter
+    t: nn.Parameter
+
+    def __init__(
+        self,
+        base: nn.Module,
+        alpha: float = ALPHA_START,
+        beta: float = BETA_START,
+        t: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if getattr(base, "inplace", False):
+            raise ValueError(f"base: {base} works in place and would overwrite the input; give one with inplace=False")
+        self.base = base
+        self.alpha = _parameter(alpha, device, dtype)
+        self.beta = _parameter(beta, device, dtype)
+        self.t = _parameter(t, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `base(x) + t * elsa(x)`, of x's shape and dtype."""
+        return gated_arelu(x, self.base(x), self.alpha, self.beta, self.t)
