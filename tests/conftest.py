@@ -1,0 +1,28 @@
+"""What every test shares: one thread, and where the real data lies."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Set before torch is imported: two jobs that use all threads at once slow each other many times over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_a_fixed_seed() -> Iterator[None]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder that `shared/data/unpack` fills; the test skips where it is missing."""
+    root = Path(os.environ.get("ARELU_META_DATA", "~/.cache/arelu-meta/data")).expanduser()
+    if not (root / "flowers17").is_dir():
+        pytest.skip(f"real data is not unpacked in {root} (set ARELU_META_DATA)")
+    return root
