@@ -1,0 +1,300 @@
+"""The command line `arelu-meta TASK …`: it parses, validates and calls one function; no torch before that."""
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from arelu_meta import config as configs
+from arelu_meta.errors import InputError, RunError, nearest_names
+
+BAD_INPUT, CANNOT_GO_ON, INTERRUPTED = 2, 3, 130
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the command line: its config, and the function that does it, as `module:function`."""
+
+    config: type
+    run: str
+    help: str
+    positional: tuple[str, ...] = ()
+
+
+TASKS: dict[str, Task] = {
+    "demo": Task(configs.DemoConfig, "arelu_meta.demo:demo", "the main job on embedded data, in minutes"),
+    "finetune": Task(configs.FinetuneConfig, "arelu_meta.finetuning:finetune", "fine-tune a backbone on your images"),
+    "metatrain": Task(configs.MetatrainConfig, "arelu_meta.meta:metatrain", "meta-learn few-shot tasks"),
+    "evaluate": Task(
+        configs.EvaluateConfig, "arelu_meta.evaluation:evaluate_task", "evaluate a run", positional=("checkpoint",)
+    ),
+    "predict": Task(
+        configs.PredictConfig,
+        "arelu_meta.prediction:predict_task",
+        "class and probability of images",
+        positional=("checkpoint", "images"),
+    ),
+    "swap": Task(
+        configs.SwapConfig,
+        "arelu_meta.backbones.swap_task:swap_task",
+        "what a swap replaces in a model",
+        positional=("model.name",),
+    ),
+    "env": Task(configs.EnvConfig, "arelu_meta.runs.environment:env_task", "what a bug report needs"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one task from the command line.
+
+    Args:
+        argv: the arguments; default: the process's own.
+
+    Returns:
+        The exit status: 0 done, 2 bad input, 3 the run could not go on, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except InputError as error:
+        return _fail(error, BAD_INPUT)
+    except RunError as error:
+        return _fail(error, CANNOT_GO_ON)
+    except OSError as error:
+        # A disk that fills up, a folder that may not be written: the machine's fault, said in one line.
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", CANNOT_GO_ON)
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted{f'; {error}' if str(error) else ''}", INTERRUPTED)
+
+
+def _fail(error: object, status: int) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(_overview())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        from arelu_meta import __version__
+
+        print(__version__)
+        return 0
+    if name not in TASKS:
+        raise InputError(f"task: {name!r} is not known; {nearest_names(name, TASKS)}")
+    config = parse(name, rest)
+    if config is not None:
+        _function(TASKS[name])(config)
+    return 0
+
+
+def _function(task: Task) -> Callable[[Any], object]:
+    module, function = task.run.split(":")
+    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+
+
+def _overview() -> str:
+    lines = ["usage: arelu-meta TASK [--config FILE] [--group.field VALUE …]", "", "tasks:"]
+    lines += [f"  {name:<11} {task.help}" for name, task in TASKS.items()]
+    return "\n".join([*lines, "", "`arelu-meta TASK --help` lists a task's flags with their defaults."])
+
+
+def parse(name: str, arguments: Sequence[str]) -> Any:  # noqa: ANN401 (one of config.py's dataclasses)
+    """Turn a task's arguments into its config.
+
+    Args:
+        name: a key of `TASKS`.
+        arguments: what follows the task's name.
+
+    Returns:
+        The task's config, validated; None where only help was asked for (and printed).
+
+    Raises:
+        InputError: naming the flag, key or file, its value and what is allowed.
+    """
+    task = TASKS[name]
+    positional, flags = _split_positional(task, list(arguments))
+    known = _known_flags(task.config)
+    if {"-h", "--help"} & set(flags):
+        _parser(name, task).print_help()
+        return None
+    config_files = _check_flags(name, flags, known)
+    for file in config_files:
+        _check_yaml(file, known, name)
+    values = _parse_values(_parser(name, task), [*flags, *_positional_flags(task, name, positional)])
+    config = task.config(**{item.name: getattr(values, item.name) for item in fields(task.config)})
+    configs.validate(config)
+    return config
+
+
+def _known_flags(config: type, prefix: str = "") -> dict[str, Any]:
+    """Map every flag's name to its type, without making an instance: positional fields have no default."""
+    known: dict[str, Any] = {}
+    for key, kind in get_type_hints(config).items():
+        if is_dataclass(kind):
+            known |= _known_flags(kind, f"{prefix}{key}.")  # type: ignore[arg-type]
+        else:
+            known[prefix + key] = kind
+    return known
+
+
+def _parser(name: str, task: Task) -> Any:  # noqa: ANN401 (jsonargparse carries no types)
+    import jsonargparse
+
+    shown = " ".join(f"{word.split('.')[0].upper()}{' …' if word == 'images' else ''}" for word in task.positional)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"arelu-meta {name}",
+        usage=f"arelu-meta {name}{f' {shown}' if shown else ''} [--config FILE] [--group.field VALUE …]",
+        description=(task.config.__doc__ or "").split("\n")[0],
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of the same fields; flags override it")
+    parser.add_class_arguments(task.config, as_group=True)
+    hidden = {item.name for item in fields(task.config)} | set(task.positional)
+    for action in parser._actions:
+        # Groups (`--optim FILE`) and positional words have flags of their own in jsonargparse; users need not see them.
+        if action.dest in hidden:
+            action.help = argparse.SUPPRESS
+    return parser
+
+
+def _split_positional(task: Task, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Tell positional words from flags, and give flags without a value that are booleans the value `true`."""
+    known = _known_flags(task.config)
+    positional: list[str] = []
+    flags: list[str] = []
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        index += 1
+        if not (word.startswith("--") or word == "-h"):
+            positional.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        kind = known.get(flag.removeprefix("--"))
+        following = arguments[index] if index < len(arguments) else None
+        boolean = kind is bool or (kind is not None and "bool" in str(kind))
+        if flag in {"--help", "-h"}:
+            flags.append(flag)
+        elif equals:
+            flags += [flag, value]
+        elif boolean and not _is_value_of(kind, following):
+            flags += [flag, "true"]
+        elif following is None or following.startswith("--"):
+            raise InputError(_unknown_flag(flag, known) or f"{flag[2:]}: no value given; give one behind {flag}")
+        else:
+            flags += [flag, following]
+            index += 1
+    return positional, flags
+
+
+def _is_value_of(kind: Any, word: str | None) -> bool:  # noqa: ANN401
+    if word is None or word.startswith("--"):
+        return False
+    return kind is not bool or word.lower() in {"true", "false", "yes", "no", "on", "off", "1", "0"}
+
+
+def _unknown_flag(flag: str, known: dict[str, Any]) -> str | None:
+    if flag.removeprefix("--") in {*known, "config"}:
+        return None
+    return f"{flag}: no such flag; {nearest_names(flag.removeprefix('--'), known)}"
+
+
+def _check_flags(name: str, flags: list[str], known: dict[str, Any]) -> list[str]:
+    """Refuse unknown flags with the nearest names; return the config files among the rest."""
+    files = []
+    for flag, value in zip(flags[::2], flags[1::2], strict=True):
+        if problem := _unknown_flag(flag, known):
+            raise InputError(f"{problem} (`arelu-meta {name} --help` lists them all)")
+        if flag == "--config":
+            files.append(value)
+    return files
+
+
+def _check_yaml(file: str, known: dict[str, Any], name: str) -> None:
+    import yaml
+
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"config: {file!r} does not exist or is not a file; give a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config: {file!r} is not YAML: {error}") from error
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise InputError(f"config: {file!r} holds a {type(content).__name__}; give keys such as `optim:`")
+    for key in _yaml_keys(content):
+        if key in known or any(flag.startswith(f"{key}.") for flag in known):
+            continue
+        raise InputError(f"config: {file!r}: {key!r} is not a field of {name}; {nearest_names(key, known)}")
+
+
+def _yaml_keys(content: dict[Any, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        keys += _yaml_keys(value, f"{path}.") if isinstance(value, dict) and value else [path]
+    return keys
+
+
+def _positional_flags(task: Task, name: str, positional: list[str]) -> list[str]:
+    """Give positional words the names of their fields; the last takes all that are left if it is a list."""
+    flags: list[str] = []
+    kinds = _known_flags(task.config)
+    words = list(positional)
+    for field_name in task.positional:
+        takes_all = "list" in str(kinds[field_name])
+        if not words:
+            shown = field_name.split(".")[0].upper()
+            raise InputError(f"{shown}: missing; usage: arelu-meta {name} {' '.join(_shown(task))}")
+        if takes_all:
+            import json
+
+            flags += [f"--{field_name}", json.dumps(words)]
+            words = []
+        else:
+            flags += [f"--{field_name}", words.pop(0)]
+    if words:
+        raise InputError(f"{words[0]!r}: not expected; `arelu-meta {name}` takes flags such as --run.seed 0")
+    return flags
+
+
+def _shown(task: Task) -> list[str]:
+    return [word.split(".")[0].upper() for word in task.positional]
+
+
+def _parse_values(parser: Any, flags: list[str]) -> Any:  # noqa: ANN401
+    import jsonargparse
+
+    try:
+        return parser.instantiate(parser.parse_args(flags))
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        raise InputError(_readable(str(error))) from error
+
+
+def _readable(message: str) -> str:
+    """Say in a person's words what jsonargparse says of a value that has the wrong type."""
+    expected = r'key "(?P<key>[^"]+)":.*?Expected an? (?P<kind>[^\n]+?)(\. Got value: |\n.*Given value: )(?P<value>.*)'
+    found = re.search(expected, message, re.S)
+    if not found:
+        return message
+    kind = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match.group(1) or "", found["kind"])
+    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+    literal = re.search(r"Literal\[(?P<choices>[^\]]*)\]", kind)
+    allowed = f"one of {literal['choices']}" if literal else words.get(kind.split(" |")[0], kind)
+    return f"{found['key']}: {found['value'].strip()!r} is not allowed; give {allowed}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,349 @@
+"""The dataclasses that configure every task: the one source of defaults, choices, ranges and help.
+
+Flags (`--optim.lr 1e-3`) and YAML keys (`optim: {lr: 1e-3}`) are these fields. Nothing here imports torch.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from arelu_meta.errors import InputError
+
+Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
+Init = Literal["paper", "preserve"]
+Normalization = Literal["transductive", "running", "frozen"]
+
+
+@dataclass
+class RunConfig:
+    """Where a run writes, and how it computes.
+
+    Args:
+        folder: the run folder; default: runs/TASK-DATE-TIME.
+        seed: of the split, the weights, the order of the data and the tasks.
+        device: auto, cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one.
+        precision: float32, or autocast to bf16 or fp16.
+        resume: never (a folder that holds a run is an error), auto (start or continue), or a checkpoint's path.
+        deterministic: bit-identical results for the same command on the same machine, where PyTorch can.
+        detect_anomaly: name the operation whose gradient becomes NaN; slow.
+    """
+
+    folder: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    resume: str = "never"
+    deterministic: bool = False
+    detect_anomaly: bool = False
+
+
+@dataclass
+class DataConfig:
+    """The labelled images.
+
+    Args:
+        name: folder, digits, or a torchvision data set such as mnist or cifar10; default: folder where data.root is
+            given, else digits (embedded).
+        root: the folder of images, or the folder that torchvision's data lies in; a relative one is looked for in the
+            working directory, then in $ARELU_META_DATA.
+        image_size: side in pixels; default: the model's own for fine-tuning, 28 for episodes with the small networks.
+        batch_size: images a step.
+        per_class: training images a class; default: all that the split leaves. The test set does not depend on it.
+        skip_broken: leave out files that are not images, and count them, instead of stopping.
+        download: let torchvision download a named set that data.root does not hold.
+        rotations: meta-training only: every quarter turn of a training class is a class of its own.
+    """
+
+    name: str | None = None
+    root: str | None = None
+    image_size: int | None = None
+    batch_size: int = 32
+    per_class: int | None = None
+    skip_broken: bool = False
+    download: bool = True
+    rotations: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """The backbone and its activation.
+
+    Args:
+        name: any timm model, or mnist_conv, mnist_linear, conv4, conv4_32.
+        pretrained: true, false, or the path of a run folder or model.safetensors to start from.
+        activation: what to swap in; default: the model's own.
+        init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise.
+        reset_head: start a new head where the checkpoint's has another number of classes.
+    """
+
+    name: str = "tf_efficientnet_lite0"
+    pretrained: bool | str = True
+    activation: str | None = None
+    init: Init | None = None
+    reset_head: bool = False
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser (for metatrain: of the outer loop).
+
+    Args:
+        name: any timm optimiser: sgd, momentum, adamw, adam, lamb …
+        lr: learning rate, > 0.
+        head_lr: learning rate of the head; default: lr.
+        act_lr: learning rate of the activations' scalars (alpha, beta, t); default: lr.
+        weight_decay: of weights; biases, normalisation and the scalars are spared.
+        schedule: how the learning rate goes down to 0 over the run.
+        warmup_epochs: epochs of linear warm-up.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.01
+    head_lr: float | None = None
+    act_lr: float | None = None
+    weight_decay: float = 1e-4
+    schedule: Schedule = "cosine"
+    warmup_epochs: int = 0
+
+
+@dataclass
+class TrainConfig:
+    """How long, and what.
+
+    Args:
+        epochs: passes over the training images.
+        mode: full (every parameter) or head (a linear probe: the rest stays as it is, statistics too).
+    """
+
+    epochs: int = 6
+    mode: Literal["full", "head"] = "full"
+
+
+@dataclass
+class TaskConfig:
+    """A few-shot task.
+
+    Args:
+        ways: classes a task.
+        shots: support images a class.
+        queries: query images a class.
+    """
+
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+
+
+@dataclass
+class MetaConfig:
+    """The meta-learner.
+
+    Args:
+        algorithm: maml, or fomaml (first-order MAML).
+        engine: learn2learn; auto takes the fastest that is installed.
+        order: 2 differentiates through the inner steps, 1 does not (first-order MAML).
+        inner_lr: learning rate of the inner loop, > 0.
+        inner_steps: gradient steps on the support set while training.
+        batch_tasks: tasks a meta-step.
+        normalization: transductive (statistics of the batch at hand, queries too), running, or frozen.
+        steps: meta-steps.
+    """
+
+    algorithm: Literal["maml", "fomaml"] = "maml"
+    engine: Literal["auto", "learn2learn"] = "auto"
+    order: Literal[1, 2] = 2
+    inner_lr: float = 0.4
+    inner_steps: int = 1
+    batch_tasks: int = 16
+    normalization: Normalization = "transductive"
+    steps: int = 200
+
+
+@dataclass
+class EvalConfig:
+    """How a meta-learner is judged.
+
+    Args:
+        tasks: tasks from unseen classes at the end.
+        inner_steps: gradient steps on a test task's support set; default: meta.inner_steps.
+        every: meta-steps between two validations.
+    """
+
+    tasks: int = 600
+    inner_steps: int | None = None
+    every: int = 50
+
+
+@dataclass
+class FinetuneConfig:
+    """Fine-tune a backbone on labelled images.
+
+    Args:
+        run: where and how.
+        data: the images.
+        model: the backbone.
+        optim: the optimiser.
+        train: how long, and what.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
+class MetatrainConfig:
+    """Meta-train on few-shot tasks and evaluate on unseen classes.
+
+    Args:
+        run: where and how.
+        data: the images whose classes become tasks.
+        model: the learner.
+        optim: the outer loop's optimiser.
+        task: a task's size.
+        meta: the algorithm.
+        eval: the evaluation.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(name="conv4", pretrained=False))
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(name="adam", lr=1e-3, weight_decay=0.0, schedule="constant")
+    )
+    task: TaskConfig = field(default_factory=TaskConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluate a checkpoint: on its run's own test images or unseen tasks, or on a folder of your images.
+
+    Args:
+        checkpoint: a run folder or a model.safetensors.
+        run: seed and device; run.folder, where given, receives results.json.
+        data: other images than the run's own test set.
+        eval: the number of tasks.
+    """
+
+    checkpoint: str
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass
+class PredictConfig:
+    """Name the class of images: with a fine-tuned model, or few-shot from a support folder.
+
+    Args:
+        checkpoint: a run folder or a model.safetensors.
+        images: image files or folders.
+        support: few-shot: a folder with a sub-folder a class.
+        run: device.
+        data: skip_broken and batch_size.
+    """
+
+    checkpoint: str
+    images: list[str]
+    support: str | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class SwapConfig:
+    """Swap activations in a model and print what was replaced.
+
+    Args:
+        model: the backbone.
+    """
+
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(pretrained=False, activation="arelu"))
+
+
+@dataclass
+class DemoConfig:
+    """The main job on embedded data, or part of it on your own folder of images.
+
+    Args:
+        run: where and how.
+        data: data.root: your folder of images, a sub-folder a class; without it, embedded data.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class EnvConfig:
+    """Print what a bug report needs: versions, machine, devices."""
+
+
+# Lowest value allowed, and whether it is itself allowed.
+_RANGES: dict[str, tuple[float, bool]] = {
+    "run.seed": (0, True),
+    "data.image_size": (1, True),
+    "data.batch_size": (1, True),
+    "data.per_class": (1, True),
+    "optim.lr": (0, False),
+    "optim.head_lr": (0, False),
+    "optim.act_lr": (0, False),
+    "optim.weight_decay": (0, True),
+    "optim.warmup_epochs": (0, True),
+    "train.epochs": (1, True),
+    "task.ways": (2, True),
+    "task.shots": (1, True),
+    "task.queries": (1, True),
+    "meta.inner_lr": (0, False),
+    "meta.inner_steps": (1, True),
+    "meta.batch_tasks": (1, True),
+    "meta.steps": (1, True),
+    "eval.tasks": (2, True),
+    "eval.inner_steps": (1, True),
+    "eval.every": (1, True),
+}
+
+
+def flatten(config: object, prefix: str = "") -> dict[str, Any]:
+    """List a config's values by their flag's name.
+
+    Args:
+        config: one of this module's dataclasses.
+        prefix: what stands before each name.
+
+    Returns:
+        `{"run.seed": 0, "optim.lr": 0.01, …}` in the fields' order.
+    """
+    flat: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def validate(config: object) -> None:
+    """Check every number against its range.
+
+    Args:
+        config: one of this module's dataclasses.
+
+    Raises:
+        InputError: naming the field, its value and what is allowed.
+    """
+    for name, value in flatten(config).items():
+        if name not in _RANGES or value is None:
+            continue
+        low, inclusive = _RANGES[name]
+        allowed = f"{'at least' if inclusive else 'above'} {low:g}"
+        if not math.isfinite(value) or value < low or (value == low and not inclusive):
+            raise InputError(f"{name}: {value!r} is not allowed; give a number {allowed}")
+    device = flatten(config).get("run.device")
+    if device is not None and device.split(":")[0] not in {"auto", "cpu", "cuda", "mps", "xpu"}:
+        raise InputError(f"run.device: {device!r} is not known; give auto, cpu, cuda, cuda:N, mps or xpu")

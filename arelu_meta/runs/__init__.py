@@ -1,0 +1,1 @@
+"""Run folders: what a run has reported is on disk."""

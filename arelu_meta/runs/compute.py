@@ -1,0 +1,95 @@
+"""Device, precision, seeds and random state of a run."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from arelu_meta.config import RunConfig
+from arelu_meta.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn run.device into a device that is there.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N, mps, xpu.
+
+    Returns:
+        The device; auto takes an accelerator where there is one.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+        raise InputError(f"run.device: {name!r} is not on this machine; here: {', '.join(there)}") from error
+    return device
+
+
+def prepare(config: RunConfig) -> torch.device:
+    """Seed Python, NumPy and torch, set what makes a run repeatable, and choose its device.
+
+    Args:
+        config: seed, device, deterministic, detect_anomaly.
+
+    Returns:
+        The device.
+    """
+    device = choose_device(config.device)
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # noqa: NPY002 (libraries read the global state)
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=False)
+    torch.backends.cudnn.deterministic = config.deterministic
+    torch.autograd.set_detect_anomaly(config.detect_anomaly)
+    return device
+
+
+@contextlib.contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute in run.precision inside the block.
+
+    Args:
+        precision: float32, bf16 or fp16.
+        device: where.
+    """
+    if precision == "float32":
+        yield
+        return
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    with torch.autocast(device.type, dtype=dtype):
+        yield
+
+
+def random_state() -> dict[str, Any]:
+    """Take every random state, in plain values and tensors that `torch.load(weights_only=True)` reads."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put every random state back to what `random_state` took."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,231 @@
+"""The run folder: config, environment, split, metrics, checkpoints, results, each written at once or not at all."""
+
+import csv
+import dataclasses
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from arelu_meta.config import RunConfig
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.runs.environment import environment
+
+_MARKS = ("config.yaml", "metrics.csv", "results.json", "model.safetensors", "checkpoints")
+_KEPT_CHECKPOINTS = 2
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file so that a reader sees the old content or the new, never half of it.
+
+    Args:
+        path: the file.
+        write: writes the content to the path that it is given, in the same folder.
+
+    Raises:
+        RunError: if the disk refuses; the old file is intact.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp's files are private; a run folder is as open as the user's umask makes other files.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"{path}: could not be written ({error}); what was there before is intact") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically, as UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically, indented, non-ASCII as it is."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass
+class RunFolder:
+    """A run's folder on disk.
+
+    Args:
+        path: the folder; made by `start`, not before, so that a run that fails its checks leaves nothing behind.
+        resumed: the state to continue from, or None.
+        finished: whether the run in it had ended already.
+    """
+
+    path: Path
+    resumed: dict[str, Any] | None = None
+    finished: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def model_file(self) -> Path:
+        """The best weights."""
+        return self.path / "model.safetensors"
+
+    def start(self, config: object, split: Mapping[str, Any]) -> None:
+        """Make the folder and write what is known before the first step.
+
+        Args:
+            config: the task's config, a dataclass.
+            split: what is trained, validated and tested on; JSON types.
+
+        Raises:
+            RunError: if the folder cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"run.folder: {str(self.path)!r} cannot be written ({error.strerror})") from error
+        command = shlex.join(sys.argv)
+        content = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
+        write_text(self.path / "config.yaml", f"# {command}\n{content}")
+        write_json(self.path / "environment.json", environment() | {"command": command})
+        write_json(self.path / "split.json", dict(split))
+        if self.resumed is not None:
+            self._restore_metrics(self.resumed["metrics"])
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.csv; the first row's keys are the header.
+
+        Args:
+            row: one value a column; floats are written with all their digits.
+        """
+        path = self.path / "metrics.csv"
+        new = not self.rows
+        self.rows.append(dict(row))
+        with path.open("w" if new else "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _restore_metrics(self, rows: list[dict[str, Any]]) -> None:
+        # Rows after the checkpoint are taken again, so each stands once.
+        self.rows = []
+        (self.path / "metrics.csv").unlink(missing_ok=True)
+        for row in rows:
+            self.append_metrics(row)
+
+    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint atomically and drop all but the last two.
+
+        Args:
+            name: sorts by time, as in `epoch-0003`.
+            state: tensors and plain Python values, so that `torch.load(weights_only=True)` reads it.
+
+        Returns:
+            The checkpoint's path.
+        """
+        path = self.checkpoints / f"{name}.pt"
+        content = {**state, "metrics": self.rows}
+        write_atomically(path, lambda temporary: torch.save(content, temporary))
+        for old in sorted(self.checkpoints.glob("*.pt"))[:-_KEPT_CHECKPOINTS]:
+            old.unlink()
+        return path
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json: the run has ended."""
+        write_json(self.path / "results.json", dict(results))
+
+
+def open_run(config: RunConfig, task: str) -> RunFolder:
+    """Choose the run's folder and look whether it may be used; nothing is written yet.
+
+    Args:
+        config: folder and resume.
+        task: names the folder where none is given.
+
+    Returns:
+        The folder, with the state to resume from if there is one.
+
+    Raises:
+        InputError: if the folder holds a run already (with resume=never), is a file, or the checkpoint is missing.
+    """
+    path = Path(config.folder) if config.folder else default_folder(task)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"run.folder: {str(path)!r} is a file; give a folder")
+    folder = RunFolder(path)
+    held = [mark for mark in _MARKS if (path / mark).exists()]
+    if config.resume == "never":
+        if held:
+            raise InputError(
+                f"run.folder: {str(path)!r} already holds a run ({held[0]}); give another folder or --run.resume auto"
+            )
+        return folder
+    if config.resume == "auto":
+        if (path / "results.json").exists():
+            folder.finished = True
+            return folder
+        saved = sorted(folder.checkpoints.glob("*.pt"))
+        if saved:
+            folder.resumed = load_checkpoint(saved[-1])
+        return folder
+    folder.resumed = load_checkpoint(Path(config.resume))
+    return folder
+
+
+def default_folder(task: str) -> Path:
+    """Name a folder that is not there yet: runs/TASK-DATE-TIME, with a number where two start in one second."""
+    base = Path("runs") / f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code that it may hold.
+
+    Args:
+        path: a file that `RunFolder.save_checkpoint` wrote.
+
+    Returns:
+        Its state.
+
+    Raises:
+        InputError: if it is missing, or no checkpoint.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"run.resume: {str(path)!r} does not exist; give never, auto or a checkpoint (checkpoints/*.pt)"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler meets in a damaged file
+        reason = str(error).split("\n")[0]
+        raise InputError(f"run.resume: {str(path)!r} is not a checkpoint of this toolkit ({reason})") from error
+    if not isinstance(state, dict) or "metrics" not in state:
+        raise InputError(f"run.resume: {str(path)!r} is not a checkpoint of this toolkit; give one of checkpoints/*.pt")
+    return state

@@ -1,0 +1,111 @@
+"""Progress: a bar with a rate and the current metric on a terminal, plain lines when piped."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def console() -> Console:
+    """Make a console for standard output; a table is never narrower than its words when piped."""
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, width=None if terminal else 140, highlight=False, soft_wrap=not terminal)
+
+
+class ProgressBar:
+    """Counts steps; shows rate, time left and the latest metrics.
+
+    Args:
+        label: what is going on.
+        total: how many units there are.
+        unit: what a unit is, for the rate: images, tasks.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.metrics = 0, ""
+        self.started = self.last_line = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "ProgressBar":
+        if sys.stdout.isatty():
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
+                console=console(),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, rate="", metrics="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int, **metrics: float) -> None:
+        """Count `count` units as done.
+
+        Args:
+            count: units since the last call.
+            **metrics: the latest values, shown by name.
+        """
+        self.done += count
+        self.metrics = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        now = time.monotonic()
+        rate = f"{self.done / max(now - self.started, 1e-9):.1f} {self.unit}/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, rate=rate, metrics=self.metrics)
+        elif now - self.last_line >= _SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            print(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate}, {self.metrics}", flush=True)
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False)
+        else:
+            print(text, flush=True)
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[ProgressBar]:
+    """Show progress while the block runs.
+
+    Args:
+        label: what is going on.
+        total: how many units there are.
+        unit: what a unit is: images, tasks.
+    """
+    with ProgressBar(label, total, unit) as bar:
+        yield bar
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table; columns after the first are right-aligned.
+
+    Args:
+        title: what stands above it.
+        header: the columns' names.
+        rows: one text a column.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[str(cell).replace("[", r"\[") for cell in row])
+    console().print(table)
