@@ -1,0 +1,183 @@
+"""One name, one activation: the paper's, torch.nn's and timm's under one roof.
+
+Names are timm's spelling where timm has the activation, else torch.nn.functional's. Ours wins where a name clashes with
+another's: `swish` has a learnable beta (what timm calls `swish` is `silu`). Aliases: see `ALIASES`. A name in any case
+is understood, so torch.nn's class names work too ("LeakyReLU").
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from arelu_meta.activations.arelu import AReLU
+from arelu_meta.errors import InputError, nearest_names
+
+ALIASES: Mapping[str, str] = {
+    "hardswish": "hard_swish",
+    "hardsigmoid": "hard_sigmoid",
+    "hard_tanh": "hardtanh",
+    "hard_shrink": "hardshrink",
+    "leakyrelu": "leaky_relu",
+    "log_sigmoid": "logsigmoid",
+    "logsoftmax": "log_softmax",
+}
+"""Another spelling → the name under which the activation is listed with its source."""
+
+_LEFT_OUT: Mapping[str, str] = {
+    "glu": "it halves a dimension, and an activation here keeps its input's shape",
+    "multiheadattention": "it is a layer of attention over three inputs, and an activation here takes one",
+}
+
+_EVERYWHERE = ("device", "dtype", "inplace")
+
+
+@dataclass(frozen=True)
+class ActivationInfo:
+    """What `list_activations` says of one name.
+
+    Attributes:
+        name: what `create_activation` takes.
+        learnable: whether the module, built with its defaults, has parameters.
+        source: the paper (authors, year), or where the class comes from ("torch.nn.GELU", "timm.layers.HardMish").
+        alias_of: the name that this one stands for, if it is only another spelling.
+        elementwise: whether each output depends on its own input alone; softmax and maxout look across channels.
+    """
+
+    name: str
+    learnable: bool
+    source: str
+    alias_of: str | None = None
+    elementwise: bool = True
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """How one activation is built. `load` returns the class, so that timm is imported only when it is needed."""
+
+    load: Callable[[], Callable[..., nn.Module]]
+    source: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    elementwise: bool = True
+
+
+def _torch(class_name: str, elementwise: bool = True, **defaults: Any) -> _Entry:  # noqa: ANN401
+    return _Entry(lambda: getattr(nn, class_name), f"torch.nn.{class_name}", defaults, elementwise)
+
+
+def _timm(class_name: str) -> _Entry:
+    # timm's plain classes, not its memory-efficient ones: those are autograd functions without vmap or second order.
+    return _Entry(
+        lambda: getattr(importlib.import_module("timm.layers.activations"), class_name), f"timm.layers.{class_name}"
+    )
+
+
+def _ours(cls: Callable[..., nn.Module], source: str, elementwise: bool = True) -> _Entry:
+    return _Entry(lambda: cls, source, elementwise=elementwise)
+
+
+_ENTRIES: Mapping[str, _Entry] = {
+    "arelu": _ours(AReLU, "Chen, Li and Xu, 2020"),
+    "celu": _torch("CELU"),
+    "elu": _torch("ELU"),
+    "gelu": _torch("GELU"),
+    "gelu_tanh": _timm("GELUTanh"),
+    "hard_mish": _timm("HardMish"),
+    "hard_sigmoid": _torch("Hardsigmoid"),
+    "hard_swish": _torch("Hardswish"),
+    "hardshrink": _torch("Hardshrink"),
+    "hardtanh": _torch("Hardtanh"),
+    "identity": _torch("Identity"),
+    "leaky_relu": _torch("LeakyReLU"),
+    "log_softmax": _torch("LogSoftmax", elementwise=False, dim=1),
+    "logsigmoid": _torch("LogSigmoid"),
+    "mish": _torch("Mish"),
+    "prelu": _torch("PReLU"),
+    "quick_gelu": _timm("QuickGELU"),
+    "relu": _torch("ReLU"),
+    "relu6": _torch("ReLU6"),
+    "rrelu": _torch("RReLU"),
+    "selu": _torch("SELU"),
+    "sigmoid": _torch("Sigmoid"),
+    "silu": _torch("SiLU"),
+    "softmax": _torch("Softmax", elementwise=False, dim=1),
+    "softmax2d": _torch("Softmax2d", elementwise=False),
+    "softmin": _torch("Softmin", elementwise=False, dim=1),
+    "softplus": _torch("Softplus"),
+    "softshrink": _torch("Softshrink"),
+    "softsign": _torch("Softsign"),
+    "tanh": _torch("Tanh"),
+    "tanhshrink": _torch("Tanhshrink"),
+    "threshold": _torch("Threshold", threshold=0.0, value=0.0),
+}
+
+
+def _resolve(name: str, where: str = "activation") -> str:
+    """The listed name behind `name`, which may be an alias or in another case."""
+    folded = name.lower()
+    folded = ALIASES.get(folded, folded)
+    if folded in _LEFT_OUT:
+        raise InputError(f"{where}: {name!r} cannot be used as one; {_LEFT_OUT[folded]}")
+    if folded not in _ENTRIES:
+        raise InputError(f"{where}: {name!r} is not known; {nearest_names(name, [*_ENTRIES, *ALIASES], most=1)}")
+    return folded
+
+
+def _arguments(build: Callable[..., nn.Module]) -> list[str]:
+    """The keyword arguments that a class takes by name; torch.nn's classes without any declare `*args, **kwargs`."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [name for name, parameter in inspect.signature(build).parameters.items() if parameter.kind not in variadic]
+
+
+def create_activation(name: str, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """Build an activation by its name.
+
+    Args:
+        name: one of `list_activations()`, in timm's spelling ("leaky_relu", "hard_swish", "gelu_tanh").
+        **kwargs: what the activation's class takes. `inplace`, `device` and `dtype` are accepted for every name, and
+            have no effect where the class has none.
+
+    Returns:
+        A new module whose output has the shape and dtype of its input, whatever the number of channels.
+        `softmax`, `softmin` and `log_softmax` run over the channels (dim=1) unless `dim` is given;
+        `threshold` is ReLU (threshold 0, value 0) unless told otherwise.
+
+    Raises:
+        InputError: if the name is not known, or the activation does not take an argument or its value.
+    """
+    resolved = _resolve(name)
+    entry = _ENTRIES[resolved]
+    build = entry.load()
+    takes = _arguments(build)
+    unknown = sorted(set(kwargs) - {*takes, *_EVERYWHERE})
+    if unknown:
+        allowed = ", ".join([*takes, *(extra for extra in _EVERYWHERE if extra not in takes)])
+        raise InputError(f"activation: {resolved!r} takes no {unknown[0]!r}; it takes {allowed}")
+    given = {**entry.defaults, **{key: value for key, value in kwargs.items() if key in takes}}
+    try:
+        return build(**given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"activation: {resolved!r} cannot be built from {given}; {error}") from error
+
+
+@functools.cache
+def _infos() -> tuple[ActivationInfo, ...]:
+    """Build each activation once to see whether it has parameters; on the meta device, so that nothing is drawn."""
+    infos = []
+    for name in sorted({*_ENTRIES, *ALIASES}):
+        resolved = ALIASES.get(name, name)
+        entry = _ENTRIES[resolved]
+        learnable = any(True for _ in create_activation(resolved, device=torch.device("meta")).parameters())
+        alias_of = None if resolved == name else resolved
+        infos.append(ActivationInfo(name, learnable, entry.source, alias_of, entry.elementwise))
+    return tuple(infos)
+
+
+def list_activations() -> list[ActivationInfo]:
+    """Every name that `create_activation` knows, sorted, aliases among them."""
+    return list(_infos())
