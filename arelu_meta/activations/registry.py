@@ -15,8 +15,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from arelu_meta.activations.arelu import AReLU
+from arelu_meta.activations.arelu import ALPHA_START, BETA_START, AReLU
+from arelu_meta.activations.pau import PAU
+from arelu_meta.activations.zoo import (
+    APL,
+    ELSA,
+    SLAF,
+    AconC,
+    AuthorsGELU,
+    Device,
+    Maxout,
+    Mixture,
+    SquaredReLU,
+    StarReLU,
+    Swish,
+    Variant,
+    check_variant,
+)
 from arelu_meta.errors import InputError, nearest_names
+
+PAPER_ACTIVATIONS: tuple[str, ...] = (
+    *("apl", "arelu", "celu", "elu", "gelu", "leaky_relu", "maxout", "mixture", "pau", "prelu"),
+    *("relu", "relu6", "rrelu", "selu", "sigmoid", "slaf", "softplus", "swish", "tanh"),
+)
+"""What the AReLU paper compares. These take `variant`; where paper and authors' code agree, it changes nothing."""
 
 ALIASES: Mapping[str, str] = {
     "hardswish": "hard_swish",
@@ -35,6 +57,8 @@ _LEFT_OUT: Mapping[str, str] = {
 }
 
 _EVERYWHERE = ("device", "dtype", "inplace")
+
+_WITH_VARIANT = frozenset({*PAPER_ACTIVATIONS, "elsa"})
 
 
 @dataclass(frozen=True)
@@ -81,11 +105,35 @@ def _ours(cls: Callable[..., nn.Module], source: str, elementwise: bool = True) 
     return _Entry(lambda: cls, source, elementwise=elementwise)
 
 
+def _gelu(approximate: str = "none", variant: Variant = "paper") -> nn.Module:
+    check_variant(variant)
+    return nn.GELU(approximate) if variant == "paper" else AuthorsGELU()
+
+
+def _elsa(
+    base: str | nn.Module = "relu",
+    alpha: float = ALPHA_START,
+    beta: float = BETA_START,
+    variant: Variant = "paper",
+    device: Device = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """ELSA over a base given by name; a base by name is built with the same variant, device and dtype."""
+    if isinstance(base, str):
+        resolved = _resolve(base, "activation base")
+        options = {"variant": variant} if resolved in _WITH_VARIANT else {}
+        base = create_activation(resolved, device=device, dtype=dtype, **options)
+    return ELSA(base, alpha, beta, variant, device, dtype)
+
+
 _ENTRIES: Mapping[str, _Entry] = {
+    "acon_c": _ours(AconC, "Ma et al., 2021"),
+    "apl": _ours(APL, "Agostinelli et al., 2015"),
     "arelu": _ours(AReLU, "Chen, Li and Xu, 2020"),
     "celu": _torch("CELU"),
+    "elsa": _ours(_elsa, "Chen, Li and Xu, 2020"),
     "elu": _torch("ELU"),
-    "gelu": _torch("GELU"),
+    "gelu": _ours(_gelu, "torch.nn.GELU"),
     "gelu_tanh": _timm("GELUTanh"),
     "hard_mish": _timm("HardMish"),
     "hard_sigmoid": _torch("Hardsigmoid"),
@@ -94,9 +142,12 @@ _ENTRIES: Mapping[str, _Entry] = {
     "hardtanh": _torch("Hardtanh"),
     "identity": _torch("Identity"),
     "leaky_relu": _torch("LeakyReLU"),
-    "log_softmax": _torch("LogSoftmax", elementwise=False, dim=1),
+    "log_softmax": _torch("LogSoftmax", elementwise=False, dim=-1),
     "logsigmoid": _torch("LogSigmoid"),
+    "maxout": _ours(Maxout, "Goodfellow et al., 2013", elementwise=False),
     "mish": _torch("Mish"),
+    "mixture": _ours(Mixture, "Manessi and Rozza, 2018"),
+    "pau": _ours(PAU, "Molina, Schramowski and Kersting, 2020"),
     "prelu": _torch("PReLU"),
     "quick_gelu": _timm("QuickGELU"),
     "relu": _torch("ReLU"),
@@ -105,12 +156,16 @@ _ENTRIES: Mapping[str, _Entry] = {
     "selu": _torch("SELU"),
     "sigmoid": _torch("Sigmoid"),
     "silu": _torch("SiLU"),
-    "softmax": _torch("Softmax", elementwise=False, dim=1),
+    "slaf": _ours(SLAF, "Goyal, Goyal and Lall, 2019"),
+    "softmax": _torch("Softmax", elementwise=False, dim=-1),
     "softmax2d": _torch("Softmax2d", elementwise=False),
-    "softmin": _torch("Softmin", elementwise=False, dim=1),
+    "softmin": _torch("Softmin", elementwise=False, dim=-1),
     "softplus": _torch("Softplus"),
     "softshrink": _torch("Softshrink"),
     "softsign": _torch("Softsign"),
+    "squared_relu": _ours(SquaredReLU, "So et al., 2021"),
+    "star_relu": _ours(StarReLU, "Yu et al., 2022"),
+    "swish": _ours(Swish, "Ramachandran, Zoph and Le, 2017"),
     "tanh": _torch("Tanh"),
     "tanhshrink": _torch("Tanhshrink"),
     "threshold": _torch("Threshold", threshold=0.0, value=0.0),
@@ -140,12 +195,15 @@ def create_activation(name: str, **kwargs: Any) -> nn.Module:  # noqa: ANN401
     Args:
         name: one of `list_activations()`, in timm's spelling ("leaky_relu", "hard_swish", "gelu_tanh").
         **kwargs: what the activation's class takes. `inplace`, `device` and `dtype` are accepted for every name, and
-            have no effect where the class has none.
+            have no effect where the class has none. `variant="authors"` (default "paper") is accepted for what the
+            paper compares (`PAPER_ACTIVATIONS`) and `elsa`, and builds what the AReLU authors ran. `elsa` takes its
+            `base` as a name or a module.
 
     Returns:
         A new module whose output has the shape and dtype of its input, whatever the number of channels.
-        `softmax`, `softmin` and `log_softmax` run over the channels (dim=1) unless `dim` is given;
-        `threshold` is ReLU (threshold 0, value 0) unless told otherwise.
+        `softmax`, `softmin` and `log_softmax` run over the last dimension unless `dim` is given (`softmax2d` over the
+        channels of feature maps, and it takes nothing else); `threshold` is ReLU, threshold 0 and value 0, unless told
+        otherwise.
 
     Raises:
         InputError: if the name is not known, or the activation does not take an argument or its value.
@@ -154,13 +212,17 @@ def create_activation(name: str, **kwargs: Any) -> nn.Module:  # noqa: ANN401
     entry = _ENTRIES[resolved]
     build = entry.load()
     takes = _arguments(build)
-    unknown = sorted(set(kwargs) - {*takes, *_EVERYWHERE})
+    allowed = list(dict.fromkeys([*takes, *(["variant"] if resolved in _WITH_VARIANT else []), *_EVERYWHERE]))
+    unknown = sorted(set(kwargs) - set(allowed))
     if unknown:
-        allowed = ", ".join([*takes, *(extra for extra in _EVERYWHERE if extra not in takes)])
-        raise InputError(f"activation: {resolved!r} takes no {unknown[0]!r}; it takes {allowed}")
+        raise InputError(f"activation: {resolved!r} takes no {unknown[0]!r}; it takes {', '.join(allowed)}")
+    if "variant" in kwargs:
+        check_variant(kwargs["variant"])
     given = {**entry.defaults, **{key: value for key, value in kwargs.items() if key in takes}}
     try:
         return build(**given)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"activation: {resolved!r} cannot be built from {given}; {error}") from error
 
