@@ -1,1 +1,58 @@
+"""Swap a learnable activation into any timm backbone, fine-tune it or meta-learn with it, and see whether it adapts.
+
+The public API is re-exported lazily: `import arelu_meta` alone imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arelu_meta.activations.arelu import AReLU, GatedAReLU, arelu
+    from arelu_meta.activations.registry import create_activation, list_activations
+    from arelu_meta.backbones.create import create_backbone
+    from arelu_meta.backbones.swap import SwapReport, swap_activations, unswap
+    from arelu_meta.evaluation import evaluate
+    from arelu_meta.finetuning import finetune
+    from arelu_meta.meta import metatrain
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AReLU",
+    "GatedAReLU",
+    "SwapReport",
+    "arelu",
+    "create_activation",
+    "create_backbone",
+    "evaluate",
+    "finetune",
+    "list_activations",
+    "metatrain",
+    "swap_activations",
+    "unswap",
+]
+
+_HOMES = {
+    "AReLU": "arelu_meta.activations.arelu",
+    "GatedAReLU": "arelu_meta.activations.arelu",
+    "arelu": "arelu_meta.activations.arelu",
+    "create_activation": "arelu_meta.activations.registry",
+    "list_activations": "arelu_meta.activations.registry",
+    "create_backbone": "arelu_meta.backbones.create",
+    "SwapReport": "arelu_meta.backbones.swap",
+    "swap_activations": "arelu_meta.backbones.swap",
+    "unswap": "arelu_meta.backbones.swap",
+    "evaluate": "arelu_meta.evaluation",
+    "finetune": "arelu_meta.finetuning",
+    "metatrain": "arelu_meta.meta",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (a module's attributes are of any type)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""Backbones: a timm name, pretrained weights, a head and an activation."""

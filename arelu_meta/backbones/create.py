@@ -1,0 +1,110 @@
+"""Make a backbone: a timm name or one of the papers' networks, weights, a head, an activation."""
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.swap import swap_activations
+from arelu_meta.backbones.weights import embedded_models, embedded_weights
+from arelu_meta.errors import InputError, nearest_names
+
+
+def create_backbone(
+    name: str,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    activation: str | None = None,
+    init: str | None = None,
+    **kwargs: Any,  # noqa: ANN401 (whatever the model's own constructor takes)
+) -> nn.Module:
+    """Make a backbone with timm's interface.
+
+    Args:
+        name: any timm model, or `mnist_conv`, `mnist_linear`, `conv4`, `conv4_32`.
+        pretrained: load weights: those installed with this package where there are any, else through timm's hub code.
+        num_classes: outputs of a new head; default: the model's own.
+        in_chans: channels of an image; pretrained first layers are adapted as timm does.
+        activation: what to swap in, a name of `list_activations()`; default: the model's own stays.
+        init: how an AReLU starts; default: `preserve` with pretrained weights, `paper` otherwise.
+        **kwargs: passed to the model (`img_size`, `drop_rate`, …).
+
+    Returns:
+        The model, in training mode, with `pretrained_cfg`, `get_classifier` and `reset_classifier`.
+
+    Raises:
+        InputError: if the name is unknown (with the nearest), an argument does not fit, or weights cannot be had.
+    """
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    model = (
+        _paper_net(name, pretrained, in_chans=in_chans, **kwargs)
+        if name in PAPER_NETS
+        else _timm_model(name, pretrained, in_chans=in_chans, **kwargs)
+    )
+    if activation is not None:
+        start = (init or ("preserve" if pretrained else "paper")) if activation == "arelu" else init
+        swap_activations(model, activation, init=start, trace=False)
+    return model
+
+
+def model_names() -> list[str]:
+    """Name every model that `create_backbone` makes."""
+    import timm
+
+    return sorted([*PAPER_NETS, *timm.list_models()])
+
+
+def check_model_name(name: str) -> None:
+    """Refuse an unknown model.
+
+    Args:
+        name: of a model; timm's tags (`resnet18.a1_in1k`) are allowed.
+
+    Raises:
+        InputError: with the nearest names.
+    """
+    import timm
+
+    if name not in PAPER_NETS and not timm.is_model(name):
+        raise InputError(f"model.name: {name!r} is not known; {nearest_names(name, model_names())}")
+
+
+def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    if pretrained:
+        raise InputError(f"model.pretrained: there are no published weights of {name!r}; give false or a checkpoint")
+    try:
+        return PAPER_NETS[name](**kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
+
+
+def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    import timm
+
+    check_model_name(name)
+    weights = embedded_weights(name) if pretrained else None
+    if weights is not None:
+        kwargs["pretrained_cfg_overlay"] = {"state_dict": weights}
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # its retries are told once, in the error below
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
+        reason = str(error).split("\n")[0].split("'[Errno")[0]
+        raise InputError(
+            f"model.pretrained: weights of {name!r} cannot be had ({reason.strip()}); "
+            f"without a network there are: {', '.join(embedded_models())}"
+        ) from error
+    except TypeError as error:
+        raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
+    finally:
+        hub.setLevel(level)
+    # The tensors have been copied into the model; the config is what people print and save.
+    getattr(model, "pretrained_cfg", {}).pop("state_dict", None)
+    return model

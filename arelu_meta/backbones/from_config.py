@@ -1,0 +1,125 @@
+"""The backbone that a config asks for, with what it takes as input."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from arelu_meta.activations.registry import create_activation
+from arelu_meta.backbones.create import check_model_name, create_backbone
+from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
+from arelu_meta.backbones.swap import swap_activations
+from arelu_meta.config import ModelConfig
+from arelu_meta.data.loading import InputSpec
+from arelu_meta.errors import InputError
+
+
+def check_model_config(config: ModelConfig) -> None:
+    """Refuse unknown names and contradictions before any data is read.
+
+    Args:
+        config: name, pretrained, activation, init.
+
+    Raises:
+        InputError: naming the field, its value and what is allowed.
+    """
+    check_model_name(config.name)
+    if config.activation is not None:
+        create_activation(config.activation)
+    if config.init is not None and config.activation != "arelu":
+        raise InputError(f"model.init: {config.init!r} starts an AReLU; give --model.activation arelu with it")
+    if isinstance(config.pretrained, str):
+        _, spec = read_spec(config.pretrained, "model.pretrained")
+        if spec.name != config.name:
+            raise InputError(
+                f"model.pretrained: {config.pretrained!r} is of another architecture ({spec.name!r}) than "
+                f"model.name {config.name!r}; give --model.name {spec.name}"
+            )
+
+
+def build_backbone(
+    config: ModelConfig, classes: tuple[str, ...], data_channels: int, image_size: int | None, task: str
+) -> tuple[nn.Module, ModelSpec]:
+    """Make a config's backbone with a head for these classes.
+
+    Args:
+        config: the model.
+        classes: the classes' names.
+        data_channels: 1 or 3; pretrained backbones take 3 whatever the data has.
+        image_size: side in pixels; None for the model's own.
+        task: finetune or metatrain.
+
+    Returns:
+        The model, and the spec that rebuilds it.
+
+    Raises:
+        InputError: if the model cannot be made so, or a checkpoint does not fit.
+    """
+    if isinstance(config.pretrained, str):
+        return _from_checkpoint(config, classes, image_size, task)
+    channels = data_channels if config.name in PAPER_NETS or not config.pretrained else 3
+    sized = {"img_size": image_size} if image_size is not None and config.name in PAPER_NETS else {}
+    model = create_backbone(
+        config.name, bool(config.pretrained), len(classes), channels, config.activation, config.init, **sized
+    )
+    init = config.init or ("preserve" if config.pretrained else "paper")
+    spec = ModelSpec(
+        task=task,
+        name=config.name,
+        num_classes=len(classes),
+        activation=config.activation,
+        init=init if config.activation == "arelu" else None,
+        inputs=_inputs_of(model, channels, image_size),
+        classes=list(classes),
+    )
+    return model, spec
+
+
+def _inputs_of(model: nn.Module, channels: int, image_size: int | None) -> InputSpec:
+    from timm.data import resolve_data_config
+
+    found = resolve_data_config({}, model=model)
+    mean, std = tuple(found["mean"]), tuple(found["std"])
+    if len(mean) != channels:  # published for colour, used on grey
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return InputSpec(
+        image_size=image_size or found["input_size"][-1],
+        channels=channels,
+        mean=mean,
+        std=std,
+        interpolation=found["interpolation"],
+        crop_pct=found["crop_pct"],
+    )
+
+
+def _from_checkpoint(
+    config: ModelConfig, classes: tuple[str, ...], image_size: int | None, task: str
+) -> tuple[nn.Module, ModelSpec]:
+    where = f"model.pretrained: {config.pretrained!r}"
+    file, old = read_spec(str(config.pretrained), "model.pretrained")
+    if old.num_classes != len(classes) and not config.reset_head:
+        raise InputError(
+            f"{where} has {old.num_classes} classes, the data has {len(classes)}; give --model.reset_head true"
+        )
+    if old.activation not in (None, config.activation) and config.activation is not None:
+        raise InputError(f"{where} was trained with {old.activation!r}, model.activation is {config.activation!r}")
+    inputs = replace(old.inputs, image_size=image_size or old.inputs.image_size)
+    spec = replace(
+        old, task=task, num_classes=len(classes), classes=list(classes), inputs=inputs, meta={}, config={}
+    )
+    model = spec.build()
+    head = _head_prefixes(model) if config.reset_head else ()
+    load_tensors(model, read_tensors(file), where, skip=head)
+    if config.activation is not None and old.activation is None:
+        init = (config.init or "preserve") if config.activation == "arelu" else None
+        swap_activations(model, config.activation, init=init, trace=False)
+        spec = replace(spec, activation=config.activation, init=init)
+    return model.train(), spec
+
+
+def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Name the head's parameters; timm models have one head or, where distilled, two."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
+    found = {id(parameter) for head in heads for parameter in head.parameters()}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in found)

@@ -1,0 +1,150 @@
+"""The AReLU authors' MNIST networks, and the few-shot literature's Conv-4, with timm's interface."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class SmallNet(nn.Module):
+    """Features, then a linear head: the part of timm's model interface that the pipelines use.
+
+    Args:
+        features: maps images of shape (batch, in_chans, side, side) to a tensor that flattens to num_features.
+        num_features: the length of the flattened features.
+        num_classes: the head's outputs; 0 for none.
+        in_chans: channels of an image.
+        img_size: side of an image, in pixels.
+    """
+
+    def __init__(
+        self, features: nn.Sequential, num_features: int, num_classes: int, in_chans: int, img_size: int
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.num_features = self.head_hidden_size = num_features
+        self.pretrained_cfg: dict[str, Any] = {
+            "input_size": (in_chans, img_size, img_size),
+            "mean": (0.0,) * in_chans,
+            "std": (1.0,) * in_chans,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+        }
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Start a new head.
+
+        Args:
+            num_classes: its outputs; 0 takes the head away.
+        """
+        self.num_classes = num_classes
+        self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the features before they are flattened."""
+        return self.features(x)  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Flatten features and classify them.
+
+        Args:
+            x: what `forward_features` returned.
+            pre_logits: stop before the head.
+
+        Returns:
+            Shape (batch, num_classes), or (batch, num_features).
+        """
+        x = x.flatten(1)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of shape (batch, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def mnist_conv(num_classes: int = 10, in_chans: int = 1, img_size: int = 28) -> SmallNet:
+    """Build the authors' MNIST-Conv: three blocks of convolution, 2 × 2 max-pooling, activation, in that order.
+
+    Args:
+        num_classes: the head's outputs.
+        in_chans: channels of an image.
+        img_size: side of an image, at least 24 pixels.
+
+    Source: Chen et al. 2020, section 4.1, and the authors' published code for the order of the layers.
+    """
+    features = nn.Sequential(
+        *[nn.Conv2d(in_chans, 10, 5), nn.MaxPool2d(2), nn.ReLU()],
+        *[nn.Conv2d(10, 20, 5), nn.MaxPool2d(2), nn.ReLU()],
+        *[nn.Conv2d(20, 40, 3), nn.MaxPool2d(2), nn.ReLU()],
+    )
+    return _small_net(features, num_classes, in_chans, img_size, "mnist_conv")
+
+
+def mnist_linear(num_classes: int = 10, in_chans: int = 1, img_size: int = 28) -> SmallNet:
+    """Build the authors' MNIST-Linear: one hidden layer of 512.
+
+    Args:
+        num_classes: the head's outputs.
+        in_chans: channels of an image.
+        img_size: side of an image, in pixels.
+
+    Source: Chen et al. 2020, section 4.1.
+    """
+    features = nn.Sequential(nn.Flatten(), nn.Linear(in_chans * img_size**2, 512), nn.ReLU())
+    return SmallNet(features, 512, num_classes, in_chans, img_size)
+
+
+def conv4(num_classes: int = 5, in_chans: int = 1, img_size: int = 28, filters: int = 64) -> SmallNet:
+    """Build Conv-4: four blocks of 3 × 3 convolution, batch normalisation, activation, 2 × 2 max-pooling.
+
+    Args:
+        num_classes: the head's outputs.
+        in_chans: channels of an image.
+        img_size: side of an image, at least 16 pixels.
+        filters: channels of every block.
+
+    Source: Vinyals et al. 2016, section 4.1.1; Finn et al. 2017, section 5.2.
+    """
+    layers: list[nn.Module] = []
+    for block in range(4):
+        layers += [nn.Conv2d(in_chans if block == 0 else filters, filters, 3, padding=1)]
+        layers += [nn.BatchNorm2d(filters), nn.ReLU(), nn.MaxPool2d(2)]
+    return _small_net(nn.Sequential(*layers), num_classes, in_chans, img_size, "conv4")
+
+
+def conv4_32(num_classes: int = 5, in_chans: int = 1, img_size: int = 28) -> SmallNet:
+    """Build Conv-4 with 32 filters a block, as few-shot papers use where memory is short.
+
+    Args:
+        num_classes: the head's outputs.
+        in_chans: channels of an image.
+        img_size: side of an image, at least 16 pixels.
+    """
+    return conv4(num_classes, in_chans, img_size, filters=32)
+
+
+def _small_net(features: nn.Sequential, num_classes: int, in_chans: int, img_size: int, name: str) -> SmallNet:
+    """Add a head as wide as the features are at this image size."""
+    # torch.nn.Module.eval, not the layers' own statistics: one image has no batch variance.
+    training = features.training
+    try:
+        with torch.no_grad():
+            width = features.eval()(torch.zeros(1, in_chans, img_size, img_size)).numel()
+    except RuntimeError as error:
+        raise ValueError(f"img_size: {img_size} is too small for {name}; its pooling leaves nothing") from error
+    features.train(training)
+    return SmallNet(features, width, num_classes, in_chans, img_size)
+
+
+PAPER_NETS: dict[str, Callable[..., SmallNet]] = {
+    "mnist_conv": mnist_conv,
+    "mnist_linear": mnist_linear,
+    "conv4": conv4,
+    "conv4_32": conv4_32,
+}

@@ -1,0 +1,168 @@
+"""Weights on disk: one safetensors file that says in its header how to rebuild its model. Nothing in it is code."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from arelu_meta.backbones.create import create_backbone
+from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.data.loading import InputSpec
+from arelu_meta.errors import InputError
+from arelu_meta.runs.folder import write_atomically
+
+_HEADER = "arelu_meta"
+
+
+@dataclass
+class ModelSpec:
+    """All that is needed to rebuild a model before its weights are loaded, and to use it.
+
+    Args:
+        task: finetune or metatrain.
+        name: as in `create_backbone`.
+        num_classes: the head's outputs.
+        activation: what was swapped in, or None.
+        init: how it started.
+        inputs: what the model takes.
+        classes: the classes' names; for a meta-learner those it was trained on.
+        mirrored: whether a mirror image means the same in the data.
+        meta: for a meta-learner: ways, shots, inner_lr, inner_steps, normalization.
+        config: the run's whole config, for the record and for `evaluate`.
+    """
+
+    task: str
+    name: str
+    num_classes: int
+    activation: str | None
+    init: str | None
+    inputs: InputSpec
+    classes: list[str] = field(default_factory=list)
+    mirrored: bool = True
+    meta: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """Make the model, its weights at random."""
+        sized = {"img_size": self.inputs.image_size} if self.name in PAPER_NETS else {}
+        model = create_backbone(
+            self.name,
+            num_classes=self.num_classes,
+            in_chans=self.inputs.channels,
+            activation=self.activation,
+            init=self.init,
+            **sized,
+        )
+        if self.meta.get("normalization"):
+            from arelu_meta.meta.normalization import set_normalization
+
+            set_normalization(model, self.meta["normalization"])
+        return model
+
+
+def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """Write a model's weights with its spec, atomically.
+
+    Args:
+        path: the file, `*.safetensors`.
+        model: on any device.
+        spec: goes into the header.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    metadata = {_HEADER: json.dumps(asdict(spec)), "format": "pt"}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelSpec]:
+    """Find a model file and read its header.
+
+    Args:
+        path: a run folder or a model.safetensors.
+        where: the flag that named it, for errors.
+
+    Returns:
+        The file's path, and its spec.
+
+    Raises:
+        InputError: if it is missing, damaged, or no model of this toolkit.
+    """
+    file = Path(path)
+    if file.is_dir():
+        if not (file / "model.safetensors").is_file():
+            raise InputError(f"{where}: folder {str(path)!r} holds no model.safetensors; give a run folder that has one")
+        file = file / "model.safetensors"
+    if not file.is_file():
+        raise InputError(f"{where}: {str(path)!r} does not exist; give a run folder or a model.safetensors")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get(_HEADER)
+        if header is None:
+            raise InputError(f"{where}: {str(file)!r} does not say what model it holds; give one that a run here wrote")
+        content = json.loads(header)
+        inputs = InputSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.pop("inputs").items()})
+        return file, ModelSpec(**content, inputs=inputs)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: {str(file)!r} is damaged or no model of this toolkit ({error})") from error
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file's tensors, on the CPU.
+
+    Args:
+        file: what `read_spec` found.
+    """
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+
+
+def load_model(path: str | Path, where: str = "checkpoint") -> tuple[nn.Module, ModelSpec]:
+    """Rebuild a saved model with its weights.
+
+    Args:
+        path: a run folder or a model.safetensors.
+        where: the flag that named it, for errors.
+
+    Returns:
+        The model in eval mode on the CPU, and its spec.
+
+    Raises:
+        InputError: if it is missing, damaged, or does not fit what its header says.
+    """
+    file, spec = read_spec(path, where)
+    model = spec.build()
+    load_tensors(model, read_tensors(file), f"{where}: {str(file)!r}")
+    return model.eval(), spec
+
+
+def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str, skip: tuple[str, ...] = ()) -> None:
+    """Load weights after checking every name and shape; the model is unchanged if one does not fit.
+
+    Args:
+        model: changed in place.
+        tensors: the weights.
+        where: what an error starts with.
+        skip: prefixes of names that the model keeps as they are.
+
+    Raises:
+        InputError: naming the first tensor that does not fit.
+    """
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(skip or ("\0",))}
+    given = {name: tensor for name, tensor in tensors.items() if not name.startswith(skip or ("\0",))}
+    for name in sorted(wanted.keys() ^ given.keys()):
+        state = "is not in the file" if name in wanted else "is in the file but not in the model"
+        raise InputError(f"{where} is of another architecture than the model: {name!r} {state}")
+    for name, tensor in wanted.items():
+        if given[name].shape != tensor.shape:
+            raise InputError(
+                f"{where} is of another architecture than the model: "
+                f"{name!r} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+            )
+    with torch.no_grad():
+        model.load_state_dict(given, strict=False)

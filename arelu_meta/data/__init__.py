@@ -1,0 +1,1 @@
+"""Labelled images and few-shot episodes."""

@@ -1,0 +1,309 @@
+"""Labelled images: a folder of photographs, a torchvision set or the embedded digits, split once by the seed."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from arelu_meta.config import DataConfig
+from arelu_meta.data.reading import find_broken, is_candidate, read_image
+from arelu_meta.errors import InputError, nearest_names
+
+TEST_SHARE, VALIDATION_SHARE = 0.25, 0.10
+_PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images, decoded when they are asked for.
+
+    Args:
+        classes: the classes' names; a label is an index into them.
+        labels: shape (images,), int64.
+        names: a path below the data's root, or an index into a named set; one an image.
+        read: decodes image i of `names`, as 8-bit grey or RGB.
+        channels: 1 for grey sets, 3 otherwise.
+    """
+
+    classes: tuple[str, ...]
+    labels: Labels
+    names: tuple[str, ...]
+    read: Callable[[str], Image.Image]
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.read(self.names[index]), int(self.labels[index])
+
+    def subset(self, indices: Sequence[int] | Labels) -> "ImageSet":
+        """Keep some images, all classes.
+
+        Args:
+            indices: positions in this set.
+        """
+        return replace(self, labels=self.labels[indices], names=tuple(self.names[index] for index in indices))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test images with the same classes.
+
+    Args:
+        train: what is learned from.
+        validation: what the best epoch is chosen by.
+        test: what is reported; nothing is chosen by it.
+        mirrored: whether an image and its mirror image mean the same (not so for characters).
+        notes: what a reader of the results should know.
+        skipped: files left out because they are not images.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    mirrored: bool = True
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """List every image of every part, for split.json."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            "classes": list(self.train.classes),
+            **{name: list(part.names) for name, part in parts.items()},
+            "notes": list(self.notes),
+            "skipped": list(self.skipped),
+        }
+
+
+def data_home() -> Path:
+    """Return where data lies by default: $ARELU_META_DATA, else ~/.cache/arelu-meta/data."""
+    return Path(os.environ.get("ARELU_META_DATA") or "~/.cache/arelu-meta/data").expanduser()
+
+
+def find_root(root: str) -> Path:
+    """Find a folder of images: as it is given, else below the data home.
+
+    Args:
+        root: data.root.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    given = Path(root).expanduser()
+    for candidate in (given, data_home() / given):
+        if candidate.is_dir():
+            return candidate
+    if given.is_file():
+        raise InputError(f"data.root: {root!r} is a file; give a folder with one sub-folder a class")
+    raise InputError(f"data.root: {root!r} does not exist; give a folder with one sub-folder a class")
+
+
+def load_images(config: DataConfig, seed: int) -> Splits:
+    """Load the images that a config names, split into training, validation and test.
+
+    A split that the data brings is kept; what is missing of it is cut, stratified by class, with the seed. The test
+    set is chosen first and depends on nothing but the seed; `per_class` thins out the training images only.
+
+    Args:
+        config: name, root, per_class, skip_broken, download.
+        seed: of the split.
+
+    Returns:
+        The three parts.
+
+    Raises:
+        InputError: if the data is missing or unusable, naming the folder, class or file.
+    """
+    splits = _load(config, seed)
+    return splits if config.per_class is None else replace(splits, train=_thin(splits.train, config.per_class, seed))
+
+
+def _load(config: DataConfig, seed: int) -> Splits:
+    from arelu_meta.data.named import NAMED_SETS, load_digits, load_named
+
+    name = (config.name or ("folder" if config.root else "digits")).lower()
+    if name == "folder":
+        if config.root is None:
+            raise InputError("data.root: missing; data.name folder needs a folder with one sub-folder a class")
+        return load_folder(find_root(config.root), seed, config.skip_broken)
+    if name == "digits":
+        return split_whole(load_digits(), seed, mirrored=False)
+    if name not in NAMED_SETS:
+        known = ["folder", "digits", "omniglot-small", *NAMED_SETS]
+        raise InputError(f"data.name: {config.name!r} is not known; {nearest_names(name, known)}")
+    return load_named(name, config, seed)
+
+
+def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
+    """Load a folder of images: a sub-folder a class, with or without `train`, `val` and `test` above them.
+
+    Args:
+        root: the folder.
+        seed: of the split, where the folder has none.
+        skip_broken: leave out files that are not images.
+
+    Returns:
+        The three parts. Where there is `val` but no `test`, `val` is the test set (as on ImageNet) and validation
+        images are cut from the training images.
+
+    Raises:
+        InputError: naming the class without images, or the first file that is not an image.
+    """
+    parts = _part_folders(root)
+    if "train" not in parts:
+        whole, skipped = read_folder(root, root, skip_broken)
+        splits = split_whole(whole, seed)
+        return replace(splits, skipped=tuple(skipped))
+    notes = []
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+        notes.append(f"{parts['test'].name}/ is the test set; validation images are cut from the training images")
+    loaded: dict[str, ImageSet] = {}
+    skipped = []
+    for part, folder in parts.items():
+        loaded[part], left_out = read_folder(folder, root, skip_broken)
+        skipped += left_out
+    for part, images in loaded.items():
+        if images.classes != loaded["train"].classes:
+            odd = sorted(set(images.classes) ^ set(loaded["train"].classes))
+            raise InputError(f"data.root: {str(root)!r}: class {odd[0]!r} is not in both train and {part}")
+    return replace(
+        fill_splits(loaded["train"], loaded.get("validation"), loaded.get("test"), seed),
+        notes=tuple(notes),
+        skipped=tuple(skipped),
+    )
+
+
+def _part_folders(root: Path) -> dict[str, Path]:
+    """Find train, val and test folders, unless they hold images themselves: then they are classes."""
+    parts = {}
+    for part, names in _PARTS.items():
+        for name in names:
+            folder = root / name
+            if part not in parts and folder.is_dir() and any(child.is_dir() for child in folder.iterdir()):
+                parts[part] = folder
+    return parts
+
+
+def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, list[str]]:
+    """Read a folder with one sub-folder a class; images may lie deeper.
+
+    Args:
+        folder: what holds the classes.
+        root: what names are relative to.
+        skip_broken: leave out files that are not images.
+
+    Returns:
+        The images, and the files left out.
+
+    Raises:
+        InputError: naming the class or the file.
+    """
+    found: dict[str, list[Path]] = {}
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            found[child.name] = sorted(path for path in child.rglob("*") if is_candidate(path))
+    if len(found) < 2:
+        raise InputError(f"data.root: {str(folder)!r} has {len(found)} sub-folders; at least 2 classes are needed")
+    broken = set(find_broken([path for paths in found.values() for path in paths]))
+    if broken and not skip_broken:
+        first = min(broken)
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise InputError(f"data.root: {str(first)!r}{more} is not a whole image; remove it or give --data.skip_broken")
+    for name, paths in found.items():
+        found[name] = [path for path in paths if path not in broken]
+        if not found[name]:
+            raise InputError(f"data.root: class {name!r} in {str(folder)!r} has no image; every class needs at least one")
+    classes = tuple(found)
+    images = ImageSet(
+        classes=classes,
+        labels=np.array([label for label, name in enumerate(classes) for _ in found[name]], dtype=np.int64),
+        names=tuple(path.relative_to(root).as_posix() for paths in found.values() for path in paths),
+        read=partial(_read_below, root),
+    )
+    return images, sorted(path.relative_to(root).as_posix() for path in broken)
+
+
+def _read_below(root: Path, name: str) -> Image.Image:
+    try:
+        return read_image(root / name)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"data.root: {str(root / name)!r} could not be read any more ({error})") from error
+
+
+def split_whole(images: ImageSet, seed: int, mirrored: bool = True) -> Splits:
+    """Cut test and validation images from a set that has no split.
+
+    Args:
+        images: all of them.
+        seed: of the cut.
+        mirrored: see `Splits`.
+
+    Raises:
+        InputError: if a class has fewer than 3 images.
+    """
+    return replace(fill_splits(images, None, None, seed), mirrored=mirrored)
+
+
+def fill_splits(train: ImageSet, validation: ImageSet | None, test: ImageSet | None, seed: int) -> Splits:
+    """Cut the parts that are missing from the training images, stratified by class.
+
+    Args:
+        train: the training images.
+        validation: validation images, if the data brings them.
+        test: test images, if the data brings them.
+        seed: of the cuts.
+
+    Raises:
+        InputError: if a class is too small to be cut.
+    """
+    whole = len(train)
+    if test is None:
+        test, train = _cut(train, TEST_SHARE, seed, needed=2 if validation is not None else 3)
+    if validation is None:
+        # A share of all images, not of what the test set has left.
+        validation, train = _cut(train, min(0.5, VALIDATION_SHARE * whole / len(train)), seed + 1, needed=2)
+    return Splits(train, validation, test)
+
+
+def _cut(images: ImageSet, share: float, seed: int, needed: int) -> tuple[ImageSet, ImageSet]:
+    """Draw a share of every class, at least one image; return it and the rest."""
+    random = np.random.default_rng([seed, 0])
+    drawn: list[int] = []
+    for label, name in enumerate(images.classes):
+        members = np.flatnonzero(images.labels == label)
+        if len(members) < needed:
+            raise InputError(
+                f"data.root: class {name!r} has {len(members)} images; at least {needed} are needed to split them"
+            )
+        count = min(max(1, round(share * len(members))), len(members) - needed + 1)
+        drawn += random.permutation(members)[:count].tolist()
+    rest = np.setdiff1d(np.arange(len(images)), drawn)
+    return images.subset(sorted(drawn)), images.subset(rest)
+
+
+def _thin(images: ImageSet, per_class: int, seed: int) -> ImageSet:
+    """Keep `per_class` images of every class; fewer are a subset of more."""
+    random = np.random.default_rng([seed, 1])
+    kept: list[int] = []
+    for label, name in enumerate(images.classes):
+        members = np.flatnonzero(images.labels == label)
+        if len(members) < per_class:
+            raise InputError(
+                f"data.per_class: {per_class} is more than class {name!r} leaves for training; give at most {len(members)}"
+            )
+        kept += random.permutation(members)[:per_class].tolist()
+    return images.subset(sorted(kept))

@@ -1,0 +1,194 @@
+"""Data sets by name: scikit-learn's embedded digits, and torchvision's, from a local root or downloaded."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from arelu_meta.config import DataConfig
+from arelu_meta.data.images import ImageSet, Splits, data_home, fill_splits
+from arelu_meta.data.reading import to_channels
+from arelu_meta.errors import InputError
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """How torchvision names a set's parts.
+
+    Args:
+        kind: the class in `torchvision.datasets`.
+        train: arguments of its training part.
+        test: arguments of its test part; None where it has none.
+        validation: arguments of its validation part; None where it has none.
+        grey: whether images have one channel.
+        mirrored: whether an image and its mirror image mean the same.
+    """
+
+    kind: str
+    train: dict[str, Any] = field(default_factory=lambda: {"train": True})
+    test: dict[str, Any] | None = field(default_factory=lambda: {"train": False})
+    validation: dict[str, Any] | None = None
+    grey: bool = False
+    mirrored: bool = True
+
+
+_SPLIT: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_SPLIT_VAL: dict[str, Any] = {**_SPLIT, "validation": {"split": "val"}}
+_GREY: dict[str, Any] = {"grey": True, "mirrored": False}
+NAMED_SETS: dict[str, NamedSet] = {
+    "mnist": NamedSet("MNIST", **_GREY),
+    "fashionmnist": NamedSet("FashionMNIST", grey=True),
+    "kmnist": NamedSet("KMNIST", **_GREY),
+    "qmnist": NamedSet("QMNIST", **_GREY),
+    "emnist": NamedSet(
+        "EMNIST", {"split": "balanced", "train": True}, {"split": "balanced", "train": False}, **_GREY
+    ),
+    "usps": NamedSet("USPS", **_GREY),
+    "semeion": NamedSet("SEMEION", {}, None, **_GREY),
+    "omniglot": NamedSet("Omniglot", {"background": True}, None, **_GREY),
+    "svhn": NamedSet("SVHN", **_SPLIT, mirrored=False),
+    "cifar10": NamedSet("CIFAR10"),
+    "cifar100": NamedSet("CIFAR100"),
+    "stl10": NamedSet("STL10", **_SPLIT),
+    "flowers102": NamedSet("Flowers102", **_SPLIT_VAL),
+    "food101": NamedSet("Food101", **_SPLIT),
+    "oxfordiiitpet": NamedSet("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
+    "fgvcaircraft": NamedSet("FGVCAircraft", **_SPLIT_VAL),
+    "dtd": NamedSet("DTD", **_SPLIT_VAL),
+    "gtsrb": NamedSet("GTSRB", **_SPLIT, mirrored=False),
+    "stanfordcars": NamedSet("StanfordCars", **_SPLIT),
+    "country211": NamedSet(
+        "Country211", {"split": "train"}, {"split": "test"}, {"split": "valid"}, mirrored=False
+    ),
+    "renderedsst2": NamedSet("RenderedSST2", **_SPLIT_VAL, mirrored=False),
+    "pcam": NamedSet("PCAM", **_SPLIT_VAL),
+    "sun397": NamedSet("SUN397", {}, None),
+    "eurosat": NamedSet("EuroSAT", {}, None),
+    "caltech101": NamedSet("Caltech101", {}, None),
+    "caltech256": NamedSet("Caltech256", {}, None),
+    "imagenette": NamedSet("Imagenette", {"split": "train"}, {"split": "val"}),
+    "imagenet": NamedSet("ImageNet", {"split": "train"}, {"split": "val"}),
+    "places365": NamedSet("Places365", {"split": "train-standard"}, {"split": "val"}),
+}
+
+
+def load_digits() -> ImageSet:
+    """Load scikit-learn's digits: 1,797 grey images of 8 × 8 pixels, 10 classes, embedded in the package.
+
+    Source: Alpaydin and Kaynak 1998, the test part of "Optical Recognition of Handwritten Digits".
+    """
+    from sklearn.datasets import load_digits as load
+
+    bunch = load()
+    pixels = np.rint(bunch.images / 16 * 255).astype(np.uint8)
+    return ImageSet(
+        classes=tuple(str(name) for name in bunch.target_names),
+        labels=bunch.target.astype(np.int64),
+        names=tuple(str(index) for index in range(len(pixels))),
+        read=partial(_read_array, pixels),
+        channels=1,
+    )
+
+
+def _read_array(pixels: np.ndarray[Any, np.dtype[np.uint8]], name: str) -> Image.Image:
+    return Image.fromarray(pixels[int(name)])
+
+
+def load_named(name: str, config: DataConfig, seed: int) -> Splits:
+    """Load a torchvision set by name, its own split kept and what is missing of it cut.
+
+    Args:
+        name: a key of `NAMED_SETS`.
+        config: root (default: the data home) and download.
+        seed: of the cuts.
+
+    Raises:
+        InputError: if it is not there and cannot be downloaded.
+    """
+    spec = NAMED_SETS[name]
+    parts = [
+        None if arguments is None else load_part(name, arguments, config)
+        for arguments in (spec.train, spec.validation, spec.test)
+    ]
+    train, validation, test = parts
+    assert train is not None
+    return replace(fill_splits(train, validation, test, seed), mirrored=spec.mirrored)
+
+
+def load_part(name: str, arguments: dict[str, Any], config: DataConfig) -> ImageSet:
+    """Load one part of a torchvision set.
+
+    Args:
+        name: a key of `NAMED_SETS`.
+        arguments: what tells the part, such as `{"train": True}`.
+        config: root and download.
+
+    Raises:
+        InputError: if it is not there and cannot be downloaded.
+    """
+    spec = NAMED_SETS[name]
+    dataset = _open(name, arguments, config)
+    labels = _labels(dataset)
+    classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
+    names = [str(item) for item in classes] if classes else [str(label) for label in range(labels.max() + 1)]
+    if len(names) <= labels.max():  # some sets count their labels from 1
+        names += [str(label) for label in range(len(names), labels.max() + 1)]
+    return ImageSet(
+        classes=tuple(names),
+        labels=labels,
+        names=tuple(str(index) for index in range(len(labels))),
+        read=partial(_read_item, dataset, 1 if spec.grey else 3),
+        channels=1 if spec.grey else 3,
+    )
+
+
+def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:  # noqa: ANN401 (a torchvision data set)
+    import torchvision.datasets
+
+    make: Callable[..., Any] = getattr(torchvision.datasets, NAMED_SETS[name].kind)
+    root = _named_root(config)
+    try:
+        return make(root, **arguments)
+    except (RuntimeError, OSError) as error:
+        missing = error
+    if not config.download:
+        raise InputError(f"data.name: {name!r} is not in {str(root)!r} ({missing}); give --data.download true")
+    try:
+        # torchvision reports its own tries; one sentence is left of them if all fail.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return make(root, **arguments, download=True)
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"data.name: {name!r} is not in {str(root)!r} and could not be downloaded ({reason}); put it there"
+        ) from error
+
+
+def _named_root(config: DataConfig) -> Path:
+    if config.root is None:
+        return data_home()
+    given = Path(config.root).expanduser()
+    below = data_home() / given
+    return below if below.is_dir() and not given.is_dir() else given
+
+
+def _labels(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:  # noqa: ANN401
+    for attribute in ("targets", "labels", "_labels", "y"):
+        found = getattr(dataset, attribute, None)
+        if found is not None and len(found) == len(dataset):
+            return np.asarray(found).astype(np.int64)
+    for attribute in ("_samples", "samples", "_flat_character_images"):
+        found = getattr(dataset, attribute, None)
+        if found is not None and len(found) == len(dataset):
+            return np.asarray([int(sample[1]) for sample in found], dtype=np.int64)
+    return np.asarray([int(dataset[index][1]) for index in range(len(dataset))], dtype=np.int64)
+
+
+def _read_item(dataset: Any, channels: int, name: str) -> Image.Image:  # noqa: ANN401
+    return to_channels(dataset[int(name)][0], channels)
