@@ -1,9 +1,15 @@
 """Activations: AReLU, the paper's others, and every one of torch.nn and timm, by name."""
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU, arelu, elsa, gated_arelu
-from arelu_meta.activations.registry import ActivationInfo, create_activation, list_activations
+from arelu_meta.activations.registry import (
+    PAPER_ACTIVATIONS,
+    ActivationInfo,
+    create_activation,
+    list_activations,
+)
 
 __all__ = [
+    "PAPER_ACTIVATIONS",
     "AReLU",
     "ActivationInfo",
     "GatedAReLU",

@@ -88,13 +88,14 @@ def plot_activations(file: Path | str, names: Sequence[str] | None = None) -> Pa
 
 def _draw(panel: Axes, name: str, activation: nn.Module, elementwise: bool) -> None:
     panel.set_title(name, fontsize=9)
-    panel.set_xlim(-REACH, REACH)
-    panel.tick_params(labelsize=7)
     if not elementwise:
+        panel.set(xticks=[], yticks=[])
         panel.text(0.5, 0.5, "looks across\nchannels", ha="center", va="center", fontsize=8, transform=panel.transAxes)
         return
     x = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
     y, slope = curve(activation, x)
+    panel.set_xlim(-REACH, REACH)
+    panel.tick_params(labelsize=7)
     panel.axhline(0, color="0.8", linewidth=0.6)
     panel.axvline(0, color="0.8", linewidth=0.6)
     panel.plot(x.numpy(), y.numpy(), **FUNCTION)

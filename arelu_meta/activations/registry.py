@@ -16,18 +16,17 @@ import torch
 from torch import nn
 
 from arelu_meta.activations.arelu import ALPHA_START, BETA_START, AReLU
+from arelu_meta.activations.modern import AconC, SquaredReLU, StarReLU
 from arelu_meta.activations.pau import PAU
+from arelu_meta.activations.torch_gaps import Hardsigmoid, RReLU
 from arelu_meta.activations.zoo import (
     APL,
     ELSA,
     SLAF,
-    AconC,
     AuthorsGELU,
     Device,
     Maxout,
     Mixture,
-    SquaredReLU,
-    StarReLU,
     Swish,
     Variant,
     check_variant,
@@ -107,6 +106,8 @@ def _ours(cls: Callable[..., nn.Module], source: str, elementwise: bool = True) 
 
 def _gelu(approximate: str = "none", variant: Variant = "paper") -> nn.Module:
     check_variant(variant)
+    if approximate not in ("none", "tanh"):  # torch would say so at the first input only.
+        raise ValueError("approximate must be 'none' or 'tanh'")
     return nn.GELU(approximate) if variant == "paper" else AuthorsGELU()
 
 
@@ -136,7 +137,7 @@ _ENTRIES: Mapping[str, _Entry] = {
     "gelu": _ours(_gelu, "torch.nn.GELU"),
     "gelu_tanh": _timm("GELUTanh"),
     "hard_mish": _timm("HardMish"),
-    "hard_sigmoid": _torch("Hardsigmoid"),
+    "hard_sigmoid": _ours(Hardsigmoid, "torch.nn.Hardsigmoid"),
     "hard_swish": _torch("Hardswish"),
     "hardshrink": _torch("Hardshrink"),
     "hardtanh": _torch("Hardtanh"),
@@ -152,7 +153,7 @@ _ENTRIES: Mapping[str, _Entry] = {
     "quick_gelu": _timm("QuickGELU"),
     "relu": _torch("ReLU"),
     "relu6": _torch("ReLU6"),
-    "rrelu": _torch("RReLU"),
+    "rrelu": _ours(RReLU, "torch.nn.RReLU"),
     "selu": _torch("SELU"),
     "sigmoid": _torch("Sigmoid"),
     "silu": _torch("SiLU"),
