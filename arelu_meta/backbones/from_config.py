@@ -62,6 +62,8 @@ def build_backbone(
     model = create_backbone(
         config.name, bool(config.pretrained), len(classes), channels, config.activation, config.init, **sized
     )
+    if config.pretrained and task == "finetune":
+        _zero_head(model)
     init = config.init or ("preserve" if config.pretrained else "paper")
     spec = ModelSpec(
         task=task,
@@ -73,6 +75,20 @@ def build_backbone(
         classes=list(classes),
     )
     return model, spec
+
+
+def _zero_head(model: nn.Module) -> None:
+    """Start a new head on pretrained features at zero, so that its noise does not shake them in the first steps.
+
+    Source: the fine-tuning of Kolesnikov et al. 2020 (Big Transfer).
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]
+    for head in classifier if isinstance(classifier, tuple | list) else [classifier]:
+        for module in head.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def _inputs_of(model: nn.Module, channels: int, image_size: int | None) -> InputSpec:
@@ -110,6 +126,8 @@ def _from_checkpoint(
     model = spec.build()
     head = _head_prefixes(model) if config.reset_head else ()
     load_tensors(model, read_tensors(file), where, skip=head)
+    if head and task == "finetune":
+        _zero_head(model)
     if config.activation is not None and old.activation is None:
         init = (config.init or "preserve") if config.activation == "arelu" else None
         swap_activations(model, config.activation, init=init, trace=False)

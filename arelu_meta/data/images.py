@@ -90,6 +90,36 @@ def data_home() -> Path:
     return Path(os.environ.get("ARELU_META_DATA") or "~/.cache/arelu-meta/data").expanduser()
 
 
+def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
+    """Put sets together; classes of the same name become one.
+
+    Args:
+        parts: at least one set.
+
+    Returns:
+        All images, the parts one behind the other.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
+    position = {name: label for label, name in enumerate(classes)}
+    labels = [position[part.classes[label]] for part in parts for label in part.labels]
+    names = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.names]
+    read = _ReadAny(tuple(part.read for part in parts))
+    return ImageSet(classes, np.array(labels, dtype=np.int64), tuple(names), read, parts[0].channels)
+
+
+@dataclass(frozen=True)
+class _ReadAny:
+    """Reads an image of any of several sets; the name starts with the set's number."""
+
+    reads: tuple[Callable[[str], Image.Image], ...]
+
+    def __call__(self, name: str) -> Image.Image:
+        number, _, rest = name.partition(":")
+        return self.reads[int(number)](rest)
+
+
 def find_root(root: str) -> Path:
     """Find a folder of images: as it is given, else below the data home.
 
@@ -162,7 +192,7 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
     Raises:
         InputError: naming the class without images, or the first file that is not an image.
     """
-    parts = _part_folders(root)
+    parts = part_folders(root)
     if "train" not in parts:
         whole, skipped = read_folder(root, root, skip_broken)
         splits = split_whole(whole, seed)
@@ -187,8 +217,15 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
     )
 
 
-def _part_folders(root: Path) -> dict[str, Path]:
-    """Find train, val and test folders, unless they hold images themselves: then they are classes."""
+def part_folders(root: Path) -> dict[str, Path]:
+    """Find the train, val and test folders of a root, unless they hold images themselves: then they are classes.
+
+    Args:
+        root: a folder of images.
+
+    Returns:
+        Those of `train`, `validation` and `test` that are there, in this order.
+    """
     parts = {}
     for part, names in _PARTS.items():
         for name in names:

@@ -1,0 +1,159 @@
+"""Evaluate a checkpoint: a classifier on images, a meta-learner on tasks of unseen classes."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from arelu_meta.backbones.saving import ModelSpec, load_model
+from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, TaskConfig, validate
+from arelu_meta.data.episodes import TaskSampler, check_class_sizes, load_class_splits, load_pool, load_whole
+from arelu_meta.data.images import ImageSet, concatenate, find_root, load_images, part_folders, read_folder
+from arelu_meta.data.loading import Batches, build_transform
+from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.finetuning.loop import loss_and_accuracy, predict_logits
+from arelu_meta.intervals import mean_interval, proportion_interval
+from arelu_meta.meta.evaluation import task_accuracies
+from arelu_meta.runs.compute import prepare
+from arelu_meta.runs.folder import open_run, write_json
+from arelu_meta.runs.progress import progress
+from arelu_meta.runs.results import report_results
+
+
+def evaluate(
+    checkpoint: str | Path, data: DataConfig | None = None, run: RunConfig | None = None, tasks: int = 600
+) -> dict[str, Any]:
+    """Evaluate a saved model; it is not changed.
+
+    Args:
+        checkpoint: a run folder or a model.safetensors.
+        data: other images than the run's own test set: for a classifier a set whose classes it knows (its test part,
+            or all of it where it has none), for a meta-learner any classes. Default: what the run was tested on.
+        run: device and precision.
+        tasks: how many tasks, for a meta-learner.
+
+    Returns:
+        `task`, `test_accuracy` (a fraction), `test_low`, `test_high` (95 % interval), `test_n`, `seconds` …
+
+    Raises:
+        InputError: if the checkpoint or the data does not fit.
+    """
+    run = run or RunConfig()
+    started = time.monotonic()
+    model, spec = load_model(checkpoint)
+    device = prepare(run)
+    model.to(device)
+    own = data is None or (data.root is None and data.name is None)
+    if spec.task == "metatrain":
+        found = _evaluate_tasks(model, spec, None if own else data, device, run, tasks)
+    else:
+        found = _evaluate_images(model, spec, None if own else data, device, run)
+    return found | {"model": spec.name, "activation": spec.activation, "seconds": round(time.monotonic() - started, 2)}
+
+
+def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate from the command line: print the accuracy, and write results.json where run.folder is given.
+
+    Args:
+        config: the checkpoint and what to evaluate it on.
+    """
+    validate(config)
+    folder = open_run(config.run, "evaluate") if config.run.folder else None
+    results = evaluate(config.checkpoint, config.data, config.run, config.eval.tasks)
+    if folder is not None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        results["folder"] = str(folder.path)
+        write_json(folder.path / "results.json", results)
+    report_results(results)
+    return results
+
+
+def _evaluate_images(
+    model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig
+) -> dict[str, Any]:
+    own = DataConfig(**spec.config["data"])
+    seed = spec.config["run"]["seed"]
+    images = load_images(own, seed).test if data is None else relabel(_test_images(data), spec.classes)
+    batches = Batches(images, build_transform(spec.inputs, training=False), (data or own).batch_size)
+    with progress("evaluating", len(images), "images") as bar:
+        logits, labels = predict_logits(model, _counted(batches.epoch(0), bar), device, run.precision)
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    low, high = proportion_interval(int((logits.argmax(1) == labels).sum()), len(labels))
+    return {
+        "task": "finetune",
+        "seed": seed,
+        "test_accuracy": accuracy,
+        "test_low": low,
+        "test_high": high,
+        "test_n": len(labels),
+        "test_loss": loss,
+    }
+
+
+def _counted(batches: Any, bar: Any) -> Any:  # noqa: ANN401
+    for images, labels in batches:
+        yield images, labels
+        bar.advance(len(labels))
+
+
+def _test_images(data: DataConfig) -> ImageSet:
+    """Take the test part of a folder that has one, all of a folder that has none."""
+    if (data.name or "folder").lower() != "folder" or data.root is None:
+        return load_images(data, 0).test
+    root = find_root(data.root)
+    parts = part_folders(root)
+    folder = parts.get("test") or parts.get("validation") or root
+    return read_folder(folder, root, data.skip_broken)[0]
+
+
+def relabel(images: ImageSet, classes: list[str]) -> ImageSet:
+    """Number a set's classes as a model does.
+
+    Args:
+        images: whose classes are some of the model's.
+        classes: the model's classes, in its order.
+
+    Raises:
+        InputError: naming a class that the model does not know.
+    """
+    position = {name: label for label, name in enumerate(classes)}
+    for name in images.classes:
+        if name not in position:
+            raise InputError(f"data: class {name!r} is not one of the checkpoint's; {nearest_names(name, classes)}")
+    labels = np.array([position[images.classes[label]] for label in images.labels], dtype=np.int64)
+    return ImageSet(tuple(classes), labels, images.names, images.read, images.channels)
+
+
+def _evaluate_tasks(
+    model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig, tasks: int
+) -> dict[str, Any]:
+    meta = spec.meta
+    seed = spec.config["run"]["seed"]
+    task = TaskConfig(ways=meta["ways"], shots=meta["shots"], queries=meta["queries"])
+    if data is None:
+        images = load_class_splits(DataConfig(**spec.config["data"]), task, seed).test
+    else:
+        images = concatenate(load_whole(data))
+        check_class_sizes(images, task)
+    sampler = TaskSampler(load_pool(images, spec.inputs, meta["inverted"]), task, f"test {seed}")
+    with progress("evaluating on unseen classes", tasks, "tasks") as bar:
+        accuracies = task_accuracies(
+            model, sampler, range(tasks), meta["inner_lr"], meta["inner_steps"], device, run.precision, bar
+        )
+    mean, low, high = mean_interval(accuracies)
+    return {
+        "task": "metatrain",
+        "seed": seed,
+        "test_accuracy": mean,
+        "test_low": low,
+        "test_high": high,
+        "test_n": tasks,
+        "normalization": meta["normalization"],
+        "ways": task.ways,
+        "shots": task.shots,
+        "queries": task.queries,
+        "inner_steps": meta["inner_steps"],
+    }

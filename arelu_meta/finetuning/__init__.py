@@ -1,0 +1,5 @@
+"""Fine-tune a backbone on labelled images."""
+
+from arelu_meta.finetuning.run import finetune
+
+__all__ = ["finetune"]

@@ -1,0 +1,125 @@
+"""Parameter groups, timm's optimisers and timm's schedules."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.config import OptimConfig
+from arelu_meta.errors import InputError, nearest_names
+
+
+def check_optimizer_name(name: str) -> None:
+    """Refuse an unknown optimiser.
+
+    Args:
+        name: optim.name.
+
+    Raises:
+        InputError: with the nearest names.
+    """
+    from timm.optim import list_optimizers
+
+    if name.lower() not in (known := list_optimizers()):
+        raise InputError(f"optim.name: {name!r} is not known; {nearest_names(name, known)}")
+
+
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """List the head's parameters.
+
+    Args:
+        model: with timm's `get_classifier`; a distilled model has two heads.
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]
+    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
+    return [parameter for head in heads for parameter in head.parameters()]
+
+
+def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """List the scalars alpha, beta and t of every AReLU in a model, a shared one once.
+
+    Args:
+        model: any module.
+    """
+    scalars: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, AReLU | GatedAReLU):
+            scalars |= {id(parameter): parameter for parameter in module.parameters(recurse=False)}
+    return list(scalars.values())
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Divide the trainable parameters into head, activations' scalars and backbone, each with its learning rate.
+
+    Args:
+        model: parameters that need no gradient are left out.
+        config: the rates and the weight decay, from which 1-D parameters are spared.
+
+    Returns:
+        Groups for a PyTorch optimiser, each with a `group_name`; empty ones are left out.
+    """
+    head = {id(parameter) for parameter in head_parameters(model)}
+    scalars = {id(parameter) for parameter in activation_parameters(model)}
+    rates = {"head": config.head_lr or config.lr, "activations": config.act_lr or config.lr, "backbone": config.lr}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            name = "activations" if id(parameter) in scalars else "head" if id(parameter) in head else "backbone"
+            groups.setdefault((name, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "group_name": name,
+            "params": parameters,
+            "lr": rates[name],
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (name, decays), parameters in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Make timm's optimiser over the model's parameter groups.
+
+    Args:
+        model: the model.
+        config: its name and rates.
+
+    Raises:
+        InputError: if the name is unknown.
+    """
+    from timm.optim import create_optimizer_v2
+
+    check_optimizer_name(config.name)
+    return create_optimizer_v2(  # type: ignore[no-any-return]
+        parameter_groups(model, config), opt=config.name, lr=config.lr, weight_decay=config.weight_decay
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates_per_epoch: int) -> Any:  # noqa: ANN401
+    """Make timm's schedule, stepped at every update.
+
+    Args:
+        optimizer: its groups' learning rates are the peaks.
+        config: schedule and warm-up.
+        epochs: the run's length, warm-up included.
+        updates_per_epoch: optimiser steps an epoch.
+
+    Returns:
+        timm's scheduler; call its `step_update(updates_done)` after each update.
+    """
+    from timm.scheduler import create_scheduler_v2
+
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.schedule,
+        num_epochs=epochs,
+        warmup_epochs=min(config.warmup_epochs, epochs),
+        warmup_lr=0.0,
+        decay_epochs=max(1, epochs // 3) if config.schedule == "step" else None,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    # Update 0 has the schedule's first rate, which warm-up puts at 0: the first step would teach nothing.
+    scheduler.step_update(1 if config.warmup_epochs else 0)
+    return scheduler

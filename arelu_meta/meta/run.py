@@ -1,0 +1,267 @@
+"""A whole meta-training run: class splits, tasks, meta-steps, validation, test on unseen classes."""
+
+import math
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from arelu_meta.backbones.from_config import build_backbone, check_model_config
+from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
+from arelu_meta.config import MetatrainConfig, validate
+from arelu_meta.data.episodes import ClassSplits, TaskSampler, load_class_splits, load_pool
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.extras import import_learn2learn
+from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name
+from arelu_meta.intervals import mean_interval
+from arelu_meta.meta.algorithms import build_maml, query_loss
+from arelu_meta.meta.evaluation import task_accuracies
+from arelu_meta.meta.normalization import set_normalization, train_mode
+from arelu_meta.runs.compute import autocast, prepare, random_state, restore_random_state
+from arelu_meta.runs.curves import draw_curves
+from arelu_meta.runs.folder import RunFolder, open_run
+from arelu_meta.runs.progress import ProgressBar, progress
+from arelu_meta.runs.results import finished_results, report_results
+
+_EPISODE_SIZE = 28
+_VALIDATION_TASKS = 100
+
+
+def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
+    """Meta-train on few-shot tasks and evaluate on tasks of unseen classes.
+
+    Args:
+        config: default: `MetatrainConfig()`, 5-way 1-shot on the embedded digits.
+
+    Returns:
+        What results.json holds: among others `test_accuracy` (mean over tasks, a fraction), `test_low` and `test_high`
+        (95 % interval), `test_n` (tasks), `normalization`, `notes`, `folder`.
+
+    Raises:
+        InputError: if something in the config does not fit; nothing is written then.
+        RunError: if the run diverges or the disk refuses.
+    """
+    config = config or MetatrainConfig()
+    validate(config)
+    check_model_config(config.model)
+    check_optimizer_name(config.optim.name)
+    folder = open_run(config.run, "metatrain")
+    if folder.finished:
+        return finished_results(folder)
+    import_learn2learn()
+    device = prepare(config.run)
+    splits = load_class_splits(config.data, config.task, config.run.seed)
+    names = tuple(str(way) for way in range(config.task.ways))
+    size = config.data.image_size or (_EPISODE_SIZE if config.model.name in PAPER_NETS else None)
+    model, spec = build_backbone(config.model, names, splits.train.channels, size, "metatrain")
+    set_normalization(model, config.meta.normalization)
+    spec = replace(spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config))
+    return _Run(config, folder, splits, spec, model.to(device), device).go()
+
+
+def _meta_of(config: MetatrainConfig, splits: ClassSplits) -> dict[str, Any]:
+    return {
+        **asdict(config.task),
+        "inner_lr": config.meta.inner_lr,
+        "inner_steps": config.eval.inner_steps or config.meta.inner_steps,
+        "normalization": config.meta.normalization,
+        "inverted": splits.inverted,
+    }
+
+
+class _Run:
+    """The parts of one run, and its course."""
+
+    def __init__(
+        self,
+        config: MetatrainConfig,
+        folder: RunFolder,
+        splits: ClassSplits,
+        spec: ModelSpec,
+        model: nn.Module,
+        device: torch.device,
+    ) -> None:
+        self.config, self.folder, self.splits, self.spec = config, folder, splits, spec
+        self.model, self.device = model, device
+        self.optimizer = build_optimizer(model, config.optim)
+        self.schedule = build_schedule(self.optimizer, config.optim, config.meta.steps, updates_per_epoch=1)
+        first_order = config.meta.order == 1 or config.meta.algorithm == "fomaml"
+        self.maml = build_maml(model, config.meta.inner_lr, first_order)
+        self.train_tasks = self._sampler(splits.train, "train", config.data.rotations)
+        self.validation_tasks = None if splits.validation is None else self._sampler(splits.validation, "validation")
+        self.step, self.best, self.seconds = 0, -1.0, 0.0
+        self.checkpoint = "none"
+
+    def _sampler(self, images: Any, part: str, rotations: bool = False) -> TaskSampler:  # noqa: ANN401
+        pool = load_pool(images, self.spec.inputs, self.splits.inverted, rotations)
+        return TaskSampler(pool, self.config.task, f"{part} {self.config.run.seed}")
+
+    def go(self) -> dict[str, Any]:
+        if self.folder.resumed is not None:
+            self._restore(self.folder.resumed)
+        self.folder.start(self.config, self.splits.describe())
+        if self.step == 0:
+            self._save_checkpoint()
+        steps, batch = self.config.meta.steps, self.config.meta.batch_tasks
+        with progress("meta-training", (steps - self.step) * batch, "tasks") as bar:
+            bar.line(self._headline())
+            while self.step < steps:
+                self._interval(bar, min(self.config.eval.every, steps - self.step))
+        return self._finish()
+
+    def _headline(self) -> str:
+        described = self.splits.describe()
+        counts = {name: len(described.get(f"{name}_classes", [])) for name in ("train", "validation", "test")}
+        task, meta = self.config.task, self.config.meta
+        return (
+            f"{self.spec.name} ({self.spec.activation or 'its own activation'}), {task.ways}-way {task.shots}-shot, "
+            f"{meta.algorithm}, order {1 if self.maml.first_order else 2}, {meta.normalization} normalisation, "
+            f"learn2learn engine, on {self.device}\n"
+            f"{counts['train']} classes to train on, {counts['validation']} to validate on, {counts['test']} unseen to test on"
+            + "".join(f"; {note}" for note in self.splits.notes)
+        )
+
+    def _interval(self, bar: ProgressBar, steps: int) -> None:
+        """Take meta-steps up to the next validation, then validate and write everything down."""
+        started = time.monotonic()
+        losses, accuracies = [], []
+        for _ in range(steps):
+            loss, accuracy = self._meta_step()
+            losses.append(loss)
+            accuracies.append(accuracy)
+            bar.advance(self.config.meta.batch_tasks, loss=loss, accuracy=accuracy)
+        validation = self._validate()
+        self.seconds += time.monotonic() - started
+        row = {
+            "step": self.step,
+            "train_loss": sum(losses) / len(losses),
+            "train_accuracy": sum(accuracies) / len(accuracies),
+            "validation_accuracy": validation,
+            "seconds": round(self.seconds, 2),
+        }
+        self.folder.append_metrics(row)
+        if validation is None or validation > self.best:
+            self.best = -1.0 if validation is None else validation
+            save_model(self.folder.model_file, self.model, self.spec)
+        self._save_checkpoint()
+        shown = "" if validation is None else f"  validation accuracy {validation:.1%}"
+        bar.line(
+            f"step {self.step}/{self.config.meta.steps}  train loss {row['train_loss']:.3f}, "
+            f"accuracy {row['train_accuracy']:.1%}{shown}  {self.seconds:.0f} s"
+        )
+
+    def _meta_step(self) -> tuple[float, float]:
+        """Average the query gradients of a batch of tasks and step once.
+
+        Source: Finn et al. 2017, algorithm 2, line 10.
+        """
+        meta = self.config.meta
+        train_mode(self.model, meta.normalization)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = accuracy_sum = 0.0
+        for number in range(meta.batch_tasks):
+            episode = self.train_tasks.sample(self.step * meta.batch_tasks + number).to(self.device)
+            with autocast(self.config.run.precision, self.device):
+                loss, accuracy = query_loss(self.maml.clone(), episode, meta.inner_steps)
+            if not math.isfinite(value := loss.item()):
+                raise RunError(
+                    f"the query loss became {value} at step {self.step + 1} (learning rate {self.config.optim.lr:.3g}, "
+                    f"inner learning rate {meta.inner_lr:.3g}); the last good checkpoint is {self.checkpoint}; "
+                    "try a smaller --meta.inner_lr or --optim.lr"
+                )
+            (loss / meta.batch_tasks).backward()
+            loss_sum += value
+            accuracy_sum += accuracy
+        self.optimizer.step()
+        self.step += 1
+        self.schedule.step_update(self.step)
+        return loss_sum / meta.batch_tasks, accuracy_sum / meta.batch_tasks
+
+    def _accuracies(self, sampler: TaskSampler, tasks: int, bar: ProgressBar | None = None) -> list[float]:
+        meta = self.spec.meta
+        return task_accuracies(
+            self.model,
+            sampler,
+            range(tasks),
+            meta["inner_lr"],
+            meta["inner_steps"],
+            self.device,
+            self.config.run.precision,
+            bar,
+        )
+
+    def _validate(self) -> float | None:
+        if self.validation_tasks is None:
+            return None
+        found = self._accuracies(self.validation_tasks, _VALIDATION_TASKS)
+        return sum(found) / len(found)
+
+    def _save_checkpoint(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+            "random": random_state(),
+        }
+        self.checkpoint = str(self.folder.save_checkpoint(f"step-{self.step:06d}", state))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        where = f"run.resume: the checkpoint in {str(self.folder.path)!r}"
+        if "step" not in state:
+            raise InputError(f"{where} is not one of a meta-training run; give one of arelu-meta metatrain")
+        load_tensors(self.model, state["model"], where)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise InputError(f"{where} does not fit this config ({error}); give the config of its run") from error
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        restore_random_state(state["random"])
+
+    def _finish(self) -> dict[str, Any]:
+        load_tensors(self.model, read_tensors(self.folder.model_file), str(self.folder.model_file))
+        tasks = self.config.eval.tasks
+        with progress("evaluating on unseen classes", tasks, "tasks") as bar:
+            accuracies = self._accuracies(self._sampler(self.splits.test, "test"), tasks, bar)
+        mean, low, high = mean_interval(accuracies)
+        columns = ["train_accuracy"] + (["validation_accuracy"] if self.validation_tasks else [])
+        draw_curves(
+            self.folder.path / "curves.png",
+            self.folder.rows,
+            "step",
+            {"query accuracy": columns, "query loss": ["train_loss"]},
+            f"{self.spec.name}, {self.spec.activation or 'own activation'}: accuracy on unseen classes {mean:.1%}",
+        )
+        results = {
+            "task": "metatrain",
+            "seed": self.config.run.seed,
+            "test_accuracy": mean,
+            "test_low": low,
+            "test_high": high,
+            "test_n": tasks,
+            "normalization": self.config.meta.normalization,
+            "algorithm": self.config.meta.algorithm,
+            "order": 1 if self.maml.first_order else 2,
+            "engine": "learn2learn",
+            "ways": self.config.task.ways,
+            "shots": self.config.task.shots,
+            "queries": self.config.task.queries,
+            "inner_steps": self.spec.meta["inner_steps"],
+            "inner_lr": self.config.meta.inner_lr,
+            "steps": self.step,
+            "model": self.spec.name,
+            "activation": self.spec.activation,
+            "init": self.spec.init,
+            "notes": "; ".join(self.splits.notes),
+            "seconds": round(self.seconds, 2),
+            "folder": str(self.folder.path),
+        }
+        self.folder.finish(results)
+        report_results(results)
+        return results

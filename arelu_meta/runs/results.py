@@ -1,0 +1,42 @@
+"""What a finished run says."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from arelu_meta.errors import InputError
+from arelu_meta.runs.folder import RunFolder
+
+
+def report_results(results: Mapping[str, Any]) -> None:
+    """Print a run's test accuracy with its interval, and where the run lies.
+
+    Args:
+        results: what results.json holds.
+    """
+    unit = "images" if results["task"] == "finetune" else "tasks of unseen classes"
+    print(
+        f"test accuracy {results['test_accuracy']:.1%} "
+        f"(95 % interval {results['test_low']:.1%} to {results['test_high']:.1%}, {results['test_n']} {unit})"
+    )
+    if results.get("folder"):
+        print(f"written to {results['folder']}", flush=True)
+
+
+def finished_results(folder: RunFolder) -> dict[str, Any]:
+    """Say that a run had ended already, and return what it found.
+
+    Args:
+        folder: holds results.json.
+
+    Raises:
+        InputError: if the results cannot be read.
+    """
+    path = folder.path / "results.json"
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"run.folder: {str(path)!r} is damaged ({error}); remove it to run again") from error
+    print(f"finished already: {folder.path}")
+    report_results(results)
+    return results
