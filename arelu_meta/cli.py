@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -64,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, BAD_INPUT)
     except RunError as error:
         return _fail(error, CANNOT_GO_ON)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`); Python would complain once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         # A disk that fills up, a folder that may not be written: the machine's fault, said in one line.
         where = f"{error.filename}: " if error.filename else ""
