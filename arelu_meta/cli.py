@@ -111,7 +111,7 @@ def _overview() -> str:
     return "\n".join([*lines, "", "`arelu-meta TASK --help` lists a task's flags with their defaults."])
 
 
-def parse(name: str, arguments: Sequence[str]) -> Any:  # noqa: ANN401 (one of config.py's dataclasses)
+def parse(name: str, arguments: Sequence[str]) -> Any:
     """Turn a task's arguments into its config.
 
     Args:
@@ -150,7 +150,7 @@ def _known_flags(config: type, prefix: str = "") -> dict[str, Any]:
     return known
 
 
-def _parser(name: str, task: Task) -> Any:  # noqa: ANN401 (jsonargparse carries no types)
+def _parser(name: str, task: Task) -> Any:
     import jsonargparse
 
     shown = " ".join(f"{word.split('.')[0].upper()}{' …' if word == 'images' else ''}" for word in task.positional)
@@ -202,7 +202,7 @@ def _split_positional(task: Task, arguments: list[str]) -> tuple[list[str], list
     return positional, flags
 
 
-def _is_value_of(kind: Any, word: str | None) -> bool:  # noqa: ANN401
+def _is_value_of(kind: Any, word: str | None) -> bool:
     if word is None or word.startswith("--"):
         return False
     return kind is not bool or word.lower() in {"true", "false", "yes", "no", "on", "off", "1", "0"}
@@ -279,7 +279,7 @@ def _shown(task: Task) -> list[str]:
     return [word.split(".")[0].upper() for word in task.positional]
 
 
-def _parse_values(parser: Any, flags: list[str]) -> Any:  # noqa: ANN401
+def _parse_values(parser: Any, flags: list[str]) -> Any:
     import jsonargparse
 
     try:

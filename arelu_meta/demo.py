@@ -53,7 +53,14 @@ class _Row:
         r = self.results
         unit = "images" if r["task"] == "finetune" else "unseen tasks"
         interval = f"{r['test_low']:.1%} to {r['test_high']:.1%}"
-        return [self.job, self.contender, f"{r['test_accuracy']:.1%}", interval, f"{r['test_n']} {unit}", f"{r['seconds']:.0f}"]
+        return [
+            self.job,
+            self.contender,
+            f"{r['test_accuracy']:.1%}",
+            interval,
+            f"{r['test_n']} {unit}",
+            f"{r['seconds']:.0f}",
+        ]
 
 
 def demo(config: DemoConfig | None = None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _evaluate_images(
     }
 
 
-def _counted(batches: Any, bar: Any) -> Any:  # noqa: ANN401
+def _counted(batches: Any, bar: Any) -> Any:
     for images, labels in batches:
         yield images, labels
         bar.advance(len(labels))

@@ -129,7 +129,9 @@ def _upper_tail(z: Any) -> Any:
 def _upper_tail_for(z: Any) -> Any:
     # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: off by 1.5e-7 at the most, float32's own size.
     p = np.float32(0.3275911 / math.sqrt(2))
-    a1, a2, a3, a4, a5 = (np.float32(a / 2) for a in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))
+    a1, a2, a3, a4, a5 = (
+        np.float32(a / 2) for a in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+    )
     one, half = np.float32(1), np.float32(0.5)
 
     def polynomial(z: Any) -> Any:
@@ -271,8 +273,9 @@ def _backward_for(job: Any, kind: Any) -> Any:
                     v, g = _widen(vs[i]), _widen(gs[i])
                     side = is_negative(v)
                     outs[i] = _narrow(g * (derivative(v) + (negative if side else positive)), vs[i])
-                    run_above += zero if side else g * v
-                    run_below += g * v if side else zero
+                    product = g * v
+                    run_above += zero if side else product
+                    run_below += product if side else zero
                 above += run_above
                 below += run_below
             sums[2 * block], sums[2 * block + 1] = above, below

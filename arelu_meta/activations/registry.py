@@ -89,7 +89,7 @@ class _Entry:
     elementwise: bool = True
 
 
-def _torch(class_name: str, elementwise: bool = True, **defaults: Any) -> _Entry:  # noqa: ANN401
+def _torch(class_name: str, elementwise: bool = True, **defaults: Any) -> _Entry:
     return _Entry(lambda: getattr(nn, class_name), f"torch.nn.{class_name}", defaults, elementwise)
 
 
@@ -190,7 +190,7 @@ def _arguments(build: Callable[..., nn.Module]) -> list[str]:
     return [name for name, parameter in inspect.signature(build).parameters.items() if parameter.kind not in variadic]
 
 
-def create_activation(name: str, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+def create_activation(name: str, **kwargs: Any) -> nn.Module:
     """Build an activation by its name.
 
     Args:

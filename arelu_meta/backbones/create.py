@@ -18,7 +18,7 @@ def create_backbone(
     in_chans: int = 3,
     activation: str | None = None,
     init: str | None = None,
-    **kwargs: Any,  # noqa: ANN401 (whatever the model's own constructor takes)
+    **kwargs: Any,
 ) -> nn.Module:
     """Make a backbone with timm's interface.
 
@@ -72,7 +72,7 @@ def check_model_name(name: str) -> None:
         raise InputError(f"model.name: {name!r} is not known; {nearest_names(name, model_names())}")
 
 
-def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     if pretrained:
         raise InputError(f"model.pretrained: there are no published weights of {name!r}; give false or a checkpoint")
     try:
@@ -81,7 +81,7 @@ def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:  # noqa
         raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
 
 
-def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     import timm
 
     check_model_name(name)

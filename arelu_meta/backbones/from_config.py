@@ -120,9 +120,7 @@ def _from_checkpoint(
     if old.activation not in (None, config.activation) and config.activation is not None:
         raise InputError(f"{where} was trained with {old.activation!r}, model.activation is {config.activation!r}")
     inputs = replace(old.inputs, image_size=image_size or old.inputs.image_size)
-    spec = replace(
-        old, task=task, num_classes=len(classes), classes=list(classes), inputs=inputs, meta={}, config={}
-    )
+    spec = replace(old, task=task, num_classes=len(classes), classes=list(classes), inputs=inputs, meta={}, config={})
     model = spec.build()
     head = _head_prefixes(model) if config.reset_head else ()
     load_tensors(model, read_tensors(file), where, skip=head)

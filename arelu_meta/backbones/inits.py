@@ -13,9 +13,7 @@ from torch import nn
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 
 
-def paper_start(
-    original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> nn.Module:
+def paper_start(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
     """Make an AReLU with the paper's start, whatever it replaces.
 
     Args:

@@ -94,7 +94,9 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
     file = Path(path)
     if file.is_dir():
         if not (file / "model.safetensors").is_file():
-            raise InputError(f"{where}: folder {str(path)!r} holds no model.safetensors; give a run folder that has one")
+            raise InputError(
+                f"{where}: folder {str(path)!r} holds no model.safetensors; give a run folder that has one"
+            )
         file = file / "model.safetensors"
     if not file.is_file():
         raise InputError(f"{where}: {str(path)!r} does not exist; give a run folder or a model.safetensors")

@@ -66,9 +66,13 @@ class SwapReport:
         rows += [(entry.path, entry.role, entry.before, entry.after) for entry in self.swapped]
         rows += [(entry.path, entry.role, entry.before, f"kept: {entry.reason}") for entry in self.kept]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+        ]
         state = "complete" if self.complete else "not complete"
-        counts = f"{len(self.swapped)} swapped, {len(self.kept)} kept, {self.parameters_added} parameters added, {state}"
+        counts = (
+            f"{len(self.swapped)} swapped, {len(self.kept)} kept, {self.parameters_added} parameters added, {state}"
+        )
         return "\n".join([*lines, counts])
 
 
@@ -188,7 +192,12 @@ def _activation_types() -> tuple[type[nn.Module], ...]:
     import timm.models.nfnet
 
     files = [torch.nn.modules.activation, timm.layers.activations, timm.layers.activations_me]
-    types = {kind for file in files for _, kind in inspect.getmembers(file, inspect.isclass) if kind.__module__ == file.__name__}
+    types = {
+        kind
+        for file in files
+        for _, kind in inspect.getmembers(file, inspect.isclass)
+        if kind.__module__ == file.__name__
+    }
     for file in (timm.models.metaformer, timm.models.nfnet):
         types |= {kind for name, kind in inspect.getmembers(file, inspect.isclass) if name in _COMPOSITES}
     types |= {AReLU, GatedAReLU}
@@ -215,9 +224,7 @@ def _matches(path: str, module: nn.Module, role: str, wanted: Iterable[str | typ
     )
 
 
-def _check_patterns(
-    found: list[tuple[str, nn.Module, str]], patterns: Sequence[str | type[nn.Module]]
-) -> None:
+def _check_patterns(found: list[tuple[str, nn.Module, str]], patterns: Sequence[str | type[nn.Module]]) -> None:
     for pattern in patterns:
         if pattern in ROLES or any(_matches(path, module, role, [pattern]) for path, module, role in found):
             continue
@@ -250,7 +257,12 @@ def _replacement(model: nn.Module, path: str, module: nn.Module, activation: str
     else:
         after = create_activation(activation, device=device, dtype=dtype)
     after.train(module.training)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
+    for hooks in (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs",
+    ):
         getattr(after, hooks).update(getattr(module, hooks))
     return after
 

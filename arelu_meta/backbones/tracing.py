@@ -64,7 +64,7 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:  # noqa: ANN401 (whatever the function returns)
+    ) -> Any:
         if not self.inside and func in _FUNCTIONS:
             self.calls.append((self.owners[-1], _FUNCTIONS[func]))
         return func(*args, **(kwargs or {}))

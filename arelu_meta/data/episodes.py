@@ -160,7 +160,9 @@ def _own_division(parts: list[ImageSet]) -> ClassSplits | None:
     """Keep the division of a folder whose train, val and test sub-folders hold different classes."""
     if len(parts) < 2 or any(set(a.classes) & set(b.classes) for a, b in itertools.combinations(parts, 2)):
         return None
-    return ClassSplits(parts[0], parts[1] if len(parts) == 3 else None, parts[-1], ("classes divided as in the folder",))
+    return ClassSplits(
+        parts[0], parts[1] if len(parts) == 3 else None, parts[-1], ("classes divided as in the folder",)
+    )
 
 
 def _divide(images: ImageSet, task: TaskConfig, seed: int) -> ClassSplits:
@@ -241,7 +243,9 @@ def check_class_sizes(images: ImageSet, task: TaskConfig) -> None:
     """
     labels, counts = np.unique(images.labels, return_counts=True)
     if len(labels) < task.ways:
-        raise InputError(f"task.ways: {task.ways} is more than the {len(labels)} classes here; give at most {len(labels)}")
+        raise InputError(
+            f"task.ways: {task.ways} is more than the {len(labels)} classes here; give at most {len(labels)}"
+        )
     smallest = int(counts.argmin())
     if counts[smallest] < task.shots + task.queries:
         raise InputError(

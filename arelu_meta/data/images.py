@@ -263,7 +263,9 @@ def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, 
     for name, paths in found.items():
         found[name] = [path for path in paths if path not in broken]
         if not found[name]:
-            raise InputError(f"data.root: class {name!r} in {str(folder)!r} has no image; every class needs at least one")
+            raise InputError(
+                f"data.root: class {name!r} in {str(folder)!r} has no image; every class needs at least one"
+            )
     classes = tuple(found)
     images = ImageSet(
         classes=classes,

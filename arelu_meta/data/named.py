@@ -46,9 +46,7 @@ NAMED_SETS: dict[str, NamedSet] = {
     "fashionmnist": NamedSet("FashionMNIST", grey=True),
     "kmnist": NamedSet("KMNIST", **_GREY),
     "qmnist": NamedSet("QMNIST", **_GREY),
-    "emnist": NamedSet(
-        "EMNIST", {"split": "balanced", "train": True}, {"split": "balanced", "train": False}, **_GREY
-    ),
+    "emnist": NamedSet("EMNIST", {"split": "balanced", "train": True}, {"split": "balanced", "train": False}, **_GREY),
     "usps": NamedSet("USPS", **_GREY),
     "semeion": NamedSet("SEMEION", {}, None, **_GREY),
     "omniglot": NamedSet("Omniglot", {"background": True}, None, **_GREY),
@@ -63,9 +61,7 @@ NAMED_SETS: dict[str, NamedSet] = {
     "dtd": NamedSet("DTD", **_SPLIT_VAL),
     "gtsrb": NamedSet("GTSRB", **_SPLIT, mirrored=False),
     "stanfordcars": NamedSet("StanfordCars", **_SPLIT),
-    "country211": NamedSet(
-        "Country211", {"split": "train"}, {"split": "test"}, {"split": "valid"}, mirrored=False
-    ),
+    "country211": NamedSet("Country211", {"split": "train"}, {"split": "test"}, {"split": "valid"}, mirrored=False),
     "renderedsst2": NamedSet("RenderedSST2", **_SPLIT_VAL, mirrored=False),
     "pcam": NamedSet("PCAM", **_SPLIT_VAL),
     "sun397": NamedSet("SUN397", {}, None),
@@ -148,7 +144,7 @@ def load_part(name: str, arguments: dict[str, Any], config: DataConfig) -> Image
     )
 
 
-def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:  # noqa: ANN401 (a torchvision data set)
+def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
     import torchvision.datasets
 
     make: Callable[..., Any] = getattr(torchvision.datasets, NAMED_SETS[name].kind)
@@ -178,7 +174,7 @@ def _named_root(config: DataConfig) -> Path:
     return below if below.is_dir() and not given.is_dir() else given
 
 
-def _labels(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:  # noqa: ANN401
+def _labels(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     for attribute in ("targets", "labels", "_labels", "y"):
         found = getattr(dataset, attribute, None)
         if found is not None and len(found) == len(dataset):
@@ -190,5 +186,5 @@ def _labels(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:  # noqa: ANN40
     return np.asarray([int(dataset[index][1]) for index in range(len(dataset))], dtype=np.int64)
 
 
-def _read_item(dataset: Any, channels: int, name: str) -> Image.Image:  # noqa: ANN401
+def _read_item(dataset: Any, channels: int, name: str) -> Image.Image:
     return to_channels(dataset[int(name)][0], channels)

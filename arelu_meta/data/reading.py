@@ -34,7 +34,9 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         # 16-bit files come as integers up to 65,535; float files as whatever the writer meant, stretched to fit.
-        high = 65535.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else max(values.max(initial=0), 255.0)
+        high = (
+            65535.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else max(values.max(initial=0), 255.0)
+        )
         image = Image.fromarray(np.clip(values / high * 255, 0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         coloured = image.convert("RGBA")

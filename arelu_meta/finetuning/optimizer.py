@@ -96,7 +96,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     )
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates_per_epoch: int) -> Any:  # noqa: ANN401
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates_per_epoch: int) -> Any:
     """Make timm's schedule, stepped at every update.
 
     Args:

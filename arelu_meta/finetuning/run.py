@@ -66,7 +66,13 @@ class _Run:
     """The parts of one run, and its course."""
 
     def __init__(
-        self, config: FinetuneConfig, folder: RunFolder, splits: Splits, spec: ModelSpec, model: nn.Module, device: Any  # noqa: ANN401
+        self,
+        config: FinetuneConfig,
+        folder: RunFolder,
+        splits: Splits,
+        spec: ModelSpec,
+        model: nn.Module,
+        device: Any,
     ) -> None:
         self.config, self.folder, self.splits, self.spec, self.device = config, folder, splits, spec, device
         evaluation = build_transform(spec.inputs, training=False)
@@ -162,9 +168,7 @@ class _Run:
 
     def _finish(self) -> dict[str, Any]:
         load_tensors(self.trainer.model, read_tensors(self.folder.model_file), str(self.folder.model_file))
-        logits, labels = predict_logits(
-            self.trainer.model, self.test.epoch(0), self.device, self.config.run.precision
-        )
+        logits, labels = predict_logits(self.trainer.model, self.test.epoch(0), self.device, self.config.run.precision)
         loss, accuracy = loss_and_accuracy(logits, labels)
         low, high = proportion_interval(int((logits.argmax(1) == labels).sum()), len(labels))
         draw_curves(
@@ -183,7 +187,9 @@ class _Run:
             "test_n": len(labels),
             "test_loss": loss,
             "validation_accuracy": self.best[0],
-            "best_epoch": max(self.folder.rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"],
+            "best_epoch": max(self.folder.rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))[
+                "epoch"
+            ],
             "epochs": self.epoch,
             "model": self.spec.name,
             "activation": self.spec.activation,

@@ -11,7 +11,7 @@ from arelu_meta.errors import InputError
 from arelu_meta.extras import import_learn2learn
 
 
-def build_maml(model: nn.Module, inner_lr: float, first_order: bool) -> Any:  # noqa: ANN401 (learn2learn has no types)
+def build_maml(model: nn.Module, inner_lr: float, first_order: bool) -> Any:
     """Wrap a model in learn2learn's MAML; frozen and unused parameters are handled.
 
     Args:
@@ -31,7 +31,7 @@ def build_maml(model: nn.Module, inner_lr: float, first_order: bool) -> Any:  # 
     return l2l.algorithms.MAML(model, lr=inner_lr, first_order=first_order, allow_nograd=True, allow_unused=True)
 
 
-def adapt(learner: Any, images: Tensor, labels: Tensor, steps: int) -> None:  # noqa: ANN401
+def adapt(learner: Any, images: Tensor, labels: Tensor, steps: int) -> None:
     """Take gradient steps on one task's support set.
 
     Args:
@@ -52,7 +52,7 @@ def adapt(learner: Any, images: Tensor, labels: Tensor, steps: int) -> None:  # 
         learner.adapt(F.cross_entropy(logits, labels))
 
 
-def query_loss(learner: Any, episode: Episode, steps: int) -> tuple[Tensor, float]:  # noqa: ANN401
+def query_loss(learner: Any, episode: Episode, steps: int) -> tuple[Tensor, float]:
     """Adapt to a task's support set, and measure on its query set.
 
     Args:

@@ -58,7 +58,9 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     size = config.data.image_size or (_EPISODE_SIZE if config.model.name in PAPER_NETS else None)
     model, spec = build_backbone(config.model, names, splits.train.channels, size, "metatrain")
     set_normalization(model, config.meta.normalization)
-    spec = replace(spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config))
+    spec = replace(
+        spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config)
+    )
     return _Run(config, folder, splits, spec, model.to(device), device).go()
 
 
@@ -95,7 +97,7 @@ class _Run:
         self.step, self.best, self.seconds = 0, -1.0, 0.0
         self.checkpoint = "none"
 
-    def _sampler(self, images: Any, part: str, rotations: bool = False) -> TaskSampler:  # noqa: ANN401
+    def _sampler(self, images: Any, part: str, rotations: bool = False) -> TaskSampler:
         pool = load_pool(images, self.spec.inputs, self.splits.inverted, rotations)
         return TaskSampler(pool, self.config.task, f"{part} {self.config.run.seed}")
 

@@ -47,7 +47,7 @@ def prepare(config: RunConfig) -> torch.device:
     """
     device = choose_device(config.device)
     random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)  # noqa: NPY002 (libraries read the global state)
+    np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=False)
     torch.backends.cudnn.deterministic = config.deterministic
@@ -73,7 +73,7 @@ def autocast(precision: str, device: torch.device) -> Iterator[None]:
 
 def random_state() -> dict[str, Any]:
     """Take every random state, in plain values and tensors that `torch.load(weights_only=True)` reads."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    _, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
@@ -89,7 +89,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

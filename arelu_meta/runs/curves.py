@@ -30,7 +30,9 @@ def draw_curves(
     for axes, (name, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for colour, column in zip(COLOURS, columns, strict=False):
             points = [(row[x], row[column]) for row in rows if row.get(column) is not None]
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=column.replace("_", " "))
+            axes.plot(
+                *zip(*points, strict=True), marker="o", markersize=3, color=colour, label=column.replace("_", " ")
+            )
         axes.set(title=name, xlabel=x)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -8,7 +8,17 @@ from typing import Any
 
 from arelu_meta.config import EnvConfig
 
-_PACKAGES = ("arelu-meta", "torch", "torchvision", "timm", "learn2learn", "scikit-learn", "numpy", "scipy", "safetensors")
+_PACKAGES = (
+    "arelu-meta",
+    "torch",
+    "torchvision",
+    "timm",
+    "learn2learn",
+    "scikit-learn",
+    "numpy",
+    "scipy",
+    "safetensors",
+)
 
 
 def _version(package: str) -> str | None:
