@@ -1,7 +1,6 @@
 """What every test shares: one thread, and where the real data lies."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 # Set before torch is imported: two jobs that use all threads at once slow each other many times over.
@@ -13,10 +12,9 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_a_fixed_seed() -> Iterator[None]:
+def _one_thread_and_a_fixed_seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
 
 def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
-    """Element-wise sign-based attention: what AReLU adds to ReLU, `arelu(x) = relu(x) + elsa(x)`.
+    """Element-wise sign-based attention: what AReLU adds to ReLU.
 
     `y = sigmoid(beta) * x` where `x >= 0`, and `clamp(alpha, 0.01, 0.99) * x` where `x < 0`.
 

@@ -28,7 +28,7 @@ _COUNTER, _SIZE, _INPUT, _OTHER, _OUTPUT, _POSITIVE, _NEGATIVE, _SUMS = range(8)
 
 _ELEMENTS = {torch.float32: types.float32, torch.float64: types.float64, torch.bfloat16: types.int16}
 # Sums may be reordered, or they would not be vectorised. Infinities and nans keep their meaning.
-_FAST = {"reassoc", "nsz", "contract"}
+_FAST = {"reassoc", "contract"}
 
 
 @intrinsic

@@ -49,7 +49,7 @@ class ModelSpec:
 
     def build(self) -> nn.Module:
         """Make the model, its weights at random."""
-        sized = {"img_size": self.inputs.image_size} if self.name in PAPER_NETS else {}
+        sized: dict[str, Any] = {"img_size": self.inputs.image_size} if self.name in PAPER_NETS else {}
         model = create_backbone(
             self.name,
             num_classes=self.num_classes,
@@ -106,8 +106,9 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
         if header is None:
             raise InputError(f"{where}: {str(file)!r} does not say what model it holds; give one that a run here wrote")
         content = json.loads(header)
-        inputs = InputSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.pop("inputs").items()})
-        return file, ModelSpec(**content, inputs=inputs)
+        inputs = content.pop("inputs")
+        inputs |= {key: tuple(inputs[key]) for key in ("mean", "std")}
+        return file, ModelSpec(**content, inputs=InputSpec(**inputs))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
             raise

@@ -230,7 +230,8 @@ def _check_patterns(found: list[tuple[str, nn.Module, str]], patterns: Sequence[
             continue
         shown = pattern if isinstance(pattern, str) else pattern.__name__
         raise InputError(
-            f"include/exclude: {shown!r} matches no activation; give a role ({', '.join(ROLES)}), a path pattern or a type"
+            f"include/exclude: {shown!r} matches no activation; "
+            f"give a role ({', '.join(ROLES)}), a path pattern or a type"
         )
 
 

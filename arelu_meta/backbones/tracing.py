@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_NAMES = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish")
+_NAMES: tuple[str, ...] = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish")
 _NAMES += ("softplus", "prelu", "rrelu", "relu_", "hardtanh_", "leaky_relu_", "elu_", "selu_", "celu_", "rrelu_")
 _FUNCTIONS = {
     getattr(home, name): name
@@ -29,7 +29,7 @@ def example_input(model: nn.Module) -> Tensor | None:
         Shape (1, channels, height, width), of the model's dtype, on its device; None if the model does not say.
     """
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    size = config.get("input_size") if hasattr(config, "get") else getattr(config, "input_size", None)
+    size = (config or {}).get("input_size")
     parameter = next((item for item in model.parameters() if item.is_floating_point()), None)
     if size is None or parameter is None:
         return None
@@ -39,9 +39,7 @@ def example_input(model: nn.Module) -> Tensor | None:
 def _with_its_channels(model: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
     # pretrained_cfg keeps the published channels; a model made with in_chans=1 has others in its first convolution.
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None or getattr(model, "in_chans", None) is None:
-        return (first.in_channels, *size[1:]) if first is not None and first.groups == 1 and size[0] == 3 else size
-    return (int(model.in_chans), *size[1:])  # type: ignore[arg-type]
+    return size if first is None or first.groups > 1 else (first.in_channels, *size[1:])
 
 
 @contextmanager

@@ -342,7 +342,8 @@ def _thin(images: ImageSet, per_class: int, seed: int) -> ImageSet:
         members = np.flatnonzero(images.labels == label)
         if len(members) < per_class:
             raise InputError(
-                f"data.per_class: {per_class} is more than class {name!r} leaves for training; give at most {len(members)}"
+                f"data.per_class: {per_class} is more than class {name!r} leaves for training; "
+                f"give at most {len(members)}"
             )
         kept += random.permutation(members)[:per_class].tolist()
     return images.subset(sorted(kept))

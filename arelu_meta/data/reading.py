@@ -83,7 +83,7 @@ def find_broken(paths: Sequence[Path]) -> list[Path]:
     Returns:
         Those that Pillow cannot read to the end, in the order given.
     """
-    broken = []
+    broken: list[Path] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")
         with progress("checking images", len(paths), "images") as bar:

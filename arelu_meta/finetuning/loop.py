@@ -42,10 +42,9 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """Return the backbone's current rate (the head's where nothing else learns)."""
-        return max(
-            (group["lr"] for group in self.optimizer.param_groups if group["group_name"] == "backbone"),
-            default=self.optimizer.param_groups[0]["lr"],
-        )
+        groups = self.optimizer.param_groups
+        backbone = [float(group["lr"]) for group in groups if group["group_name"] == "backbone"]
+        return max(backbone, default=float(groups[0]["lr"]))
 
     def state(self) -> dict[str, Any]:
         """Take all that a checkpoint needs to go on from here."""

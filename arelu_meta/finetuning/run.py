@@ -111,7 +111,8 @@ class _Run:
             notes += f"; {len(self.splits.skipped)} files skipped that are not images"
         name = f"{self.spec.name} ({self.spec.activation or 'its own activation'}"
         name += f", {self.spec.init})" if self.spec.init else ")"
-        return f"{name}, {learning:,} parameters learn at {self.spec.inputs.image_size} px on {self.device}\n{parts}{notes}"
+        where = f"{self.spec.inputs.image_size} px on {self.device}"
+        return f"{name}, {learning:,} parameters learn at {where}\n{parts}{notes}"
 
     def _one_epoch(self, bar: ProgressBar) -> None:
         started = time.monotonic()

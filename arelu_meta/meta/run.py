@@ -122,8 +122,8 @@ class _Run:
             f"{self.spec.name} ({self.spec.activation or 'its own activation'}), {task.ways}-way {task.shots}-shot, "
             f"{meta.algorithm}, order {1 if self.maml.first_order else 2}, {meta.normalization} normalisation, "
             f"learn2learn engine, on {self.device}\n"
-            f"{counts['train']} classes to train on, {counts['validation']} to validate on, {counts['test']} unseen to test on"
-            + "".join(f"; {note}" for note in self.splits.notes)
+            f"{counts['train']} classes to train on, {counts['validation']} to validate on, "
+            f"{counts['test']} unseen to test on" + "".join(f"; {note}" for note in self.splits.notes)
         )
 
     def _interval(self, bar: ProgressBar, steps: int) -> None:

@@ -24,7 +24,7 @@ _MARKS = ("config.yaml", "metrics.csv", "results.json", "model.safetensors", "ch
 _KEPT_CHECKPOINTS = 2
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that a reader sees the old content or the new, never half of it.
 
     Args:
@@ -58,7 +58,7 @@ def _umask() -> int:
 
 def write_text(path: Path, text: str) -> None:
     """Write text atomically, as UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: object) -> None:

@@ -147,7 +147,7 @@ def test_two_training_steps_in_mnist_conv_move_every_parameter(name: str, option
     for _ in range(2):
         optimiser.zero_grad()
         loss = F.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         assert loss.isfinite()
     for key, parameter in model.named_parameters():
