@@ -93,7 +93,7 @@ class OptimConfig:
         head_lr: learning rate of the head; default: lr.
         act_lr: learning rate of the activations' scalars (alpha, beta, t); default: lr.
         weight_decay: of weights; biases, normalisation and the scalars are spared.
-        schedule: how the learning rate goes down to 0 over the run.
+        schedule: how the learning rate goes down over the run (poly is a straight line; step divides by 10 twice).
         warmup_epochs: epochs of linear warm-up.
     """
 

@@ -74,7 +74,7 @@ def mnist_conv(num_classes: int = 10, in_chans: int = 1, img_size: int = 28) -> 
     Args:
         num_classes: the head's outputs.
         in_chans: channels of an image.
-        img_size: side of an image, at least 24 pixels.
+        img_size: side of an image, at least 28 pixels.
 
     Source: Chen et al. 2020, section 4.1, and the authors' published code for the order of the layers.
     """

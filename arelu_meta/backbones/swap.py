@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from arelu_meta.activations import modern, pau, torch_gaps, zoo
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.activations.registry import create_activation
-from arelu_meta.backbones.inits import INITS
+from arelu_meta.backbones.inits import HOOKS, INITS
 from arelu_meta.backbones.tracing import example_input, functional_activations
 from arelu_meta.errors import InputError, nearest_names
 
@@ -111,17 +112,18 @@ def swap_activations(
     start = init or "preserve"
     if start not in INITS:
         raise InputError(f"init: {start!r} is not known; {nearest_names(start, INITS)}")
-    create_activation(activation)
+    wanted = type(create_activation(activation))
     found = list(find_activations(model))
     _check_patterns(found, [*(include or ()), *(exclude or ())])
     report = SwapReport()
     replacements: dict[int, nn.Module] = {}
     todo: list[tuple[str, nn.Module]] = []
     for path, module, role in found:
+        if _is_swapped(model, path, module, wanted):
+            continue
         reason = _reason_to_keep(path, module, role, include, exclude)
         if reason:
-            if not isinstance(module, AReLU | GatedAReLU):
-                report.kept.append(Kept(path, role, _describe(module), reason))
+            report.kept.append(Kept(path, role, _describe(module), reason))
             continue
         if id(module) not in replacements:
             replacements[id(module)] = _replacement(model, path, module, activation, start)
@@ -175,11 +177,11 @@ def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     yield from walk(model, "")
 
 
-def is_activation(module: nn.Module) -> bool:
+def is_activation(module: nn.Module | None) -> bool:
     """Say whether a module is an elementwise activation, as a whole.
 
     Args:
-        module: any module.
+        module: any module; None is none.
     """
     return isinstance(module, _activation_types()) and not isinstance(module, _not_elementwise_types())
 
@@ -192,6 +194,7 @@ def _activation_types() -> tuple[type[nn.Module], ...]:
     import timm.models.nfnet
 
     files = [torch.nn.modules.activation, timm.layers.activations, timm.layers.activations_me]
+    files += [modern, pau, torch_gaps, zoo]
     types = {
         kind
         for file in files
@@ -213,7 +216,7 @@ def _role(owner: nn.Module, name: str, module: nn.Module) -> str:
     if name in _GATE_NAMES or type(module).__name__ in _GATE_TYPES:
         return "gate"
     # A squeeze-excite block is known by its gate beside the activation, in timm and in torchvision.
-    has_gate = any(hasattr(owner, gate) for gate in _GATE_NAMES)
+    has_gate = any(is_activation(getattr(owner, gate, None)) for gate in _GATE_NAMES)
     return "se_hidden" if has_gate else "hidden"
 
 
@@ -235,6 +238,10 @@ def _check_patterns(found: list[tuple[str, nn.Module, str]], patterns: Sequence[
         )
 
 
+def _is_swapped(model: nn.Module, path: str, module: nn.Module, wanted: type[nn.Module]) -> bool:
+    return isinstance(module, AReLU | GatedAReLU) or (path in getattr(model, _ORIGINALS, {}) and type(module) is wanted)
+
+
 def _reason_to_keep(
     path: str,
     module: nn.Module,
@@ -242,8 +249,6 @@ def _reason_to_keep(
     include: Sequence[str | type[nn.Module]] | None,
     exclude: Sequence[str | type[nn.Module]] | None,
 ) -> str | None:
-    if isinstance(module, AReLU | GatedAReLU):
-        return "swapped already"
     if exclude and _matches(path, module, role, exclude):
         return "excluded"
     if include is not None:
@@ -258,13 +263,8 @@ def _replacement(model: nn.Module, path: str, module: nn.Module, activation: str
     else:
         after = create_activation(activation, device=device, dtype=dtype)
     after.train(module.training)
-    for hooks in (
-        "_forward_hooks",
-        "_forward_pre_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_pre_hooks_with_kwargs",
-    ):
-        getattr(after, hooks).update(getattr(module, hooks))
+    for hooks in HOOKS:  # the very same dictionaries, so that a hook's handle still takes it away
+        setattr(after, hooks, getattr(module, hooks))
     return after
 
 

@@ -9,7 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_NAMES: tuple[str, ...] = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish")
+_NAMES: tuple[str, ...] = (
+    "relu",
+    "relu6",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "mish",
+    "hardswish",
+)
 _NAMES += ("softplus", "prelu", "rrelu", "relu_", "hardtanh_", "leaky_relu_", "elu_", "selu_", "celu_", "rrelu_")
 _FUNCTIONS = {
     getattr(home, name): name
@@ -88,7 +100,7 @@ def functional_activations(
     try:
         with _in_eval_mode(model), torch.no_grad(), recorder:
             model(example)
-    except (RuntimeError, ValueError, TypeError, AssertionError):
+    except Exception:  # whatever a stranger's forward pass raises on an input that it was not made for
         return None
     finally:
         for handle in handles:

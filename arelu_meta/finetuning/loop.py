@@ -25,6 +25,7 @@ class Trainer:
         schedule: timm's, stepped at every update.
         device: where batches go.
         precision: float32, bf16 or fp16.
+        peak_rate: optim.lr, for messages.
         head_only: leave everything but the head as it is, batch statistics and dropout too.
         updates: optimiser steps so far.
     """
@@ -34,6 +35,7 @@ class Trainer:
     schedule: Any
     device: torch.device
     precision: str
+    peak_rate: float
     head_only: bool = False
     updates: int = 0
 
@@ -129,8 +131,9 @@ def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str) -> N
     """
     if not math.isfinite(loss):
         raise RunError(
-            f"the {kind} loss became {loss} at step {trainer.updates + 1} (learning rate "
-            f"{trainer.learning_rate():.3g}); the last good checkpoint is {checkpoint}; try a smaller --optim.lr"
+            f"the {kind} loss became {loss} at step {trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, learning rate "
+            f"{trainer.learning_rate():.3g} at that step); the last good checkpoint is {checkpoint}; "
+            "try a smaller --optim.lr"
         )
 
 

@@ -116,6 +116,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs
         num_epochs=epochs,
         warmup_epochs=min(config.warmup_epochs, epochs),
         warmup_lr=0.0,
+        # timm calls the polynomial's power decay_rate too; 1 is the straight line.
+        decay_rate=1.0 if config.schedule == "poly" else 0.1,
         decay_epochs=max(1, epochs // 3) if config.schedule == "step" else None,
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,

@@ -84,7 +84,13 @@ class _Run:
         optimizer = build_optimizer(model, config.optim)
         schedule = build_schedule(optimizer, config.optim, config.train.epochs, len(self.train))
         self.trainer = Trainer(
-            model, optimizer, schedule, device, config.run.precision, head_only=config.train.mode == "head"
+            model,
+            optimizer,
+            schedule,
+            device,
+            config.run.precision,
+            config.optim.lr,
+            head_only=config.train.mode == "head",
         )
         self.epoch, self.best, self.seconds = 0, (-1.0, 0.0), 0.0
         self.checkpoint = "none"

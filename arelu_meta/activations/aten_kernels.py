@@ -1,0 +1,135 @@
+"""The operators written in torch's own: for every device and dtype, and differentiable once more.
+
+`kernels.py` uses them where no compiled kernel serves, and wherever a backward is itself differentiated. Like every
+module of kernels this has four functions; `numba_kernels` and `triton_kernels` have the same four.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ALPHA_MIN, ALPHA_MAX = 0.01, 0.99
+
+BASES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
+"""The activations over which the gated residual is one operator."""
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _attention_slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.sigmoid(_wide(beta.reshape(()))), _wide(alpha.reshape(())).clamp(ALPHA_MIN, ALPHA_MAX)
+
+
+def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
+    """Write AReLU of x into `out`, which may be x.
+
+    Args:
+        x: any shape, any floating dtype.
+        out: shape and dtype of x. Its sign bit says which side x was on, even where a product underflowed to -0.0.
+        alpha: one element.
+        beta: one element.
+    """
+    sigmoid, negative = _attention_slopes(alpha, beta)
+    # Adding 0.0 turns an input of -0.0, which is on the positive side, into 0.0.
+    out.copy_(torch.where(x >= 0, 1 + sigmoid, negative) * (x + 0.0))
+
+
+def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute AReLU's gradients from its output.
+
+    Args:
+        y: what `arelu_forward` wrote.
+        grad: the output's gradient, of y's shape and dtype.
+        alpha: one element.
+        beta: one element.
+
+    Returns:
+        The gradients of x, alpha and beta, of their shapes and dtypes. Summed in float32 at least.
+    """
+    sigmoid, negative = _attention_slopes(alpha, beta)
+    is_negative = torch.signbit(y)
+    slopes = torch.where(is_negative, negative, 1 + sigmoid)
+    product = _wide(grad) * (_wide(y) / slopes)
+    below = torch.where(is_negative, product, 0).sum()
+    above = torch.where(is_negative, 0, product).sum()
+    in_range = (alpha >= ALPHA_MIN) & (alpha <= ALPHA_MAX)
+    grad_alpha = (below * in_range).to(alpha.dtype)
+    grad_beta = (above * sigmoid * (1 - sigmoid)).to(beta.dtype).reshape(beta.shape)
+    return (grad * slopes).to(y.dtype), grad_alpha, grad_beta
+
+
+def gated_forward(
+    kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
+) -> Tensor:
+    """Compute `base(x) + t * elsa(x)`.
+
+    Args:
+        kind: a key of `BASES`, or None if the base's output is given.
+        x: any shape, any floating dtype, dense.
+        activated: the base's output, laid out as x, or None.
+        alpha: one element.
+        beta: one element.
+        t: one element.
+
+    Returns:
+        A new tensor of x's shape, dtype and layout; at `t = 0` the base's output, bit for bit.
+    """
+    if kind is not None:
+        activated = BASES[kind](x)
+    assert activated is not None
+    sigmoid, negative = _attention_slopes(alpha, beta)
+    gate = _wide(t.reshape(()))
+    total = (activated + gate * (torch.where(x >= 0, sigmoid, negative) * x)).to(x.dtype)
+    # Not left to the sum: 0 * inf is nan, and -0.0 + 0.0 is 0.0.
+    return torch.where(gate == 0, activated, total)
+
+
+def gated_backward(
+    kind: str | None, x: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gated residual's gradients from its input.
+
+    Args:
+        kind: a key of `BASES`; None for the attention's share alone.
+        x: what `gated_forward` was given.
+        grad: the output's gradient, of x's shape and dtype.
+        alpha: one element.
+        beta: one element.
+        t: one element.
+
+    Returns:
+        The gradients of x, alpha, beta and t, of their shapes and dtypes. Summed in float32 at least.
+    """
+    sigmoid, negative = _attention_slopes(alpha, beta)
+    gate = _wide(t.reshape(()))
+    is_positive = x >= 0
+    product = _wide(grad) * _wide(x)
+    above = torch.where(is_positive, product, 0).sum()
+    below = torch.where(is_positive, 0, product).sum()
+    in_range = (alpha >= ALPHA_MIN) & (alpha <= ALPHA_MAX)
+    grad_alpha = (gate * below * in_range).to(alpha.dtype)
+    grad_beta = (gate * above * sigmoid * (1 - sigmoid)).to(beta.dtype).reshape(beta.shape)
+    grad_t = (sigmoid * above + negative * below).to(t.dtype).reshape(t.shape)
+    grad_x = grad * (gate * torch.where(is_positive, sigmoid, negative))
+    if kind is not None:
+        grad_x = grad_x + _base_gradient(kind, x, grad)
+    return grad_x.to(x.dtype), grad_alpha, grad_beta, grad_t
+
+
+def _base_gradient(kind: str, x: Tensor, grad: Tensor) -> Tensor:
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if again and x.requires_grad else x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(BASES[kind](x), x, grad, create_graph=again)
+    return gradient

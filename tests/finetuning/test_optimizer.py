@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import nn
+
+from arelu_meta import create_backbone, swap_activations
+from arelu_meta.config import OptimConfig
+from arelu_meta.errors import InputError
+from arelu_meta.finetuning.optimizer import (
+    activation_parameters,
+    build_optimizer,
+    build_schedule,
+    check_optimizer_name,
+    head_parameters,
+    parameter_groups,
+)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    backbone = create_backbone("mnist_conv", num_classes=7)
+    swap_activations(backbone, "arelu", init="preserve")
+    return backbone
+
+
+def test_every_parameter_is_in_exactly_one_group(model: nn.Module) -> None:
+    grouped = [id(p) for group in parameter_groups(model, OptimConfig()) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+def test_head_and_scalars_have_learning_rates_of_their_own(model: nn.Module) -> None:
+    rates = {}
+    for group in parameter_groups(model, OptimConfig(lr=0.1, head_lr=0.2, act_lr=0.3)):
+        for parameter in group["params"]:
+            rates[id(parameter)] = group["lr"]
+    assert {rates[id(p)] for p in head_parameters(model)} == {0.2}
+    assert {rates[id(p)] for p in activation_parameters(model)} == {0.3}
+    rest = rates.keys() - {id(p) for p in [*head_parameters(model), *activation_parameters(model)]}
+    assert {rates[key] for key in rest} == {0.1}
+
+
+def test_without_rates_of_their_own_all_groups_learn_at_lr(model: nn.Module) -> None:
+    assert {group["lr"] for group in parameter_groups(model, OptimConfig(lr=0.05))} == {0.05}
+
+
+def test_weight_decay_spares_one_dimensional_parameters(model: nn.Module) -> None:
+    for group in parameter_groups(model, OptimConfig(weight_decay=0.5)):
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0)
+
+
+def test_the_scalars_are_alpha_beta_and_t_of_every_layer_and_nothing_else(model: nn.Module) -> None:
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = sorted(names[id(p)].rpartition(".")[2] for p in activation_parameters(model))
+    assert found == ["alpha"] * 3 + ["beta"] * 3 + ["t"] * 3
+
+
+def test_frozen_parameters_are_left_out(model: nn.Module) -> None:
+    model.requires_grad_(False)
+    for parameter in head_parameters(model):
+        parameter.requires_grad_(True)
+    groups = parameter_groups(model, OptimConfig())
+    assert {group["group_name"] for group in groups} == {"head"}
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lamb"])
+def test_timms_optimisers_keep_the_groups_learning_rates(model: nn.Module, name: str) -> None:
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.1, act_lr=0.7))
+    assert {g["lr"] for g in optimizer.param_groups if g["group_name"] == "activations"} == {0.7}
+
+
+def test_an_unknown_optimiser_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"optim\.name: 'adamww' is not known; nearest: 'adamw'"):
+        check_optimizer_name("adamww")
+
+
+def _rates(config: OptimConfig, epochs: int, updates: int) -> list[float]:
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=config.lr)
+    schedule = build_schedule(optimizer, config, epochs, updates)
+    rates = []
+    for update in range(1, epochs * updates + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step_update(update)
+    return rates
+
+
+def test_cosine_falls_from_the_full_rate_towards_zero() -> None:
+    rates = _rates(OptimConfig(lr=1.0, schedule="cosine"), epochs=2, updates=50)
+    assert rates[0] == 1.0
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[-1] < 0.001
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_constant_stays() -> None:
+    assert set(_rates(OptimConfig(lr=0.3, schedule="constant"), epochs=2, updates=5)) == {0.3}
+
+
+def test_warm_up_rises_and_its_first_step_already_learns() -> None:
+    rates = _rates(OptimConfig(lr=1.0, schedule="constant", warmup_epochs=1), epochs=3, updates=10)
+    assert 0 < rates[0] < rates[4] < 1
+    assert rates[10:] == [1.0] * 20
+
+
+@pytest.mark.parametrize("schedule", ["poly", "step", "tanh", "wsd"])
+def test_every_offered_schedule_lowers_the_rate_by_the_end(schedule: str) -> None:
+    rates = _rates(OptimConfig(lr=1.0, schedule=schedule), epochs=6, updates=10)  # type: ignore[arg-type]
+    assert rates[0] == pytest.approx(1.0, abs=0.01)
+    assert rates[-1] < 0.2

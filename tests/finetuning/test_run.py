@@ -1,0 +1,204 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from arelu_meta import finetune
+from arelu_meta.backbones.saving import load_model, read_tensors
+from arelu_meta.config import FinetuneConfig
+from arelu_meta.errors import InputError, RunError
+
+Make = Callable[..., FinetuneConfig]
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Make:
+    """A run of seconds: MNIST-Linear on the embedded digits."""
+
+    def make(folder: str = "run", **changes: Any) -> FinetuneConfig:
+        config = FinetuneConfig()
+        config.run.folder, config.run.device = str(tmp_path / folder), "cpu"
+        config.data.image_size, config.data.per_class = 12, 20
+        config.model.name, config.model.pretrained = "mnist_linear", False
+        config.optim.lr, config.train.epochs = 0.1, 2
+        for name, value in changes.items():
+            group, _, field = name.partition("_")
+            setattr(getattr(config, group), field, value)
+        return config
+
+    return make
+
+
+def test_a_run_leaves_all_the_files_of_the_contract(digits: Make) -> None:
+    results = finetune(digits())
+    folder = Path(results["folder"])
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        *["config.yaml", "environment.json", "split.json", "metrics.csv", "model.safetensors", "checkpoints"],
+        *["curves.png", "results.json"],
+    }
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert {"task", "seed", "test_accuracy", "test_low", "test_high", "test_n", "seconds"} <= results.keys()
+    assert results["task"] == "finetune"
+    assert results["test_low"] <= results["test_accuracy"] <= results["test_high"]
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    split = json.loads((folder / "split.json").read_text())
+    assert len(split["test"]) == results["test_n"]
+    assert not set(split["test"]) & set(split["train"])
+    assert len(split["train"]) == 200
+
+
+def test_a_run_learns(digits: Make) -> None:
+    assert finetune(digits(train_epochs=6, data_per_class=None))["test_accuracy"] > 0.8
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(digits: Make) -> None:
+    first, second = finetune(digits("a")), finetune(digits("b"))
+    other = finetune(digits("c", run_seed=1))
+    assert first["test_loss"] == second["test_loss"]
+    assert first["test_loss"] != other["test_loss"]
+
+
+def test_the_reported_accuracy_is_that_of_the_saved_model_on_the_listed_test_images(digits: Make) -> None:
+    from arelu_meta.data.images import load_images
+    from arelu_meta.data.loading import build_transform
+
+    config = digits()
+    results = finetune(config)
+    model, spec = load_model(results["folder"])
+    test = load_images(config.data, 0).test
+    transform = build_transform(spec.inputs, training=False)
+    images = torch.stack([transform(test[index][0]) for index in range(len(test))])
+    with torch.no_grad():
+        accuracy = (model(images).argmax(1).numpy() == test.labels).mean()
+    assert results["test_accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_best_epoch_is_kept_not_the_last(digits: Make) -> None:
+    # A rate that rises from nothing after a good start: the last epochs are worse than the best one.
+    results = finetune(digits(train_epochs=6, optim_lr=3.0, optim_schedule="constant"))
+    with (Path(results["folder"]) / "metrics.csv").open(newline="") as file:
+        accuracies = [float(row["validation_accuracy"]) for row in csv.DictReader(file)]
+    assert results["validation_accuracy"] == max(accuracies)
+    assert accuracies[results["best_epoch"] - 1] == max(accuracies)
+
+
+def test_head_mode_changes_nothing_but_the_head(digits: Make, tmp_path: Path) -> None:
+    config = digits(model_activation="arelu", train_mode="head", optim_weight_decay=0.1)
+    config.model.name = "conv4_32"  # batch normalisation: its statistics must stay, too
+    config.data.image_size, config.data.per_class = 16, 5
+    results = finetune(config)
+    after = read_tensors(Path(results["folder"]) / "model.safetensors")
+    checkpoint = sorted((Path(results["folder"]) / "checkpoints").iterdir())[-1]
+    trained = torch.load(checkpoint, weights_only=True)["model"]
+    start = _start_weights(config)
+    for name, tensor in start.items():
+        changed = not torch.equal(tensor, trained[name])
+        assert changed == name.startswith("head."), name
+    assert after.keys() == start.keys()
+
+
+def _start_weights(config: FinetuneConfig) -> dict[str, torch.Tensor]:
+    """The weights before the first step: what the same seed builds."""
+    from arelu_meta.backbones.from_config import build_backbone
+    from arelu_meta.data.images import load_images
+    from arelu_meta.runs.compute import prepare
+
+    prepare(config.run)
+    splits = load_images(config.data, 0)
+    model, _ = build_backbone(config.model, splits.train.classes, 1, config.data.image_size, "finetune")
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(digits: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from arelu_meta.runs.folder import RunFolder
+
+    whole = finetune(digits("whole", train_epochs=3))
+    append = RunFolder.append_metrics
+
+    def stop_at_two(self: RunFolder, row: dict[str, Any]) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+        append(self, row)
+
+    monkeypatch.setattr(RunFolder, "append_metrics", stop_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(digits("broken", train_epochs=3))
+    monkeypatch.undo()
+    resumed = finetune(digits("broken", train_epochs=3, run_resume="auto"))
+    assert resumed["test_loss"] == whole["test_loss"]
+    folders = [Path(result["folder"]) for result in (whole, resumed)]
+    weights = [read_tensors(folder / "model.safetensors") for folder in folders]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    metrics = [[line.rpartition(",")[0] for line in _lines(folder)] for folder in folders]  # without the seconds
+    assert metrics[0] == metrics[1]
+
+
+def _lines(folder: Path) -> list[str]:
+    return (folder / "metrics.csv").read_text().splitlines()
+
+
+def test_resume_auto_of_a_finished_run_says_so_and_changes_nothing(
+    digits: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = finetune(digits())
+    before = {path: path.stat().st_mtime_ns for path in Path(first["folder"]).rglob("*")}
+    again = finetune(digits(run_resume="auto"))
+    assert again == first
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path(first["folder"]).rglob("*")} == before
+
+
+def test_divergence_names_step_rate_and_a_checkpoint_that_loads(digits: Make, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"loss became (nan|inf) at step \d+ \(optim.lr 1e\+30,.*epoch-0000\.pt"):
+        finetune(digits(optim_lr=1e30))
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "epoch-0000.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
+
+
+def test_a_checkpoint_can_start_another_run_with_a_new_head(digits: Make, tmp_path: Path) -> None:
+    first = finetune(digits("first"))
+    photos = _two_class_folder(tmp_path / "photos")
+    config = digits("second", data_root=str(photos), data_per_class=None, model_pretrained=first["folder"])
+    with pytest.raises(InputError, match=r"has 10 classes, the data has 2; give --model\.reset_head true"):
+        finetune(config)
+    assert not (tmp_path / "second").exists()
+    config.model.reset_head = True
+    assert finetune(config)["classes"] == 2
+
+
+def _two_class_folder(root: Path) -> Path:
+    random = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("bright", 128)):
+        (root / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = random.integers(low, low + 127, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def test_preserve_starts_from_the_original_function_and_a_bfloat16_run_works(digits: Make) -> None:
+    results = finetune(digits(model_activation="arelu", model_init="preserve", run_precision="bf16"))
+    assert results["init"] == "preserve"
+    tensors = read_tensors(Path(results["folder"]) / "model.safetensors")
+    assert tensors["features.2.t"].dtype == torch.float32
+    assert tensors["features.2.t"].item() != 0
+
+
+def test_config_yaml_repeats_the_run(digits: Make, tmp_path: Path) -> None:
+    from arelu_meta.cli import main
+
+    first = finetune(digits("first"))
+    config = Path(first["folder"]) / "config.yaml"
+    assert yaml.safe_load(config.read_text())["optim"]["lr"] == 0.1
+    assert main(["finetune", "--config", str(config), "--run.folder", str(tmp_path / "second")]) == 0
+    second = json.loads((tmp_path / "second" / "results.json").read_text())
+    assert second["test_loss"] == first["test_loss"]

@@ -1,0 +1,147 @@
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+
+from arelu_meta import metatrain
+from arelu_meta.backbones.saving import load_model, read_tensors
+from arelu_meta.config import MetatrainConfig, TaskConfig
+from arelu_meta.data.episodes import TaskSampler, load_class_splits, load_pool
+from arelu_meta.errors import RunError
+from arelu_meta.meta.evaluation import task_accuracies
+
+Make = Callable[..., MetatrainConfig]
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Make:
+    """A run of seconds: 5-way 1-shot on the embedded digits with a small network."""
+
+    def make(folder: str = "run", **changes: Any) -> MetatrainConfig:
+        config = MetatrainConfig()
+        config.run.folder, config.run.device = str(tmp_path / folder), "cpu"
+        config.model.name, config.data.image_size = "mnist_linear", 8
+        config.task.queries, config.meta.steps, config.meta.batch_tasks = 3, 4, 2
+        config.eval.tasks, config.eval.every, config.meta.inner_lr = 20, 2, 0.1
+        for name, value in changes.items():
+            group, _, field = name.partition("_")
+            setattr(getattr(config, group), field, value)
+        return config
+
+    return make
+
+
+def test_a_run_leaves_the_files_of_the_contract_and_says_how_it_was_validated(digits: Make) -> None:
+    results = metatrain(digits())
+    folder = Path(results["folder"])
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert {"task", "seed", "test_accuracy", "test_low", "test_high", "test_n", "seconds"} <= results.keys()
+    assert results["task"] == "metatrain"
+    assert results["test_n"] == 20
+    assert results["normalization"] == "transductive"
+    assert "validated on other images of the training classes" in results["notes"]
+    for name in ("config.yaml", "environment.json", "metrics.csv", "model.safetensors", "curves.png"):
+        assert (folder / name).stat().st_size > 0
+    split = json.loads((folder / "split.json").read_text())
+    assert len(split["train_classes"]) == len(split["test_classes"]) == 5
+    assert not set(split["train_classes"]) & set(split["test_classes"])
+    assert split["validation_classes"] == split["train_classes"]
+    assert not set(split["validation"]) & set(split["train"])
+
+
+def test_meta_training_learns_to_learn_unseen_digits(digits: Make) -> None:
+    config = digits(meta_steps=60, meta_batch_tasks=4, task_queries=5, eval_tasks=100, optim_lr=0.003, eval_every=20)
+    config.model.activation = "arelu"
+    assert metatrain(config)["test_low"] > 0.4  # chance is 0.2
+
+
+def test_the_same_seed_gives_the_same_run(digits: Make) -> None:
+    first, second = metatrain(digits("a")), metatrain(digits("b"))
+    assert first["test_accuracy"] == second["test_accuracy"]
+    weights = [read_tensors(Path(result["folder"]) / "model.safetensors") for result in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(
+    digits: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from arelu_meta.runs.folder import RunFolder
+
+    whole = metatrain(digits("whole"))
+    append = RunFolder.append_metrics
+
+    def stop_at_four(self: RunFolder, row: dict[str, Any]) -> None:
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+        append(self, row)
+
+    monkeypatch.setattr(RunFolder, "append_metrics", stop_at_four)
+    with pytest.raises(KeyboardInterrupt):
+        metatrain(digits("broken"))
+    monkeypatch.undo()
+    resumed = metatrain(digits("broken", run_resume="auto"))
+    weights = [read_tensors(Path(result["folder"]) / "model.safetensors") for result in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert resumed["test_accuracy"] == whole["test_accuracy"]
+
+
+@pytest.mark.parametrize("normalization", ["transductive", "running", "frozen"])
+def test_evaluation_never_changes_the_model(digits: Make, normalization: str) -> None:
+    from arelu_meta.backbones.from_config import build_backbone
+    from arelu_meta.config import ModelConfig
+    from arelu_meta.meta.normalization import set_normalization, train_mode
+
+    model, spec = build_backbone(ModelConfig("conv4_32", pretrained=False), tuple("01234"), 1, 16, "metatrain")
+    set_normalization(model, normalization)
+    train_mode(model, normalization)
+    before = copy.deepcopy(model.state_dict())
+    task = TaskConfig(queries=2)
+    pool = load_pool(load_class_splits(digits().data, task, 0).test, spec.inputs)
+    task_accuracies(model, TaskSampler(pool, task, "test"), range(3), 0.4, 2, torch.device("cpu"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_accuracies_do_not_depend_on_the_order_of_the_tasks(digits: Make) -> None:
+    results = metatrain(digits(meta_steps=2))
+    model, spec = load_model(results["folder"])
+    task = TaskConfig(queries=2)
+    pool = load_pool(load_class_splits(digits().data, task, 0).test, spec.inputs)
+    sampler = TaskSampler(pool, task, "test")
+    forward = task_accuracies(model, sampler, [0, 1, 2], 0.1, 1, torch.device("cpu"))
+    backward = task_accuracies(model, sampler, [2, 1, 0], 0.1, 1, torch.device("cpu"))
+    assert forward == backward[::-1]
+
+
+def test_first_order_maml_is_the_same_by_algorithm_and_by_order(digits: Make) -> None:
+    by_name = metatrain(digits("a", meta_algorithm="fomaml"))
+    by_order = metatrain(digits("b", meta_order=1))
+    second = metatrain(digits("c"))
+    assert by_name["order"] == by_order["order"] == 1
+    weights = [read_tensors(Path(r["folder"]) / "model.safetensors") for r in (by_name, by_order, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_a_swapped_pretrained_timm_backbone_meta_learns(digits: Make) -> None:
+    config = digits(meta_steps=1, meta_batch_tasks=1, eval_tasks=2, eval_every=1, meta_normalization="frozen")
+    config.model.name, config.model.pretrained = "tf_efficientnet_lite0", True
+    config.model.activation, config.data.image_size, config.task.queries = "arelu", 32, 1
+    config.meta.order, config.meta.inner_lr = 1, 0.01
+    results = metatrain(config)
+    assert results["init"] == "preserve"
+    model, spec = load_model(results["folder"])
+    assert spec.inputs.channels == 3
+    assert sum(name.endswith(".t") for name, _ in model.named_parameters()) == 33
+
+
+def test_divergence_names_step_rates_and_checkpoint(digits: Make, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"query loss became (nan|inf) at step \d+ .*1e\+30.*step-000000\.pt"):
+        metatrain(digits(meta_inner_lr=1e30))
+    assert (tmp_path / "run" / "checkpoints" / "step-000000.pt").is_file()

@@ -1,0 +1,57 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from arelu_meta.config import RunConfig
+from arelu_meta.errors import InputError
+from arelu_meta.runs.compute import autocast, choose_device, prepare, random_state, restore_random_state
+
+
+def _draw() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+
+def test_one_seed_gives_the_same_numbers_everywhere() -> None:
+    prepare(RunConfig(seed=3, device="cpu"))
+    first = _draw()
+    prepare(RunConfig(seed=3, device="cpu"))
+    assert _draw() == first
+    prepare(RunConfig(seed=4, device="cpu"))
+    assert all(a != b for a, b in zip(_draw(), first, strict=True))
+
+
+def test_random_state_survives_a_safe_round_trip_through_disk(tmp_path: object) -> None:
+    import io
+
+    prepare(RunConfig(seed=1, device="cpu"))
+    _draw()
+    np.random.standard_normal()  # leaves a cached normal behind, a part of NumPy's state
+    buffer = io.BytesIO()
+    torch.save(random_state(), buffer)
+    expected = _draw(), float(np.random.standard_normal())
+    buffer.seek(0)
+    restore_random_state(torch.load(buffer, weights_only=True))
+    assert (_draw(), float(np.random.standard_normal())) == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has what the test asks for in vain")
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match=r"run\.device: 'cuda:0' is not on this machine; here: cpu"):
+        choose_device("cuda:0")
+
+
+def test_autocast_computes_in_the_precision_asked_for() -> None:
+    a, b = torch.randn(2, 2), torch.randn(2, 2)
+    with autocast("bf16", torch.device("cpu")):
+        assert (a @ b).dtype == torch.bfloat16
+    with autocast("float32", torch.device("cpu")):
+        assert (a @ b).dtype == torch.float32
+
+
+def test_deterministic_is_switched_off_again_by_the_next_run() -> None:
+    prepare(RunConfig(device="cpu", deterministic=True))
+    assert torch.are_deterministic_algorithms_enabled()
+    prepare(RunConfig(device="cpu"))
+    assert not torch.are_deterministic_algorithms_enabled()

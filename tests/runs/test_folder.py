@@ -1,0 +1,116 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from arelu_meta.config import FinetuneConfig, RunConfig
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.runs.folder import default_folder, load_checkpoint, open_run, write_atomically, write_text
+
+
+def _fail(path: Path) -> None:
+    path.write_text("half")
+    raise OSError("no space left")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    file = tmp_path / "kept.txt"
+    write_text(file, "old")
+    with pytest.raises(RunError, match=r"kept\.txt.*no space left.*intact"):
+        write_atomically(file, _fail)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_open_run_writes_nothing(tmp_path: Path) -> None:
+    open_run(RunConfig(folder=str(tmp_path / "new")), "finetune")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mark", ["config.yaml", "metrics.csv", "results.json", "model.safetensors"])
+def test_a_folder_that_holds_a_run_is_refused_unless_resumed(tmp_path: Path, mark: str) -> None:
+    (tmp_path / mark).write_text("{}")
+    with pytest.raises(InputError, match=r"run\.folder.*already holds a run.*--run\.resume auto"):
+        open_run(RunConfig(folder=str(tmp_path)), "finetune")
+
+
+def test_a_folder_with_other_files_may_be_used(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert open_run(RunConfig(folder=str(tmp_path)), "finetune").path == tmp_path
+
+
+def test_resume_auto_starts_where_there_is_no_checkpoint_and_says_finished_where_there_are_results(
+    tmp_path: Path,
+) -> None:
+    config = RunConfig(folder=str(tmp_path / "run"), resume="auto")
+    fresh = open_run(config, "finetune")
+    assert fresh.resumed is None
+    assert not fresh.finished
+    fresh.start(FinetuneConfig(), {})
+    (fresh.path / "results.json").write_text("{}")
+    assert open_run(config, "finetune").finished
+
+
+def test_checkpoints_round_trip_keep_two_and_carry_the_metrics(tmp_path: Path) -> None:
+    folder = open_run(RunConfig(folder=str(tmp_path / "run")), "finetune")
+    folder.start(FinetuneConfig(), {"train": ["a"]})
+    for epoch in range(1, 4):
+        folder.append_metrics({"epoch": epoch, "loss": 0.1 * epoch})
+        folder.save_checkpoint(f"epoch-{epoch:04d}", {"weights": torch.full((2,), float(epoch))})
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["epoch-0002.pt", "epoch-0003.pt"]
+    resumed = open_run(RunConfig(folder=str(folder.path), resume="auto"), "finetune").resumed
+    assert resumed is not None
+    assert torch.equal(resumed["weights"], torch.full((2,), 3.0))
+    assert [row["epoch"] for row in resumed["metrics"]] == [1, 2, 3]
+
+
+def test_metrics_after_the_checkpoint_are_dropped_on_resume_so_that_each_row_stands_once(tmp_path: Path) -> None:
+    folder = open_run(RunConfig(folder=str(tmp_path / "run")), "finetune")
+    folder.start(FinetuneConfig(), {})
+    folder.append_metrics({"epoch": 1, "loss": 0.5})
+    folder.save_checkpoint("epoch-0001", {})
+    folder.append_metrics({"epoch": 2, "loss": 0.4})
+    again = open_run(RunConfig(folder=str(folder.path), resume="auto"), "finetune")
+    again.start(FinetuneConfig(), {})
+    again.append_metrics({"epoch": 2, "loss": 0.4})
+    with (folder.path / "metrics.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+def test_config_yaml_is_read_back_as_it_was(tmp_path: Path) -> None:
+    folder = open_run(RunConfig(folder=str(tmp_path / "run")), "finetune")
+    config = FinetuneConfig()
+    config.data.root = "Blüten mit Leerzeichen"
+    config.optim.lr = 3e-4
+    folder.start(config, {})
+    content = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    assert content["data"]["root"] == "Blüten mit Leerzeichen"
+    assert content["optim"]["lr"] == 3e-4
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('code from a checkpoint ran')",))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"metrics": [], "model": _Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match=r"run\.resume.*evil\.pt.*not a checkpoint"):
+        load_checkpoint(tmp_path / "evil.pt")
+
+
+def test_a_missing_checkpoint_and_a_damaged_one_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing\.pt' does not exist"):
+        load_checkpoint(tmp_path / "nothing.pt")
+    (tmp_path / "damaged.pt").write_bytes(b"not a zip file")
+    with pytest.raises(InputError, match=r"damaged\.pt' is not a checkpoint"):
+        load_checkpoint(tmp_path / "damaged.pt")
+
+
+def test_default_folders_never_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = default_folder("finetune")
+    first.mkdir(parents=True)
+    assert default_folder("finetune") != first
