@@ -18,8 +18,10 @@ def _episode(ways: int = 3, shots: int = 2, queries: int = 4, size: int = 28) ->
 
     def draw(per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
         labels = torch.arange(ways).repeat_interleave(per_class)
-        noise = torch.rand(ways * per_class, 1, size, size, generator=generator, dtype=torch.float64)
-        return noise * 0.2 + labels.view(-1, 1, 1, 1) / ways, labels
+        images = torch.rand(ways * per_class, 1, size, size, generator=generator, dtype=torch.float64) * 0.2
+        for image, label in zip(images, labels.tolist(), strict=True):
+            image[:, label * 7 : label * 7 + 7] += 0.8  # each class has a bright bar at a height of its own
+        return images, labels
 
     return Episode(*draw(shots), *draw(queries))
 
@@ -93,7 +95,7 @@ def test_labels_outside_the_models_outputs_are_refused() -> None:
 def test_adapted_probabilities_sum_to_one_and_know_the_support_classes() -> None:
     episode = _episode(shots=5)
     found = adapted_probabilities(
-        _net(), episode.support_images, episode.support_labels, episode.query_images, inner_lr=0.5, steps=30
+        _net(), episode.support_images, episode.support_labels, episode.query_images, inner_lr=0.05, steps=60
     )
     torch.testing.assert_close(found.sum(1), torch.ones(len(found), dtype=torch.float64))
     assert (found.argmax(1) == episode.query_labels).double().mean() > 0.9

@@ -1,0 +1,92 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arelu_meta import evaluate, finetune, metatrain
+from arelu_meta.cli import main
+from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
+from arelu_meta.errors import InputError
+
+Photos = Callable[[str, int], Path]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
+    """Folders of tiny red, green and blue photographs."""
+    root = tmp_path_factory.mktemp("photos")
+
+    def make(name: str, per_class: int) -> Path:
+        random = np.random.default_rng(per_class)
+        for channel, colour in enumerate(("red", "green", "blue")):
+            (root / name / colour).mkdir(parents=True, exist_ok=True)
+            for index in range(per_class):
+                pixels = random.integers(0, 100, (16, 16, 3), dtype=np.uint8)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels).save(root / name / colour / f"{index}.png")
+        return root / name
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory, photos: Photos) -> dict[str, object]:
+    config = FinetuneConfig()
+    config.run.folder, config.data.root = str(tmp_path_factory.mktemp("runs") / "c"), str(photos("train", 20))
+    config.model.name, config.model.pretrained, config.data.image_size = "mnist_linear", False, 16
+    config.train.epochs, config.optim.lr = 4, 0.05
+    return finetune(config)
+
+
+def test_evaluating_a_run_repeats_its_test(classifier: dict[str, object]) -> None:
+    found = evaluate(str(classifier["folder"]))
+    for key in ("test_accuracy", "test_low", "test_high", "test_n", "test_loss"):
+        assert found[key] == pytest.approx(classifier[key])
+
+
+def test_evaluating_on_another_folder_counts_all_its_images(classifier: dict[str, object], photos: Photos) -> None:
+    found = evaluate(str(classifier["folder"]), DataConfig(root=str(photos("new", 7))))
+    assert found["test_n"] == 21
+    assert found["test_accuracy"] > 0.9
+
+
+def test_a_folder_with_some_of_the_classes_is_numbered_as_the_model_does(
+    classifier: dict[str, object], photos: Photos, tmp_path: Path
+) -> None:
+    whole = photos("some", 5)
+    (tmp_path / "two").mkdir()
+    for colour in ("green", "red"):
+        (whole / colour).rename(tmp_path / "two" / colour)
+    assert evaluate(str(classifier["folder"]), DataConfig(root=str(tmp_path / "two")))["test_accuracy"] > 0.9
+
+
+def test_a_class_that_the_model_does_not_know_is_named(
+    classifier: dict[str, object], photos: Photos, tmp_path: Path
+) -> None:
+    folder = photos("odd", 3)
+    (folder / "red").rename(folder / "reed")
+    with pytest.raises(InputError, match=r"class 'reed' is not one of the checkpoint's; nearest: 'red', 'green'"):
+        evaluate(str(classifier["folder"]), DataConfig(root=str(folder)))
+
+
+def test_from_the_command_line_results_go_where_asked(classifier: dict[str, object], tmp_path: Path) -> None:
+    out = tmp_path / "evaluation"
+    assert main(["evaluate", str(classifier["folder"]), "--run.folder", str(out)]) == 0
+    assert json.loads((out / "results.json").read_text())["test_n"] == classifier["test_n"]
+
+
+def test_evaluating_a_meta_learner_repeats_its_test_and_takes_more_tasks(tmp_path: Path, photos: Photos) -> None:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    config = MetatrainConfig()
+    config.run.folder, config.model.name, config.data.image_size = str(tmp_path / "m"), "mnist_linear", 8
+    config.task.queries, config.meta.steps, config.meta.batch_tasks, config.meta.inner_lr = 3, 2, 2, 0.1
+    config.eval.tasks, config.eval.every = 10, 2
+    run = metatrain(config)
+    again = evaluate(run["folder"], tasks=10)
+    assert again["test_accuracy"] == run["test_accuracy"]
+    assert evaluate(run["folder"], tasks=12)["test_n"] == 12
+    with pytest.raises(InputError, match=r"task\.ways: 5 is more than the 3 classes here"):
+        evaluate(run["folder"], DataConfig(root=str(photos("few", 6))))

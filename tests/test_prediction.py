@@ -1,0 +1,124 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arelu_meta import finetune, metatrain
+from arelu_meta.cli import main
+from arelu_meta.config import FinetuneConfig, MetatrainConfig
+from arelu_meta.errors import InputError
+from arelu_meta.prediction import predict
+
+
+def _photograph(path: Path, channel: int, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 90, (16, 16, 3), dtype=np.uint8)
+    pixels[..., channel] += 150
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("colours")
+    for channel, colour in enumerate(("red", "green", "blue")):
+        for index in range(16):
+            _photograph(root / colour / f"{index}.png", channel, index)
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> str:
+    config = FinetuneConfig()
+    config.run.folder, config.data.root = str(tmp_path_factory.mktemp("runs") / "c"), str(colours)
+    config.model.name, config.model.pretrained, config.data.image_size = "mnist_linear", False, 16
+    config.train.epochs, config.optim.lr = 4, 0.05
+    return str(finetune(config)["folder"])
+
+
+def test_each_image_gets_its_class_and_a_probability(classifier: str, tmp_path: Path) -> None:
+    for name, channel in (("a rose.png", 0), ("ein Blatt für dich.png", 1)):
+        _photograph(tmp_path / name, channel, 99)
+    found = predict(classifier, [tmp_path / "a rose.png", tmp_path / "ein Blatt für dich.png"])
+    assert [one.name for one in found] == ["red", "green"]
+    assert all(1 / 3 < one.probability <= 1 for one in found)
+
+
+def test_a_folder_is_searched_and_the_batch_size_does_not_matter(classifier: str, colours: Path) -> None:
+    whole = predict(classifier, [colours])
+    assert len(whole) == 48
+    assert np.mean([one.path.parent.name == one.name for one in whole]) > 0.9
+    small = predict(classifier, [colours], batch_size=5)
+    assert [one.name for one in small] == [one.name for one in whole]
+
+
+def test_a_support_folder_makes_classes_that_the_classifier_never_had(
+    classifier: str, colours: Path, tmp_path: Path
+) -> None:
+    for name, channel in (("warm", 0), ("cold", 2)):
+        for index in range(2):
+            _photograph(tmp_path / "support" / name / f"{index}.png", channel, 200 + index)
+    found = predict(classifier, [colours / "red", colours / "blue"], support=tmp_path / "support")
+    assert {one.name for one in found} == {"warm", "cold"}
+    wanted = {"red": "warm", "blue": "cold"}
+    assert np.mean([wanted[one.path.parent.name] == one.name for one in found]) > 0.9
+
+
+def test_piped_predictions_are_tab_separated_and_go_to_csv_where_asked(
+    classifier: str, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(colours / "red" / "0.png")
+    assert main(["predict", classifier, image, "--run.folder", str(tmp_path / "p")]) == 0
+    path, name, probability = capsys.readouterr().out.strip().split("\t")
+    assert (path, name) == (image, "red")
+    assert 0 < float(probability) <= 1
+    with (tmp_path / "p" / "predictions.csv").open(newline="") as file:
+        assert [tuple(row) for row in csv.reader(file)] == [
+            ("image", "class", "probability"),
+            (image, "red", probability),
+        ]
+
+
+def test_a_broken_image_is_named_or_skipped(classifier: str, colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_text("no image")
+    with pytest.raises(InputError, match=r"broken\.jpg' is not a whole image"):
+        predict(classifier, [tmp_path / "broken.jpg", colours / "red" / "0.png"])
+    assert len(predict(classifier, [tmp_path / "broken.jpg", colours / "red" / "0.png"], skip_broken=True)) == 1
+
+
+@pytest.fixture(scope="module")
+def meta_learner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    config = MetatrainConfig()
+    config.run.folder = str(tmp_path_factory.mktemp("runs") / "m")
+    config.model.name, config.data.image_size, config.model.activation = "mnist_linear", 8, "arelu"
+    config.task.queries, config.meta.steps, config.meta.batch_tasks, config.meta.inner_lr = 5, 30, 4, 0.1
+    config.optim.lr, config.eval.tasks, config.eval.every, config.eval.inner_steps = 0.003, 5, 30, 5
+    return str(metatrain(config)["folder"])
+
+
+def test_a_meta_learner_sorts_digits_after_one_look_at_each_class(meta_learner: str, tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    for digit in (0, 1, 6):
+        for number, index in enumerate(np.flatnonzero(bunch.target == digit)[:12]):
+            part = "support" if number < 3 else "rest"
+            folder = tmp_path / part / f"digit {digit}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((bunch.images[index] * 15).astype(np.uint8)).save(folder / f"{index}.png")
+    found = predict(meta_learner, [tmp_path / "rest"], support=tmp_path / "support")
+    assert len(found) == 27
+    assert np.mean([one.path.parent.name == one.name for one in found]) > 0.7
+
+
+def test_a_meta_learner_without_support_or_with_too_many_classes_says_what_it_needs(
+    meta_learner: str, colours: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"support: missing.*--support FOLDER"):
+        predict(meta_learner, [colours])
+    for index in range(6):
+        _photograph(tmp_path / f"class {index}" / "0.png", 0, index)
+    with pytest.raises(InputError, match=r"has 6 classes, the model was trained for 5 ways"):
+        predict(meta_learner, [colours], support=tmp_path)
