@@ -24,6 +24,13 @@ def _check_floating(x: Tensor) -> None:
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
 
 
+def _clamp(alpha: Tensor) -> Tensor:
+    """Clamp alpha to [0.01, 0.99]; its gradient passes at either bound, too."""
+    # `Tensor.clamp` blocks the gradient at its bounds from torch 2.14 on: an alpha that lies on one would be stuck.
+    outside = (alpha < ALPHA_MIN) | (alpha > ALPHA_MAX)
+    return torch.where(outside, alpha.detach().clamp(ALPHA_MIN, ALPHA_MAX), alpha)
+
+
 def _apply_slopes(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """Multiply x by one of two slopes, in float32 at least; the branch at 0 (and at -0) is `positive`."""
     # One product per element: a sum of two branches would give 0 * inf = nan on the branch not taken.
@@ -51,7 +58,7 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
     """
     _check_floating(x)
     alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
-    return _apply_slopes(x, 1 + torch.sigmoid(beta), alpha.clamp(ALPHA_MIN, ALPHA_MAX)).to(x.dtype)
+    return _apply_slopes(x, 1 + torch.sigmoid(beta), _clamp(alpha)).to(x.dtype)
 
 
 def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
@@ -75,7 +82,7 @@ def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
     """
     _check_floating(x)
     alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
-    return _apply_slopes(x, torch.sigmoid(beta), alpha.clamp(ALPHA_MIN, ALPHA_MAX)).to(x.dtype)
+    return _apply_slopes(x, torch.sigmoid(beta), _clamp(alpha)).to(x.dtype)
 
 
 def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float) -> Tensor:
@@ -101,7 +108,7 @@ def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tenso
     """
     _check_floating(x)
     alpha, beta, t = _scalar("alpha", alpha, x), _scalar("beta", beta, x), _scalar("t", t, x)
-    attention = _apply_slopes(x, torch.sigmoid(beta), alpha.clamp(ALPHA_MIN, ALPHA_MAX))
+    attention = _apply_slopes(x, torch.sigmoid(beta), _clamp(alpha))
     return (activated + t * attention).to(x.dtype)
 
 
@@ -179,7 +186,7 @@ class GatedAReLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if getattr(base, "inplace", False):
+        if any(getattr(module, "inplace", False) for module in base.modules()):
             raise ValueError(f"base: {base} works in place and would overwrite the input; give one with inplace=False")
         self.base = base
         self.alpha = _parameter(alpha, device, dtype)
