@@ -130,10 +130,8 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     if {"-h", "--help"} & set(flags):
         _parser(name, task).print_help()
         return None
-    config_files = _check_flags(name, flags, known)
-    for file in config_files:
-        _check_yaml(file, known, name)
-    values = _parse_values(_parser(name, task), [*flags, *_positional_flags(task, name, positional)])
+    in_files = {key for file in _check_flags(name, flags, known) for key in _check_yaml(file, known, name)}
+    values = _parse_values(_parser(name, task), [*flags, *_positional_flags(task, name, positional, in_files)])
     config = task.config(**{item.name: getattr(values, item.name) for item in fields(task.config)})
     configs.validate(config)
     return config
@@ -225,7 +223,8 @@ def _check_flags(name: str, flags: list[str], known: dict[str, Any]) -> list[str
     return files
 
 
-def _check_yaml(file: str, known: dict[str, Any], name: str) -> None:
+def _check_yaml(file: str, known: dict[str, Any], name: str) -> list[str]:
+    """Refuse a file that is no YAML or has unknown keys; return its keys."""
     import yaml
 
     path = Path(file)
@@ -236,13 +235,15 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config: {file!r} is not YAML: {error}") from error
     if content is None:
-        return
+        return []
     if not isinstance(content, dict):
         raise InputError(f"config: {file!r} holds a {type(content).__name__}; give keys such as `optim:`")
-    for key in _yaml_keys(content):
+    keys = _yaml_keys(content)
+    for key in keys:
         if key in known or any(flag.startswith(f"{key}.") for flag in known):
             continue
         raise InputError(f"config: {file!r}: {key!r} is not a field of {name}; {nearest_names(key, known)}")
+    return keys
 
 
 def _yaml_keys(content: dict[Any, Any], prefix: str = "") -> list[str]:
@@ -253,13 +254,15 @@ def _yaml_keys(content: dict[Any, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _positional_flags(task: Task, name: str, positional: list[str]) -> list[str]:
+def _positional_flags(task: Task, name: str, positional: list[str], in_files: set[str]) -> list[str]:
     """Give positional words the names of their fields; the last takes all that are left if it is a list."""
     flags: list[str] = []
     kinds = _known_flags(task.config)
     words = list(positional)
     for field_name in task.positional:
         takes_all = "list" in str(kinds[field_name])
+        if not words and field_name in in_files:
+            continue
         if not words:
             shown = field_name.split(".")[0].upper()
             raise InputError(f"{shown}: missing; usage: arelu-meta {name} {' '.join(_shown(task))}")

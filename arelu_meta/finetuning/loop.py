@@ -131,8 +131,8 @@ def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str) -> N
     """
     if not math.isfinite(loss):
         raise RunError(
-            f"the {kind} loss became {loss} at step {trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, learning rate "
-            f"{trainer.learning_rate():.3g} at that step); the last good checkpoint is {checkpoint}; "
+            f"the {kind} loss became {loss} at step {trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, "
+            f"learning rate {trainer.learning_rate():.3g} at that step); the last good checkpoint is {checkpoint}; "
             "try a smaller --optim.lr"
         )
 
