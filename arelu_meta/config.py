@@ -46,7 +46,8 @@ class DataConfig:
             given, else digits (embedded).
         root: the folder of images, or the folder that torchvision's data lies in; a relative one is looked for in the
             working directory, then in $ARELU_META_DATA.
-        image_size: side in pixels; default: the model's own for fine-tuning, 28 for episodes with the small networks.
+        image_size: side in pixels; default: the model's own, 64 for the embedded digits, 28 for episodes with the
+            small networks.
         batch_size: images a step.
         per_class: training images a class; default: all that the split leaves. The test set does not depend on it.
         skip_broken: leave out files that are not images, and count them, instead of stopping.
@@ -329,15 +330,17 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
 
 
 def validate(config: object) -> None:
-    """Check every number against its range.
+    """Check every value that can be checked without reading anything.
 
     Args:
         config: one of this module's dataclasses.
 
     Raises:
-        InputError: naming the field, its value and what is allowed.
+        InputError: naming the field, its value and what is allowed; no text may be empty.
     """
     for name, value in flatten(config).items():
+        if value == "":
+            raise InputError(f"{name}: '' is empty; give a value or leave {name} out")
         if name not in _RANGES or value is None:
             continue
         low, inclusive = _RANGES[name]

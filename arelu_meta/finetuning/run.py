@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from arelu_meta.backbones.from_config import build_backbone, check_model_config
+from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import FinetuneConfig, validate
 from arelu_meta.data.images import Splits, load_images
@@ -27,6 +28,8 @@ from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, open_run
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.results import finished_results, report_results
+
+_DIGITS_SIZE = 64
 
 
 def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
@@ -53,13 +56,19 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
         return finished_results(folder)
     splits = load_images(config.data, config.run.seed)
     model, spec = build_backbone(
-        config.model, splits.train.classes, splits.train.channels, config.data.image_size, "finetune"
+        config.model, splits.train.classes, splits.train.channels, _image_size(config), "finetune"
     )
     spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
     if config.train.mode == "head":
         freeze_all_but_head(model)
     run = _Run(config, folder, splits, spec, model.to(device), device)
     return run.go()
+
+
+def _image_size(config: FinetuneConfig) -> int | None:
+    """Choose 64 px for the embedded digits, which are 8 px: a pretrained model's own 224 would take long for nothing."""
+    small_images = config.data.root is None and config.data.name in (None, "digits")
+    return config.data.image_size or (_DIGITS_SIZE if small_images and config.model.name not in PAPER_NETS else None)
 
 
 class _Run:
