@@ -307,6 +307,7 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "eval.inner_steps": (1, True),
     "eval.every": (1, True),
 }
+_LARGEST = 2**32 - 1
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
@@ -339,14 +340,27 @@ def validate(config: object) -> None:
         InputError: naming the field, its value and what is allowed; no text may be empty.
     """
     for name, value in flatten(config).items():
-        if value == "":
-            raise InputError(f"{name}: '' is empty; give a value or leave {name} out")
-        if name not in _RANGES or value is None:
-            continue
-        low, inclusive = _RANGES[name]
-        allowed = f"{'at least' if inclusive else 'above'} {low:g}"
-        if not math.isfinite(value) or value < low or (value == low and not inclusive):
-            raise InputError(f"{name}: {value!r} is not allowed; give a number {allowed}")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                _check_text(name, text)
+        if name in _RANGES and value is not None:
+            _check_number(name, value, *_RANGES[name])
     device = flatten(config).get("run.device")
     if device is not None and device.split(":")[0] not in {"auto", "cpu", "cuda", "mps", "xpu"}:
         raise InputError(f"run.device: {device!r} is not known; give auto, cpu, cuda, cuda:N, mps or xpu")
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text.strip():
+        raise InputError(f"{name}: {text!r} is empty; give a value or leave {name} out")
+    if "\0" in text or text != text.encode("utf-8", "replace").decode("utf-8"):
+        raise InputError(f"{name}: {text!r} is no text that a file could be named by; give UTF-8 without null bytes")
+
+
+def _check_number(name: str, value: float, low: float, inclusive: bool) -> None:
+    allowed = f"{'at least' if inclusive else 'above'} {low:g}"
+    # Whole numbers beyond this overflow inside torch and NumPy, each in its own way.
+    if isinstance(value, int) and value > _LARGEST:
+        raise InputError(f"{name}: {value} is not allowed; give a number {allowed} and at most {_LARGEST}")
+    if not math.isfinite(value) or value < low or (value == low and not inclusive):
+        raise InputError(f"{name}: {value!r} is not allowed; give a number {allowed}")
