@@ -37,6 +37,9 @@ def create_backbone(
     Raises:
         InputError: if the name is unknown (with the nearest), an argument does not fit, or weights cannot be had.
     """
+    for what, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
+        if value is not None and value < least:
+            raise InputError(f"{what}: {value} is not allowed; give {least} or more")
     if num_classes is not None:
         kwargs["num_classes"] = num_classes
     model = (
@@ -77,7 +80,7 @@ def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         raise InputError(f"model.pretrained: there are no published weights of {name!r}; give false or a checkpoint")
     try:
         return PAPER_NETS[name](**kwargs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
 
 
@@ -101,7 +104,7 @@ def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
             f"model.pretrained: weights of {name!r} cannot be had ({reason.strip()}); "
             f"without a network there are: {', '.join(embedded_models())}"
         ) from error
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
     finally:
         hub.setLevel(level)
