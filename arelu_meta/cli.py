@@ -45,6 +45,9 @@ TASKS: dict[str, Task] = {
         "what a swap replaces in a model",
         positional=("model.name",),
     ),
+    "activations": Task(
+        configs.ActivationsConfig, "arelu_meta.activations.task:activations_task", "every activation by name"
+    ),
     "env": Task(configs.EnvConfig, "arelu_meta.runs.environment:env_task", "what a bug report needs"),
 }
 

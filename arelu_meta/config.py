@@ -267,6 +267,17 @@ class SwapConfig:
 
 
 @dataclass
+class ActivationsConfig:
+    """List every activation by name: whether it learns, and its source.
+
+    Args:
+        plot: draw each function and its derivative to this file (.png, .pdf, .svg).
+    """
+
+    plot: str | None = None
+
+
+@dataclass
 class DemoConfig:
     """The main job on embedded data, or part of it on your own folder of images.
 

@@ -96,7 +96,7 @@ def progress(label: str, total: int, unit: str) -> Iterator[ProgressBar]:
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table; columns after the first are right-aligned.
+    """Print a table; columns of numbers are right-aligned.
 
     Args:
         title: what stands above it.
@@ -105,7 +105,8 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        numbers = all(row[index][:1].isdigit() or row[index][:1] in "-+" for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*[str(cell).replace("[", r"\[") for cell in row])
     console().print(table)
