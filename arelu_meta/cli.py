@@ -134,7 +134,8 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         _parser(name, task).print_help()
         return None
     in_files = {key for file in _check_flags(name, flags, known) for key in _check_yaml(file, known, name)}
-    values = _parse_values(_parser(name, task), [*flags, *_positional_flags(task, name, positional, in_files)])
+    flags += _positional_flags(task, name, positional, in_files)
+    values = _parse_values(_parser(name, task), list(zip(flags[::2], flags[1::2], strict=True)))
     config = task.config(**{item.name: getattr(values, item.name) for item in fields(task.config)})
     configs.validate(config)
     return config
@@ -193,7 +194,7 @@ def _split_positional(task: Task, arguments: list[str]) -> tuple[list[str], list
             flags.append(flag)
         elif equals:
             flags += [flag, value]
-        elif boolean and not _is_value_of(kind, following):
+        elif boolean and not _is_value_of(kind, following, task):
             flags += [flag, "true"]
         elif following is None or following.startswith("--"):
             raise InputError(_unknown_flag(flag, known) or f"{flag[2:]}: no value given; give one behind {flag}")
@@ -203,10 +204,12 @@ def _split_positional(task: Task, arguments: list[str]) -> tuple[list[str], list
     return positional, flags
 
 
-def _is_value_of(kind: Any, word: str | None) -> bool:
+def _is_value_of(kind: Any, word: str | None, task: Task) -> bool:
     if word is None or word.startswith("--"):
         return False
-    return kind is not bool or word.lower() in {"true", "false", "yes", "no", "on", "off", "1", "0"}
+    # Where a task takes words of its own, such as images, one of them may stand behind a boolean.
+    words = {"true", "false", "yes", "no", "on", "off", "1", "0"}
+    return kind is not bool or not task.positional or word.lower() in words
 
 
 def _unknown_flag(flag: str, known: dict[str, Any]) -> str | None:
@@ -230,30 +233,42 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> list[str]:
     """Refuse a file that is no YAML or has unknown keys; return its keys."""
     import yaml
 
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"config: {file!r} does not exist or is not a file; give a YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not Path(file).is_file():
+            raise InputError(f"config: {file!r} does not exist or is not a file; give a YAML file")
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config: {file!r} cannot be read ({error.strerror}); give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config: {file!r} is not YAML: {error}") from error
+    except (ValueError, RecursionError) as error:  # such as a date with a 13th month
+        raise InputError(f"config: {file!r} has a value that YAML cannot read ({error})") from error
     if content is None:
         return []
     if not isinstance(content, dict):
         raise InputError(f"config: {file!r} holds a {type(content).__name__}; give keys such as `optim:`")
-    keys = _yaml_keys(content)
-    for key in keys:
-        if key in known or any(flag.startswith(f"{key}.") for flag in known):
+    keys = _yaml_keys(content, known)
+    for key, value in keys.items():
+        if key in known:
             continue
-        raise InputError(f"config: {file!r}: {key!r} is not a field of {name}; {nearest_names(key, known)}")
-    return keys
+        fields_below = [flag.removeprefix(f"{key}.") for flag in known if flag.startswith(f"{key}.")]
+        if not fields_below:
+            raise InputError(f"config: {file!r}: {key!r} is not a field of {name}; {nearest_names(key, known)}")
+        if not isinstance(value, dict):
+            raise InputError(
+                f"config: {file!r}: {key}: {value!r} is not allowed; give fields below `{key}:`, "
+                f"such as `{fields_below[0]}:`, or leave it out"
+            )
+    return list(keys)
 
 
-def _yaml_keys(content: dict[Any, Any], prefix: str = "") -> list[str]:
-    keys: list[str] = []
+def _yaml_keys(content: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Map every field's full name to its value; an unknown name is not looked into."""
+    keys: dict[str, Any] = {}
     for key, value in content.items():
         path = f"{prefix}{key}"
-        keys += _yaml_keys(value, f"{path}.") if isinstance(value, dict) and value else [path]
+        section = isinstance(value, dict) and value and any(flag.startswith(f"{path}.") for flag in known)
+        keys |= _yaml_keys(value, known, f"{path}.") if section else {path: value}
     return keys
 
 
@@ -285,11 +300,14 @@ def _shown(task: Task) -> list[str]:
     return [word.split(".")[0].upper() for word in task.positional]
 
 
-def _parse_values(parser: Any, flags: list[str]) -> Any:
+def _parse_values(parser: Any, flags: list[tuple[str, str]]) -> Any:
     import jsonargparse
 
+    # Later values win, and flags are to win over files wherever they stand.
+    in_order = sorted(flags, key=lambda pair: pair[0] != "--config")
     try:
-        return parser.instantiate(parser.parse_args(flags))
+        # One word each: a value such as -inf would pass for a flag.
+        return parser.instantiate(parser.parse_args([f"{flag}={value}" for flag, value in in_order]))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise InputError(_readable(str(error))) from error
 
