@@ -319,6 +319,7 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "eval.every": (1, True),
 }
 _LARGEST = 2**32 - 1
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; what Linux allows
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
@@ -366,6 +367,8 @@ def _check_text(name: str, text: str) -> None:
         raise InputError(f"{name}: {text!r} is empty; give a value or leave {name} out")
     if "\0" in text or text != text.encode("utf-8", "replace").decode("utf-8"):
         raise InputError(f"{name}: {text!r} is no text that a file could be named by; give UTF-8 without null bytes")
+    if len(text.encode()) > _LONGEST_PATH or max(len(part.encode()) for part in text.split("/")) > _LONGEST_NAME:
+        raise InputError(f"{name}: {text[:20] + '…'!r} is too long ({len(text)} characters) to name anything")
 
 
 def _check_number(name: str, value: float, low: float, inclusive: bool) -> None:

@@ -132,7 +132,7 @@ def find_root(root: str) -> Path:
     Raises:
         InputError: if there is none.
     """
-    given = Path(root).expanduser()
+    given = Path(os.path.expanduser(root))  # noqa: PTH111 (pathlib's raises where there is no such user)
     for candidate in (given, data_home() / given):
         if candidate.is_dir():
             return candidate

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -169,7 +170,7 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
 def _named_root(config: DataConfig) -> Path:
     if config.root is None:
         return data_home()
-    given = Path(config.root).expanduser()
+    given = Path(os.path.expanduser(config.root))  # noqa: PTH111 (pathlib's raises where there is no such user)
     below = data_home() / given
     return below if below.is_dir() and not given.is_dir() else given
 

@@ -170,11 +170,11 @@ def open_run(config: RunConfig, task: str) -> RunFolder:
         The folder, with the state to resume from if there is one.
 
     Raises:
-        InputError: if the folder holds a run already (with resume=never), is a file, or the checkpoint is missing.
+        InputError: if the folder holds a run already (with resume=never), cannot be made or written, or the checkpoint
+            is missing.
     """
-    path = Path(config.folder) if config.folder else default_folder(task)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"run.folder: {str(path)!r} is a file; give a folder")
+    path = Path(os.path.expanduser(config.folder)) if config.folder else default_folder(task)  # noqa: PTH111
+    _check_place(path)
     folder = RunFolder(path)
     held = [mark for mark in _MARKS if (path / mark).exists()]
     if config.resume == "never":
@@ -193,6 +193,18 @@ def open_run(config: RunConfig, task: str) -> RunFolder:
         return folder
     folder.resumed = load_checkpoint(Path(config.resume))
     return folder
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a folder that could not be made: found now, not when the first file is written."""
+    whole = path.absolute()
+    nearest = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        kind = "a file" if nearest.is_file() else "no folder"
+        below = "" if nearest == whole else f" ({str(nearest)!r})"
+        raise InputError(f"run.folder: {str(path)!r} is {'' if not below else 'below '}{kind}{below}; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"run.folder: {str(path)!r} cannot be written ({str(nearest)!r} is read-only); give another")
 
 
 def default_folder(task: str) -> Path:
@@ -224,8 +236,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler meets in a damaged file
-        reason = str(error).split("\n")[0]
-        raise InputError(f"run.resume: {str(path)!r} is not a checkpoint of this toolkit ({reason})") from error
+        # torch's own message advises to load it without the protection.
+        unsafe = "Weights only load failed" in str(error)
+        reason = "it is damaged, or holds more than tensors and plain values" if unsafe else str(error).split("\n")[0]
+        raise InputError(
+            f"run.resume: {str(path)!r} is not a checkpoint of this toolkit ({reason}); give one of checkpoints/*.pt"
+        ) from error
     if not isinstance(state, dict) or "metrics" not in state:
         raise InputError(f"run.resume: {str(path)!r} is not a checkpoint of this toolkit; give one of checkpoints/*.pt")
     return state
