@@ -199,10 +199,10 @@ def _check_place(path: Path) -> None:
     """Refuse a folder that could not be made: found now, not when the first file is written."""
     whole = path.absolute()
     nearest = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    if nearest == whole and not whole.is_dir():
+        raise InputError(f"run.folder: {str(path)!r} is {'a file' if path.is_file() else 'no folder'}; give a folder")
     if not nearest.is_dir():
-        kind = "a file" if nearest.is_file() else "no folder"
-        below = "" if nearest == whole else f" ({str(nearest)!r})"
-        raise InputError(f"run.folder: {str(path)!r} is {'' if not below else 'below '}{kind}{below}; give a folder")
+        raise InputError(f"run.folder: {str(path)!r} lies below {str(nearest)!r}, which is no folder; give another")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"run.folder: {str(path)!r} cannot be written ({str(nearest)!r} is read-only); give another")
 
