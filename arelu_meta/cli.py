@@ -24,10 +24,16 @@ class Task:
     run: str
     help: str
     positional: tuple[str, ...] = ()
+    greeting: str = ""  # said before torch is imported, which takes seconds
 
 
 TASKS: dict[str, Task] = {
-    "demo": Task(configs.DemoConfig, "arelu_meta.demo:demo", "the main job on embedded data, in minutes"),
+    "demo": Task(
+        configs.DemoConfig,
+        "arelu_meta.demo:demo",
+        "the main job on embedded data, in minutes",
+        greeting="arelu_meta demo: fine-tune a pretrained backbone three ways, meta-learn two ways; a few minutes",
+    ),
     "finetune": Task(configs.FinetuneConfig, "arelu_meta.finetuning:finetune", "fine-tune a backbone on your images"),
     "metatrain": Task(configs.MetatrainConfig, "arelu_meta.meta:metatrain", "meta-learn few-shot tasks"),
     "evaluate": Task(
@@ -99,6 +105,8 @@ def _main(arguments: list[str]) -> int:
         raise InputError(f"task: {name!r} is not known; {nearest_names(name, TASKS)}")
     config = parse(name, rest)
     if config is not None:
+        if TASKS[name].greeting:
+            print(TASKS[name].greeting, flush=True)
         _function(TASKS[name])(config)
     return 0
 

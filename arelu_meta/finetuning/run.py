@@ -25,7 +25,7 @@ from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, che
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.runs.compute import prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
-from arelu_meta.runs.folder import RunFolder, open_run
+from arelu_meta.runs.folder import RunFolder, open_run, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.results import finished_results, report_results
 
@@ -66,7 +66,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
 
 
 def _image_size(config: FinetuneConfig) -> int | None:
-    """Choose 64 px for the embedded digits, which are 8 px: a pretrained model's own 224 would take long for nothing."""
+    """Choose 64 px for the embedded digits, which have 8: a pretrained model's own 224 would only take longer."""
     small_images = config.data.root is None and config.data.name in (None, "digits")
     return config.data.image_size or (_DIGITS_SIZE if small_images and config.model.name not in PAPER_NETS else None)
 
@@ -113,8 +113,9 @@ class _Run:
         epochs = self.config.train.epochs
         with progress("fine-tuning", (epochs - self.epoch) * len(self.splits.train), "images") as bar:
             bar.line(self._headline())
-            while self.epoch < epochs:
-                self._one_epoch(bar)
+            with resumable(lambda: self.checkpoint):
+                while self.epoch < epochs:
+                    self._one_epoch(bar)
         return self._finish()
 
     def _headline(self) -> str:

@@ -22,7 +22,7 @@ from arelu_meta.meta.evaluation import task_accuracies
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.runs.compute import autocast, prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
-from arelu_meta.runs.folder import RunFolder, open_run
+from arelu_meta.runs.folder import RunFolder, open_run, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.results import finished_results, report_results
 
@@ -110,8 +110,9 @@ class _Run:
         steps, batch = self.config.meta.steps, self.config.meta.batch_tasks
         with progress("meta-training", (steps - self.step) * batch, "tasks") as bar:
             bar.line(self._headline())
-            while self.step < steps:
-                self._interval(bar, min(self.config.eval.every, steps - self.step))
+            with resumable(lambda: self.checkpoint):
+                while self.step < steps:
+                    self._interval(bar, min(self.config.eval.every, steps - self.step))
         return self._finish()
 
     def _headline(self) -> str:

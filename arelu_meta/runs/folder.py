@@ -1,5 +1,6 @@
 """The run folder: config, environment, split, metrics, checkpoints, results, each written at once or not at all."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -8,7 +9,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,22 @@ def _check_place(path: Path) -> None:
         raise InputError(f"run.folder: {str(path)!r} lies below {str(nearest)!r}, which is no folder; give another")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"run.folder: {str(path)!r} cannot be written ({str(nearest)!r} is read-only); give another")
+
+
+@contextlib.contextmanager
+def resumable(checkpoint: Callable[[], str]) -> Iterator[None]:
+    """Name the last checkpoint where a person interrupts the block.
+
+    Args:
+        checkpoint: tells its path when asked.
+
+    Raises:
+        KeyboardInterrupt: as it came, with how to go on.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{checkpoint()} is written; --run.resume auto goes on from it") from None
 
 
 def default_folder(task: str) -> Path:

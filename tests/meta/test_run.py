@@ -68,9 +68,7 @@ def test_the_same_seed_gives_the_same_run(digits: Make) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(
-    digits: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(digits: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from arelu_meta.runs.folder import RunFolder
 
     whole = metatrain(digits("whole"))
