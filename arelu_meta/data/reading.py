@@ -1,5 +1,6 @@
 """Read image files of any kind that Pillow knows, the way a person would see them."""
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from arelu_meta.runs.progress import progress
 
 # What cameras, systems and editors leave beside photographs; nobody means them as images.
 _IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
+
+# Without a handler of the user's, Pillow would print its remarks on broken files to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def is_candidate(path: Path) -> bool:
@@ -32,11 +36,10 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
         channels: 1 or 3.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit files come as integers up to 65,535; float files as whatever the writer meant, stretched to fit.
-        high = (
-            65535.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else max(values.max(initial=0), 255.0)
-        )
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        # 32-bit integers mostly hold 8 or 16 bits; floats whatever the writer meant, squeezed to fit.
+        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and values.max() > 255)
+        high = 65535.0 if sixteen else max(values.max(), 255.0)
         image = Image.fromarray(np.clip(values / high * 255, 0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         coloured = image.convert("RGBA")
@@ -55,12 +58,25 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
         The decoded image.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: if it is not a whole image.
+        OSError: if it is not a whole image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is no reason to speak; a broken image raises
-        with Image.open(path) as image:
-            return to_channels(ImageOps.exif_transpose(image), channels)
+        try:
+            with Image.open(path) as image:
+                image.load()
+                return to_channels(_upright(image), channels)
+        except OSError:
+            raise
+        except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # metadata that cannot be read says nothing of the image's direction
+        return image
 
 
 def _is_broken(path: Path) -> bool:
@@ -69,7 +85,8 @@ def _is_broken(path: Path) -> bool:
             # Decoding to a small size reads the file to its end, at a fraction of the cost.
             image.draft("RGB", (64, 64))
             image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError):
+            to_channels(image.crop((0, 0, 1, 1)), 3)  # some colour spaces can be decoded, but not converted
+    except Exception:  # Pillow's decoders raise whatever they meet in a damaged file
         return True
     return False
 
