@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import PredictConfig, RunConfig, validate
-from arelu_meta.data.images import read_folder
+from arelu_meta.data.images import find_candidates, read_folder
 from arelu_meta.data.loading import build_transform
-from arelu_meta.data.reading import is_candidate, read_image
+from arelu_meta.data.reading import read_image
 from arelu_meta.errors import InputError
 from arelu_meta.meta.algorithms import adapted_probabilities
 from arelu_meta.runs.compute import prepare
@@ -108,7 +108,7 @@ def _find_images(images: Sequence[str | Path]) -> list[Path]:
     for item in images:
         path = Path(item)
         if path.is_dir():
-            below = sorted(candidate for candidate in path.rglob("*") if is_candidate(candidate))
+            below = find_candidates(path)
             if not below:
                 raise InputError(f"images: folder {str(path)!r} holds no image; give files or folders with images")
             paths += below
@@ -126,7 +126,7 @@ def _read(paths: list[Path], spec: ModelSpec, skip_broken: bool) -> tuple[Tensor
         for path in paths:
             try:
                 image = read_image(path, spec.inputs.channels)
-            except (OSError, ValueError, SyntaxError) as error:
+            except OSError as error:
                 if skip_broken:
                     continue
                 raise InputError(

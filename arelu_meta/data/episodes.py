@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.images import ImageSet, Labels, concatenate, find_root, load_images, part_folders, read_folder
+from arelu_meta.data.images import ImageSet, Labels, concatenate, find_root, load_images, read_folder, training_parts
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.data.named import NAMED_SETS, load_digits, load_part
 from arelu_meta.data.reading import to_channels
@@ -124,8 +124,8 @@ def load_whole(config: DataConfig) -> list[ImageSet]:
     if name != "folder" or config.root is None:
         load_images(config, 0)  # says what is wrong
     root = find_root(config.root or "")
-    folders = part_folders(root)
-    if "train" not in folders:
+    folders = training_parts(root)
+    if not folders:
         return [read_folder(root, root, config.skip_broken)[0]]
     return [read_folder(folder, root, config.skip_broken)[0] for folder in folders.values()]
 

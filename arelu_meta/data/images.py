@@ -1,5 +1,6 @@
 """Labelled images: a folder of photographs, a torchvision set or the embedded digits, split once by the seed."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -192,8 +193,8 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
     Raises:
         InputError: naming the class without images, or the first file that is not an image.
     """
-    parts = part_folders(root)
-    if "train" not in parts:
+    parts = training_parts(root)
+    if not parts:
         whole, skipped = read_folder(root, root, skip_broken)
         splits = split_whole(whole, seed)
         return replace(splits, skipped=tuple(skipped))
@@ -230,9 +231,36 @@ def part_folders(root: Path) -> dict[str, Path]:
     for part, names in _PARTS.items():
         for name in names:
             folder = root / name
-            if part not in parts and folder.is_dir() and any(child.is_dir() for child in folder.iterdir()):
+            if part not in parts and folder.is_dir() and _class_folders(folder):
                 parts[part] = folder
     return parts
+
+
+def training_parts(root: Path) -> dict[str, Path]:
+    """Find the train, val and test folders of a root to train on.
+
+    Args:
+        root: a folder of images.
+
+    Returns:
+        Those that are there, `train` among them; none where the root holds classes.
+
+    Raises:
+        InputError: if there is val or test, but nothing to train on.
+    """
+    parts = part_folders(root)
+    if parts and "train" not in parts:
+        there = " and ".join(f"{folder.name}/" for folder in parts.values())
+        raise InputError(f"data.root: {str(root)!r} has {there} but no train/; put the training images there")
+    return parts
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """List the sub-folders that are classes: all but hidden ones."""
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"data.root: {str(folder)!r} cannot be read ({error.strerror}); give another") from error
 
 
 def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, list[str]]:
@@ -249,10 +277,10 @@ def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, 
     Raises:
         InputError: naming the class or the file.
     """
-    found: dict[str, list[Path]] = {}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            found[child.name] = sorted(path for path in child.rglob("*") if is_candidate(path))
+    found = {child.name: find_candidates(child) for child in _class_folders(folder)}
+    for path in itertools.chain([folder / name for name in found], *found.values()):
+        if not path.name.isprintable():
+            _check_encodable(path)
     if len(found) < 2:
         raise InputError(f"data.root: {str(folder)!r} has {len(found)} sub-folders; at least 2 classes are needed")
     broken = set(find_broken([path for paths in found.values() for path in paths]))
@@ -276,10 +304,30 @@ def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, 
     return images, sorted(path.relative_to(root).as_posix() for path in broken)
 
 
+def find_candidates(folder: Path) -> list[Path]:
+    """List the files below a folder that are meant as images; hidden folders, such as editors leave, are not searched.
+
+    Args:
+        folder: searched to any depth.
+    """
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if is_candidate(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _check_encodable(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"data.root: the name {str(path)!r} is not UTF-8; rename it (convmv does)") from error
+
+
 def _read_below(root: Path, name: str) -> Image.Image:
     try:
         return read_image(root / name)
-    except (OSError, ValueError, SyntaxError) as error:
+    except OSError as error:
         raise InputError(f"data.root: {str(root / name)!r} could not be read any more ({error})") from error
 
 
