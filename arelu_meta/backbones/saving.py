@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -105,14 +105,27 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
             header = (opened.metadata() or {}).get(_HEADER)
         if header is None:
             raise InputError(f"{where}: {str(file)!r} does not say what model it holds; give one that a run here wrote")
-        content = json.loads(header)
-        inputs = content.pop("inputs")
-        inputs |= {key: tuple(inputs[key]) for key in ("mean", "std")}
-        return file, ModelSpec(**content, inputs=InputSpec(**inputs))
+        return file, _spec(json.loads(header))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where}: {str(file)!r} is damaged or no model of this toolkit ({error})") from error
+
+
+def _spec(content: Any) -> ModelSpec:
+    """Make a spec of a header's content, which anyone may have written; TypeError or KeyError where it is none."""
+    if not isinstance(content, dict):
+        raise TypeError(f"its header holds a {type(content).__name__}")
+    inputs = dict(content["inputs"])
+    inputs |= {key: tuple(inputs[key]) for key in ("mean", "std")}
+    spec = ModelSpec(**{**content, "inputs": InputSpec(**inputs)})
+    for holder in (spec, spec.inputs):
+        for name, kind in get_type_hints(type(holder)).items():
+            value, origin = getattr(holder, name), get_origin(kind)
+            allowed = origin if origin in (list, dict, tuple) else (float | int if kind is float else kind)
+            if not isinstance(value, allowed):
+                raise TypeError(f"its header says {value!r} for {name}")
+    return spec
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
