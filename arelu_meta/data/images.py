@@ -279,8 +279,7 @@ def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, 
     """
     found = {child.name: find_candidates(child) for child in _class_folders(folder)}
     for path in itertools.chain([folder / name for name in found], *found.values()):
-        if not path.name.isprintable():
-            _check_encodable(path)
+        _check_encodable(path)
     if len(found) < 2:
         raise InputError(f"data.root: {str(folder)!r} has {len(found)} sub-folders; at least 2 classes are needed")
     broken = set(find_broken([path for paths in found.values() for path in paths]))
