@@ -75,6 +75,30 @@ def check_model_name(name: str) -> None:
         raise InputError(f"model.name: {name!r} is not known; {nearest_names(name, model_names())}")
 
 
+def size_argument(name: str, image_size: int | None) -> dict[str, Any]:
+    """Give the argument that builds a model for another image size, where its layers depend on it.
+
+    Args:
+        name: a known model.
+        image_size: side in pixels; None for the model's own.
+
+    Returns:
+        `{"img_size": …}` for the papers' networks and timm's fixed-size models (vision transformers), else nothing.
+    """
+    import timm
+
+    if image_size is None:
+        return {}
+    if name in PAPER_NETS:
+        return {"img_size": image_size}
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that there is not: `create_backbone` says so
+        return {}
+    fixed = config is not None and config.fixed_input_size and config.input_size[-1] != image_size
+    return {"img_size": image_size} if fixed else {}
+
+
 def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     if pretrained:
         raise InputError(f"model.pretrained: there are no published weights of {name!r}; give false or a checkpoint")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from arelu_meta.activations.registry import create_activation
-from arelu_meta.backbones.create import check_model_name, create_backbone
+from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
 from arelu_meta.backbones.swap import swap_activations
@@ -58,7 +58,7 @@ def build_backbone(
     if isinstance(config.pretrained, str):
         return _from_checkpoint(config, classes, image_size, task)
     channels = data_channels if config.name in PAPER_NETS or not config.pretrained else 3
-    sized = {"img_size": image_size} if image_size is not None and config.name in PAPER_NETS else {}
+    sized = size_argument(config.name, image_size)
     model = create_backbone(
         config.name, bool(config.pretrained), len(classes), channels, config.activation, config.init, **sized
     )
@@ -118,7 +118,11 @@ def _from_checkpoint(
             f"{where} has {old.num_classes} classes, the data has {len(classes)}; give --model.reset_head true"
         )
     if old.activation not in (None, config.activation) and config.activation is not None:
-        raise InputError(f"{where} was trained with {old.activation!r}, model.activation is {config.activation!r}")
+        raise InputError(
+            f"{where} was trained with {old.activation!r}, model.activation is {config.activation!r}; leave it out"
+        )
+    if old.activation == "arelu" and config.init not in (None, old.init):
+        raise InputError(f"{where} was started with {old.init!r}, model.init is {config.init!r}; leave it out")
     inputs = replace(old.inputs, image_size=image_size or old.inputs.image_size)
     spec = replace(old, task=task, num_classes=len(classes), classes=list(classes), inputs=inputs, meta={}, config={})
     model = spec.build()

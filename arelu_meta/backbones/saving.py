@@ -10,8 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from arelu_meta.backbones.create import create_backbone
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.runs.folder import write_atomically
@@ -49,14 +48,14 @@ class ModelSpec:
 
     def build(self) -> nn.Module:
         """Make the model, its weights at random."""
-        sized: dict[str, Any] = {"img_size": self.inputs.image_size} if self.name in PAPER_NETS else {}
+        check_model_name(self.name)
         model = create_backbone(
             self.name,
             num_classes=self.num_classes,
             in_chans=self.inputs.channels,
             activation=self.activation,
             init=self.init,
-            **sized,
+            **size_argument(self.name, self.inputs.image_size),
         )
         if self.meta.get("normalization"):
             from arelu_meta.meta.normalization import set_normalization
