@@ -5,6 +5,7 @@ module of kernels this has four functions; `numba_kernels` and `triton_kernels` 
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,37 @@ BASES: dict[str, Callable[[Tensor], Tensor]] = {
 """The activations over which the gated residual is one operator."""
 
 
+def clamp_alpha(alpha: Tensor) -> Tensor:
+    """Clamp alpha to [0.01, 0.99]; the gradient passes inside, bounds included.
+
+    Args:
+        alpha: any shape, any floating dtype.
+    """
+    # `Tensor.clamp` blocks the gradient at its bounds from torch 2.14 on: an alpha that lies on one would be stuck.
+    return torch.where(_outside(alpha), alpha.detach().clamp(ALPHA_MIN, ALPHA_MAX), alpha)
+
+
+@cache
+def alpha_limits(dtype: torch.dtype) -> tuple[float, float]:
+    """Return alpha's bounds as its dtype rounds them: float32's 0.01 lies below 0.01, and is still within bounds.
+
+    Args:
+        dtype: alpha's.
+    """
+    low, high = torch.tensor([ALPHA_MIN, ALPHA_MAX], dtype=dtype).tolist()
+    return low, high
+
+
+def _outside(alpha: Tensor) -> Tensor:
+    return (alpha < ALPHA_MIN) | (alpha > ALPHA_MAX)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _attention_slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.sigmoid(_wide(beta.reshape(()))), _wide(alpha.reshape(())).clamp(ALPHA_MIN, ALPHA_MAX)
+    return torch.sigmoid(_wide(beta.reshape(()))), _wide(clamp_alpha(alpha.reshape(())))
 
 
 def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
@@ -63,8 +89,7 @@ def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tupl
     product = _wide(grad) * (_wide(y) / slopes)
     below = torch.where(is_negative, product, 0).sum()
     above = torch.where(is_negative, 0, product).sum()
-    in_range = (alpha >= ALPHA_MIN) & (alpha <= ALPHA_MAX)
-    grad_alpha = (below * in_range).to(alpha.dtype)
+    grad_alpha = (below * ~_outside(alpha)).to(alpha.dtype)
     grad_beta = (above * sigmoid * (1 - sigmoid)).to(beta.dtype).reshape(beta.shape)
     return (grad * slopes).to(y.dtype), grad_alpha, grad_beta
 
@@ -117,8 +142,7 @@ def gated_backward(
     product = _wide(grad) * _wide(x)
     above = torch.where(is_positive, product, 0).sum()
     below = torch.where(is_positive, 0, product).sum()
-    in_range = (alpha >= ALPHA_MIN) & (alpha <= ALPHA_MAX)
-    grad_alpha = (gate * below * in_range).to(alpha.dtype)
+    grad_alpha = (gate * below * ~_outside(alpha)).to(alpha.dtype)
     grad_beta = (gate * above * sigmoid * (1 - sigmoid)).to(beta.dtype).reshape(beta.shape)
     grad_t = (sigmoid * above + negative * below).to(t.dtype).reshape(t.shape)
     grad_x = grad * (gate * torch.where(is_positive, sigmoid, negative))

@@ -9,7 +9,6 @@ where none of this holds: under a tracer, a compiler or a function transform, wh
 """
 
 import importlib
-import importlib.util
 from functools import cache
 from typing import Any
 
@@ -116,18 +115,19 @@ def gated_arelu(
 
 
 @cache
-def _module(name: str, needs: str) -> Any:
+def _module(name: str) -> Any:
     # Imported at the first use: numba takes 0.3 s, Triton more, and who trains on the one never needs the other.
-    if importlib.util.find_spec(needs) is None:
+    try:
+        return importlib.import_module(f"arelu_meta.activations.{name}")
+    except ImportError:
         return aten_kernels
-    return importlib.import_module(f"arelu_meta.activations.{name}")
 
 
 def _kernels_for(x: Tensor) -> Any:
     if x.is_cpu and x.dtype in _SERVED_BY_NUMBA:
-        return _module("numba_kernels", needs="numba")
+        return _module("numba_kernels")
     if x.is_cuda:
-        return _module("triton_kernels", needs="triton")
+        return _module("triton_kernels")
     return aten_kernels
 
 

@@ -1,35 +1,29 @@
-"""The CPU kernels' loops: one pass over memory each, compiled by numba, run on torch's own OpenMP threads.
+"""The CPU kernels' loops, which numba compiles: one pass over memory each.
 
-A kernel takes one `job`, 8-byte words in a row: a counter from which its threads draw blocks, the number of elements,
+A loop takes one `job`, 8-byte words in a row: a counter from which its threads draw blocks, the number of elements,
 three addresses, two slopes, and two sums for each block. The pointer's type says what the elements are, so that one
 function serves float32, float64 and bfloat16 (read as int16 words, since numba has no such type).
 
-Why torch's threads: a pool of our own fights torch's workers, which go on spinning for a while after each operation.
+All that is compiled stands in this one file: numba's cache on disk is out of date when the file changes, and only then.
 """
 
 # numba types none of its decorators.
 # mypy: disable-error-code="untyped-decorator"
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic, overload
-from torch import Tensor
 
-_BLOCK = 1 << 15  # what a thread draws at a time; its sums have a place of their own, so no thread's pace changes them
+BLOCK = 1 << 15  # what a thread draws at a time; its sums have a place of their own, so no thread's pace changes them
 _RUN = 1 << 12  # what is summed in float32 before float64 takes over: 64 to 256 elements a vector lane
-_COUNTER, _SIZE, _INPUT, _OTHER, _OUTPUT, _POSITIVE, _NEGATIVE, _SUMS = range(8)
+COUNTER, SIZE, INPUT, OTHER, OUTPUT, POSITIVE, NEGATIVE, SUMS = range(8)
+"""Where in a job what lies."""
 
-_ELEMENTS = {torch.float32: types.float32, torch.float64: types.float64, torch.bfloat16: types.int16}
 # Sums may be reordered, or they would not be vectorised. Infinities and nans keep their meaning.
 _FAST = {"reassoc", "contract"}
 
@@ -214,37 +208,61 @@ def _has_sign_bit(v: Any) -> bool:
     return math.copysign(type(v)(1), v) < 0
 
 
-def _arelu_forward(job: Any) -> None:
-    words = carray(_words(job), _SUMS)
-    size, slopes = words[_SIZE], words.view(np.float64)
-    x, out = carray(_elements_at(job, words[_INPUT]), size), carray(_elements_at(job, words[_OUTPUT]), size)
-    wide = type(_widen(x[0]))
-    positive, negative = wide(slopes[_POSITIVE]), wide(slopes[_NEGATIVE])
-    start = _draw_block(job) * _BLOCK
-    while start < size:
-        xs, outs = x[start : start + _BLOCK], out[start : start + _BLOCK]
-        for i in range(xs.size):
-            v = _widen(xs[i])
-            # -0.0 becomes 0.0, so that a sign bit in the output always means the negative side.
-            outs[i] = _narrow(v * positive + wide(0) if v >= 0 else v * negative, xs[i])
-        start = _draw_block(job) * _BLOCK
+@njit
+def _arelu(v: Any, slope: Any, activated: Any) -> Any:
+    # -0.0 becomes 0.0, so that a sign bit in the output always means the negative side.
+    return v * slope + type(v)(0) if v >= 0 else v * slope
 
 
-def _add_attention(job: Any) -> None:
-    words = carray(_words(job), _SUMS)
-    size, slopes = words[_SIZE], words.view(np.float64)
-    x, out = carray(_elements_at(job, words[_INPUT]), size), carray(_elements_at(job, words[_OUTPUT]), size)
-    activated = carray(_elements_at(job, words[_OTHER]), size)
-    wide = type(_widen(x[0]))
-    positive, negative = wide(slopes[_POSITIVE]), wide(slopes[_NEGATIVE])
-    start = _draw_block(job) * _BLOCK
-    while start < size:
-        end = start + _BLOCK
-        xs, others, outs = x[start:end], activated[start:end], out[start:end]
-        for i in range(xs.size):
-            v = _widen(xs[i])
-            outs[i] = _narrow(_widen(others[i]) + v * (positive if v >= 0 else negative), xs[i])
-        start = _draw_block(job) * _BLOCK
+@njit
+def _given(v: Any, slope: Any, activated: Any) -> Any:
+    return _widen(activated) + v * slope
+
+
+@njit
+def _relu(v: Any, slope: Any, activated: Any) -> Any:
+    return (type(v)(0) if v < 0 else v) + v * slope
+
+
+@njit
+def _relu6(v: Any, slope: Any, activated: Any) -> Any:
+    return (type(v)(0) if v < 0 else (type(v)(6) if v > 6 else v)) + v * slope
+
+
+_VALUES = {"arelu": _arelu, "given": _given, "relu": _relu, "relu6": _relu6}
+
+
+def _forward(job: Any, kind: Any) -> Any:
+    """Write AReLU of x, or `base(x) + slope * x`; the base's value is given, unless it is as cheap as reading it."""
+    raise NotImplementedError
+
+
+@overload(_forward, prefer_literal=True, jit_options={"error_model": "numpy"})
+def _forward_for(job: Any, kind: Any) -> Any:
+    name, in_place = kind.literal_value.removesuffix("_in_place"), kind.literal_value.endswith("_in_place")
+    value = _VALUES[name]
+    # The compiler is told which arrays are one: it does not vectorise what might overlap.
+    x_is_out, other_is_out = in_place and name == "arelu", in_place or name != "given"
+
+    def run(job: Any, kind: Any) -> Any:
+        words = carray(_words(job), SUMS)
+        size, slopes = words[SIZE], words.view(np.float64)
+        x, other = carray(_elements_at(job, words[INPUT]), size), carray(_elements_at(job, words[OTHER]), size)
+        out = carray(_elements_at(job, words[OUTPUT]), size)
+        wide = type(_widen(x[0]))
+        positive, negative = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE])
+        start = _draw_block(job) * BLOCK
+        while start < size:
+            end = start + BLOCK
+            outs = out[start:end]
+            xs = outs if x_is_out else x[start:end]
+            others = outs if other_is_out else other[start:end]
+            for i in range(outs.size):
+                v = _widen(xs[i])
+                outs[i] = _narrow(value(v, positive if v >= 0 else negative, others[i]), xs[i])
+            start = _draw_block(job) * BLOCK
+
+    return run
 
 
 def _backward(job: Any, kind: Any) -> Any:
@@ -258,17 +276,17 @@ def _backward_for(job: Any, kind: Any) -> Any:
     is_negative = _has_sign_bit if kind.literal_value == "arelu" else _below_zero
 
     def run(job: Any, kind: Any) -> Any:
-        words = carray(_words(job), _SUMS)
-        size, slopes = words[_SIZE], words.view(np.float64)
-        sums = carray(_words(job), _SUMS + 2 * ((size + _BLOCK - 1) // _BLOCK))[_SUMS:].view(np.float64)
-        values, grad = carray(_elements_at(job, words[_INPUT]), size), carray(_elements_at(job, words[_OTHER]), size)
-        out = carray(_elements_at(job, words[_OUTPUT]), size)
+        words = carray(_words(job), SUMS)
+        size, slopes = words[SIZE], words.view(np.float64)
+        sums = carray(_words(job), SUMS + 2 * ((size + BLOCK - 1) // BLOCK))[SUMS:].view(np.float64)
+        values, grad = carray(_elements_at(job, words[INPUT]), size), carray(_elements_at(job, words[OTHER]), size)
+        out = carray(_elements_at(job, words[OUTPUT]), size)
         wide = type(_widen(values[0]))
-        positive, negative, zero = wide(slopes[_POSITIVE]), wide(slopes[_NEGATIVE]), wide(0)
+        positive, negative, zero = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE]), wide(0)
         block = _draw_block(job)
-        while block * _BLOCK < size:
+        while block * BLOCK < size:
             above, below = 0.0, 0.0
-            for start in range(block * _BLOCK, min(size, (block + 1) * _BLOCK), _RUN):
+            for start in range(block * BLOCK, min(size, (block + 1) * BLOCK), _RUN):
                 end = min(start + _RUN, size)
                 vs, gs, outs = values[start:end], grad[start:end], out[start:end]
                 run_above, run_below = zero, zero
@@ -289,7 +307,7 @@ def _backward_for(job: Any, kind: Any) -> Any:
 
 _DERIVATIVES = {
     "arelu": _d_nothing,
-    "attention": _d_nothing,
+    "given": _d_nothing,
     "relu": _d_relu,
     "relu6": _d_relu6,
     "hardswish": _d_hardswish,
@@ -297,74 +315,20 @@ _DERIVATIVES = {
     "gelu": _d_gelu,
     "gelu_tanh": _d_gelu_tanh,
 }
-_KERNELS: dict[str, Callable[[Any], None]] = {
-    "arelu_forward": _arelu_forward,
-    "add_attention": _add_attention,
-    "arelu": lambda job: _backward(job, "arelu"),
-    "attention": lambda job: _backward(job, "attention"),
-    "relu": lambda job: _backward(job, "relu"),
-    "relu6": lambda job: _backward(job, "relu6"),
-    "hardswish": lambda job: _backward(job, "hardswish"),
-    "silu": lambda job: _backward(job, "silu"),
-    "gelu": lambda job: _backward(job, "gelu"),
-    "gelu_tanh": lambda job: _backward(job, "gelu_tanh"),
+# By name, the forwards and the backwards; a line each, for numba caches a function by its name and its line.
+LOOPS: dict[str, Callable[[Any], None]] = {
+    "arelu_forward": lambda job: _forward(job, "arelu"),
+    "arelu_forward_in_place": lambda job: _forward(job, "arelu_in_place"),
+    "given_forward": lambda job: _forward(job, "given"),
+    "given_forward_in_place": lambda job: _forward(job, "given_in_place"),
+    "relu_forward": lambda job: _forward(job, "relu"),
+    "relu6_forward": lambda job: _forward(job, "relu6"),
+    "arelu_backward": lambda job: _backward(job, "arelu"),
+    "given_backward": lambda job: _backward(job, "given"),
+    "relu_backward": lambda job: _backward(job, "relu"),
+    "relu6_backward": lambda job: _backward(job, "relu6"),
+    "hardswish_backward": lambda job: _backward(job, "hardswish"),
+    "silu_backward": lambda job: _backward(job, "silu"),
+    "gelu_backward": lambda job: _backward(job, "gelu"),
+    "gelu_tanh_backward": lambda job: _backward(job, "gelu_tanh"),
 }
-
-
-@cache
-def _compiled(name: str, dtype: torch.dtype) -> Any:
-    """Compile a kernel for one dtype, or load it from numba's cache on disk; a second or so the first time."""
-    signature = types.void(types.CPointer(_ELEMENTS[dtype]))
-    fast = _FAST if name not in ("arelu_forward", "add_attention") else False
-    try:
-        compiled = cfunc(signature, cache=True, error_model="numpy", fastmath=fast)(_KERNELS[name])
-    except RuntimeError:  # no folder that can be written: compile in every process
-        compiled = cfunc(signature, error_model="numpy", fastmath=fast)(_KERNELS[name])
-    return compiled, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
-
-
-@cache
-def _team() -> Any:
-    """Find the entry point of the OpenMP library that torch itself uses; None where it has none (Windows)."""
-    suffix = {"darwin": "dylib"}.get(sys.platform, "so")
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"))
-        start = library.GOMP_parallel  # looked up in the libraries that torch's own was linked with, too
-    except (OSError, AttributeError):
-        return None
-    start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return start
-
-
-def run(
-    name: str, x: Tensor, other: Tensor | None, out: Tensor, positive: float, negative: float
-) -> tuple[float, float]:
-    """Run a kernel on as many of torch's threads as there is work for.
-
-    Args:
-        name: `arelu_forward` or `add_attention`; or a backward: `arelu`, `attention`, or a base's name.
-        x: the values: float32, float64 or bfloat16 on a CPU, dense.
-        other: the gradient, or the base's output, of x's dtype and layout; None where the kernel reads none.
-        out: where the result goes, of x's dtype and layout; it may be x or `other`.
-        positive: the slope where x >= 0 (of AReLU's backward: where the output has no sign bit).
-        negative: the slope elsewhere.
-
-    Returns:
-        A backward's sums of `grad * x` on the positive side and on the negative side; the same for any number of
-        threads. A forward leaves them 0.
-    """
-    size = x.numel()
-    blocks = -(-size // _BLOCK)
-    job = (ctypes.c_int64 * (_SUMS + 2 * blocks))(
-        0, size, x.data_ptr(), 0 if other is None else other.data_ptr(), out.data_ptr()
-    )
-    reals = (ctypes.c_double * (_SUMS + 2 * blocks)).from_buffer(job)
-    reals[_POSITIVE], reals[_NEGATIVE] = positive, negative
-    kernel, call = _compiled(name, x.dtype)
-    threads = min(blocks, torch.get_num_threads())
-    team = _team() if threads > 1 else None
-    if team is None:
-        call(ctypes.addressof(job))
-    else:
-        team(kernel.address, ctypes.addressof(job), threads, 0)
-    return sum(reals[_SUMS::2]), sum(reals[_SUMS + 1 :: 2])
