@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: a classifier on images, a meta-learner on tasks of unseen classes."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def _evaluate_images(
         "test_high": high,
         "test_n": len(labels),
         "test_loss": loss,
+        "skipped": len(images.skipped),
     }
 
 
@@ -106,7 +108,7 @@ def _test_images(data: DataConfig) -> ImageSet:
     root = find_root(data.root)
     parts = part_folders(root)
     folder = parts.get("test") or parts.get("validation") or root
-    return read_folder(folder, root, data.skip_broken)[0]
+    return read_folder(folder, root, data.skip_broken)
 
 
 def relabel(images: ImageSet, classes: list[str]) -> ImageSet:
@@ -124,7 +126,7 @@ def relabel(images: ImageSet, classes: list[str]) -> ImageSet:
         if name not in position:
             raise InputError(f"data: class {name!r} is not one of the checkpoint's; {nearest_names(name, classes)}")
     labels = np.array([position[images.classes[label]] for label in images.labels], dtype=np.int64)
-    return ImageSet(tuple(classes), labels, images.names, images.read, images.channels)
+    return replace(images, classes=tuple(classes), labels=labels)
 
 
 def _evaluate_tasks(
@@ -156,4 +158,5 @@ def _evaluate_tasks(
         "shots": task.shots,
         "queries": task.queries,
         "inner_steps": meta["inner_steps"],
+        "skipped": len(images.skipped),
     }

@@ -138,7 +138,13 @@ def _read(paths: list[Path], spec: ModelSpec, skip_broken: bool) -> tuple[Tensor
             kept.append(path)
     if not kept:
         raise InputError("images: none of the files is an image; give image files or folders")
+    _tell_skipped(len(paths) - len(kept))
     return torch.stack(tensors), kept
+
+
+def _tell_skipped(count: int) -> None:
+    if count:  # not on standard output, which others read line by line
+        print(f"{count} file{'s' * (count > 1)} skipped that are not images", file=sys.stderr)
 
 
 def _as_trained(image: object, spec: ModelSpec) -> Tensor:
@@ -155,7 +161,8 @@ def _as_trained(image: object, spec: ModelSpec) -> Tensor:
 def _read_support(folder: Path, spec: ModelSpec, skip_broken: bool) -> tuple[list[str], Tensor, Tensor]:
     if not folder.is_dir():
         raise InputError(f"support: {str(folder)!r} does not exist; give a folder with one sub-folder a class")
-    images, _ = read_folder(folder, folder, skip_broken)
+    images = read_folder(folder, folder, skip_broken)
+    _tell_skipped(len(images.skipped))
     if spec.task == "metatrain" and len(images.classes) > spec.num_classes:
         raise InputError(
             f"support: {str(folder)!r} has {len(images.classes)} classes, the model was trained for "

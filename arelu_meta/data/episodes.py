@@ -64,11 +64,18 @@ class ClassSplits:
     notes: tuple[str, ...] = ()
     inverted: bool = False
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Files left out because they are not images."""
+        parts = [part for part in (self.train, self.validation, self.test) if part is not None]
+        return tuple(dict.fromkeys(name for part in parts for name in part.skipped))
+
     def describe(self) -> dict[str, Any]:
         """List the classes and images of every part, for split.json."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             "notes": list(self.notes),
+            "skipped": list(self.skipped),
             **{f"{name}_classes": _present(part) for name, part in parts.items() if part is not None},
             **{name: list(part.names) for name, part in parts.items() if part is not None},
         }
@@ -126,8 +133,8 @@ def load_whole(config: DataConfig) -> list[ImageSet]:
     root = find_root(config.root or "")
     folders = training_parts(root)
     if not folders:
-        return [read_folder(root, root, config.skip_broken)[0]]
-    return [read_folder(folder, root, config.skip_broken)[0] for folder in folders.values()]
+        return [read_folder(root, root, config.skip_broken)]
+    return [read_folder(folder, root, config.skip_broken) for folder in folders.values()]
 
 
 def class_counts(classes: int, ways: int) -> tuple[int, int, int]:
@@ -224,7 +231,7 @@ def _omniglot_small(config: DataConfig, task: TaskConfig, seed: int) -> ClassSpl
 
 def _read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
     """Read ALPHABET/CHARACTER/*.png: a class is a character of one alphabet."""
-    images, _ = read_folder(folder, folder, skip_broken)
+    images = read_folder(folder, folder, skip_broken)
     characters = [name.rpartition("/")[0] for name in images.names]
     classes = tuple(sorted(set(characters)))
     labels = np.array([classes.index(name) for name in characters], dtype=np.int64)

@@ -32,6 +32,7 @@ class ImageSet:
         names: a path below the data's root, or an index into a named set; one an image.
         read: decodes image i of `names`, as 8-bit grey or RGB.
         channels: 1 for grey sets, 3 otherwise.
+        skipped: files left out, when the set was read, because they are not images.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +40,7 @@ class ImageSet:
     names: tuple[str, ...]
     read: Callable[[str], Image.Image]
     channels: int = 3
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -107,7 +109,8 @@ def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
     labels = [position[part.classes[label]] for part in parts for label in part.labels]
     names = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.names]
     read = _ReadAny(tuple(part.read for part in parts))
-    return ImageSet(classes, np.array(labels, dtype=np.int64), tuple(names), read, parts[0].channels)
+    skipped = tuple(name for part in parts for name in part.skipped)
+    return ImageSet(classes, np.array(labels, dtype=np.int64), tuple(names), read, parts[0].channels, skipped)
 
 
 @dataclass(frozen=True)
@@ -195,18 +198,13 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
     """
     parts = training_parts(root)
     if not parts:
-        whole, skipped = read_folder(root, root, skip_broken)
-        splits = split_whole(whole, seed)
-        return replace(splits, skipped=tuple(skipped))
+        whole = read_folder(root, root, skip_broken)
+        return replace(split_whole(whole, seed), skipped=whole.skipped)
     notes = []
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
         notes.append(f"{parts['test'].name}/ is the test set; validation images are cut from the training images")
-    loaded: dict[str, ImageSet] = {}
-    skipped = []
-    for part, folder in parts.items():
-        loaded[part], left_out = read_folder(folder, root, skip_broken)
-        skipped += left_out
+    loaded = {part: read_folder(folder, root, skip_broken) for part, folder in parts.items()}
     for part, images in loaded.items():
         if images.classes != loaded["train"].classes:
             odd = sorted(set(images.classes) ^ set(loaded["train"].classes))
@@ -214,7 +212,7 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
     return replace(
         fill_splits(loaded["train"], loaded.get("validation"), loaded.get("test"), seed),
         notes=tuple(notes),
-        skipped=tuple(skipped),
+        skipped=tuple(name for images in loaded.values() for name in images.skipped),
     )
 
 
@@ -263,7 +261,7 @@ def _class_folders(folder: Path) -> list[Path]:
         raise InputError(f"data.root: {str(folder)!r} cannot be read ({error.strerror}); give another") from error
 
 
-def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, list[str]]:
+def read_folder(folder: Path, root: Path, skip_broken: bool) -> ImageSet:
     """Read a folder with one sub-folder a class; images may lie deeper.
 
     Args:
@@ -272,7 +270,7 @@ def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, 
         skip_broken: leave out files that are not images.
 
     Returns:
-        The images, and the files left out.
+        The images; `skipped` lists the files left out.
 
     Raises:
         InputError: naming the class or the file.
@@ -294,13 +292,13 @@ def read_folder(folder: Path, root: Path, skip_broken: bool) -> tuple[ImageSet, 
                 f"data.root: class {name!r} in {str(folder)!r} has no image; every class needs at least one"
             )
     classes = tuple(found)
-    images = ImageSet(
+    return ImageSet(
         classes=classes,
         labels=np.array([label for label, name in enumerate(classes) for _ in found[name]], dtype=np.int64),
         names=tuple(path.relative_to(root).as_posix() for paths in found.values() for path in paths),
         read=partial(_read_below, root),
+        skipped=tuple(sorted(path.relative_to(root).as_posix() for path in broken)),
     )
-    return images, sorted(path.relative_to(root).as_posix() for path in broken)
 
 
 def find_candidates(folder: Path) -> list[Path]:

@@ -125,6 +125,7 @@ class _Run:
             f"learn2learn engine, on {self.device}\n"
             f"{counts['train']} classes to train on, {counts['validation']} to validate on, "
             f"{counts['test']} unseen to test on" + "".join(f"; {note}" for note in self.splits.notes)
+            + (f"; {len(self.splits.skipped)} files skipped that are not images" if self.splits.skipped else "")
         )
 
     def _interval(self, bar: ProgressBar, steps: int) -> None:
@@ -262,6 +263,7 @@ class _Run:
             "activation": self.spec.activation,
             "init": self.spec.init,
             "notes": "; ".join(self.splits.notes),
+            "skipped": len(self.splits.skipped),
             "seconds": round(self.seconds, 2),
             "folder": str(self.folder.path),
         }
