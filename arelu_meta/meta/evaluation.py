@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from arelu_meta.data.episodes import TaskSampler
+from arelu_meta.errors import RunError
 from arelu_meta.meta.algorithms import adapted_probabilities
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import ProgressBar
@@ -35,6 +36,9 @@ def task_accuracies(
 
     Returns:
         One query accuracy a task.
+
+    Raises:
+        RunError: if a prediction is NaN or infinite.
     """
     # learn2learn's clones share buffers with the model: eval mode is what keeps running averages as they are.
     model.eval()
@@ -45,6 +49,8 @@ def task_accuracies(
             probabilities = adapted_probabilities(
                 model, episode.support_images, episode.support_labels, episode.query_images, inner_lr, inner_steps
             )
+        if not probabilities.isfinite().all():
+            raise RunError(f"the predictions for task {index} became NaN or infinite after {inner_steps} inner steps")
         accuracies.append((probabilities.argmax(1) == episode.query_labels).double().mean().item())
         if bar is not None:
             bar.advance(1, accuracy=sum(accuracies) / len(accuracies))

@@ -171,11 +171,7 @@ class _Run:
             with autocast(self.config.run.precision, self.device):
                 loss, accuracy = query_loss(self.maml.clone(), episode, meta.inner_steps)
             if not math.isfinite(value := loss.item()):
-                raise RunError(
-                    f"the query loss became {value} at step {self.step + 1} (learning rate {self.config.optim.lr:.3g}, "
-                    f"inner learning rate {meta.inner_lr:.3g}); the last good checkpoint is {self.checkpoint}; "
-                    "try a smaller --meta.inner_lr or --optim.lr"
-                )
+                raise self._diverged(f"the query loss became {value}", self.step + 1)
             (loss / meta.batch_tasks).backward()
             loss_sum += value
             accuracy_sum += accuracy
@@ -184,21 +180,32 @@ class _Run:
         self.schedule.step_update(self.step)
         return loss_sum / meta.batch_tasks, accuracy_sum / meta.batch_tasks
 
+    def _diverged(self, what: object, step: int) -> RunError:
+        return RunError(
+            f"{what} at step {step} (learning rate {self.config.optim.lr:.3g}, inner learning rate "
+            f"{self.config.meta.inner_lr:.3g}); the last good checkpoint is {self.checkpoint}; "
+            "try a smaller --meta.inner_lr or --optim.lr"
+        )
+
     def _accuracies(self, sampler: TaskSampler, tasks: int, bar: ProgressBar | None = None) -> list[float]:
         meta = self.spec.meta
-        return task_accuracies(
-            self.model,
-            sampler,
-            range(tasks),
-            meta["inner_lr"],
-            meta["inner_steps"],
-            self.device,
-            self.config.run.precision,
-            bar,
-        )
+        try:
+            return task_accuracies(
+                self.model,
+                sampler,
+                range(tasks),
+                meta["inner_lr"],
+                meta["inner_steps"],
+                self.device,
+                self.config.run.precision,
+                bar,
+            )
+        except RunError as error:
+            raise self._diverged(error, self.step) from error
 
     def _validate(self) -> float | None:
         if self.validation_tasks is None:
+            self._accuracies(self.train_tasks, 1)  # the next checkpoint is to be a good one all the same
             return None
         found = self._accuracies(self.validation_tasks, _VALIDATION_TASKS)
         return sum(found) / len(found)
