@@ -1,7 +1,9 @@
 """The backbone that a config asks for, with what it takes as input."""
 
+import copy
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from arelu_meta.activations.registry import create_activation
@@ -25,7 +27,10 @@ def check_model_config(config: ModelConfig) -> None:
     """
     check_model_name(config.name)
     if config.activation is not None:
-        create_activation(config.activation)
+        try:
+            create_activation(config.activation)
+        except InputError as error:
+            raise InputError(f"model.{error}") from error
     if config.init is not None and config.activation != "arelu":
         raise InputError(f"model.init: {config.init!r} starts an AReLU; give --model.activation arelu with it")
     if isinstance(config.pretrained, str):
@@ -75,6 +80,34 @@ def build_backbone(
         classes=list(classes),
     )
     return model, spec
+
+
+def check_forward(model: nn.Module, spec: ModelSpec, smallest_batch: int | None = None) -> None:
+    """Run a model once, so that an image size or a batch that it cannot take is found before a run begins.
+
+    Args:
+        model: left as it is, on the CPU.
+        spec: names it, and says what it takes.
+        smallest_batch: of training, if it is to be tried: batch normalisation may have no variance over one image.
+
+    Raises:
+        InputError: naming data.image_size or data.batch_size.
+    """
+    inputs = spec.inputs
+    image = torch.zeros(1, inputs.channels, inputs.image_size, inputs.image_size)
+    training = model.training
+    where = f"data.image_size: {inputs.image_size}"
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()(image)
+            if smallest_batch == 1:
+                where = f"data.batch_size: 1 at {inputs.image_size} px"
+                copy.deepcopy(model).train()(image)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(f"{where} is too small, or does not fit {spec.name!r} ({reason}); give another") from error
+    finally:
+        model.train(training)
 
 
 def _zero_head(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from arelu_meta.backbones.from_config import build_backbone, check_model_config
+from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import FinetuneConfig, validate
@@ -58,8 +58,10 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     model, spec = build_backbone(
         config.model, splits.train.classes, splits.train.channels, _image_size(config), "finetune"
     )
+    head_only = config.train.mode == "head"
+    check_forward(model, spec, None if head_only else min(config.data.batch_size, len(splits.train)))
     spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
-    if config.train.mode == "head":
+    if head_only:
         freeze_all_but_head(model)
     run = _Run(config, folder, splits, spec, model.to(device), device)
     return run.go()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arelu_meta.backbones.from_config import build_backbone, check_model_config
+from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import MetatrainConfig, validate
@@ -57,6 +57,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     names = tuple(str(way) for way in range(config.task.ways))
     size = config.data.image_size or (_EPISODE_SIZE if config.model.name in PAPER_NETS else None)
     model, spec = build_backbone(config.model, names, splits.train.channels, size, "metatrain")
+    check_forward(model, spec)
     set_normalization(model, config.meta.normalization)
     spec = replace(
         spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config)
