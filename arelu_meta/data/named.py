@@ -155,16 +155,28 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
     except (RuntimeError, OSError) as error:
         missing = error
     if not config.download:
-        raise InputError(f"data.name: {name!r} is not in {str(root)!r} ({missing}); give --data.download true")
+        raise InputError(
+            f"data.name: {name!r} is missing or damaged in {str(root)!r} ({missing}); give --data.download true"
+        )
+    before = _folders(root)
     try:
         # torchvision reports its own tries; one sentence is left of them if all fail.
         with contextlib.redirect_stdout(io.StringIO()):
             return make(root, **arguments, download=True)
     except (RuntimeError, OSError, TypeError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+        for folder in sorted(_folders(root) - before, reverse=True):
+            with contextlib.suppress(OSError):  # not empty: a download that may go on
+                folder.rmdir()
+        reason = str(error).split("\n")[0].rstrip(":")
         raise InputError(
-            f"data.name: {name!r} is not in {str(root)!r} and could not be downloaded ({reason}); put it there"
+            f"data.name: {name!r} is missing or damaged in {str(root)!r} and could not be downloaded ({reason}); "
+            "put it there"
         ) from error
+
+
+def _folders(root: Path) -> set[Path]:
+    """List a folder, those above it and two levels below: all that torchvision makes before it downloads."""
+    return {path for path in (root, *root.parents, *root.glob("*"), *root.glob("*/*")) if path.is_dir()}
 
 
 def _named_root(config: DataConfig) -> Path:
