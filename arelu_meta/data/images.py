@@ -176,7 +176,9 @@ def _load(config: DataConfig, seed: int) -> Splits:
     if name == "digits":
         return split_whole(load_digits(), seed, mirrored=False)
     if name == "omniglot-small":
-        raise InputError("data.name: 'omniglot-small' is divided for few-shot tasks; only arelu-meta metatrain takes it")
+        raise InputError(
+            "data.name: 'omniglot-small' is divided for few-shot tasks; only arelu-meta metatrain takes it"
+        )
     if name not in NAMED_SETS:
         known = ["folder", "digits", "omniglot-small", *NAMED_SETS]
         raise InputError(f"data.name: {config.name!r} is not known; {nearest_names(name, known)}")

@@ -125,7 +125,8 @@ class _Run:
             f"{meta.algorithm}, order {1 if self.maml.first_order else 2}, {meta.normalization} normalisation, "
             f"learn2learn engine, on {self.device}\n"
             f"{counts['train']} classes to train on, {counts['validation']} to validate on, "
-            f"{counts['test']} unseen to test on" + "".join(f"; {note}" for note in self.splits.notes)
+            f"{counts['test']} unseen to test on"
+            + "".join(f"; {note}" for note in self.splits.notes)
             + (f"; {len(self.splits.skipped)} files skipped that are not images" if self.splits.skipped else "")
         )
 
