@@ -4,13 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?=
-OUT ?= demo
+OUT ?=
 
 .DELETE_ON_ERROR:
 .PHONY: demo test lint setup clean
 
 demo: $(STAMP)
-	$(BIN)/arelu-meta demo --run.folder "$(OUT)" $(if $(DATA),--data.root "$(DATA)")
+	$(BIN)/arelu-meta demo $(if $(OUT),--run.folder "$(OUT)") $(if $(DATA),--data.root "$(DATA)")
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
