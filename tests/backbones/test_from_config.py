@@ -1,0 +1,216 @@
+"""The backbone that a config asks for: channels, size, head, start, and what a checkpoint allows."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.backbones.from_config import build_backbone, check_model_config
+from arelu_meta.backbones.saving import ModelSpec, save_model
+from arelu_meta.config import ModelConfig
+from arelu_meta.errors import InputError
+
+LITE0 = "tf_efficientnet_lite0"
+CLASSES = ("ant", "bee", "cat")
+
+
+def fresh(name: str = "conv4_32", **changes: Any) -> ModelConfig:
+    return replace(ModelConfig(name=name, pretrained=False), **changes)
+
+
+def build(
+    config: ModelConfig,
+    classes: tuple[str, ...] = CLASSES,
+    channels: int = 1,
+    image_size: int | None = None,
+    task: str = "finetune",
+) -> tuple[nn.Module, ModelSpec]:
+    return build_backbone(config, classes, channels, image_size, task)
+
+
+def image(spec: ModelSpec) -> Tensor:
+    return torch.randn(2, spec.inputs.channels, spec.inputs.image_size, spec.inputs.image_size)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> tuple[str, nn.Module]:
+    """A run folder with a trained Conv-4 of three classes, and the network itself."""
+    model, spec = build(fresh(activation="arelu", init="paper"), image_size=16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    save_model(tmp_path / "model.safetensors", model, spec)
+    return str(tmp_path), model.eval()
+
+
+# A new network
+
+
+@pytest.mark.parametrize("name", ["conv4_32", "mnist_conv", "mnist_linear", "test_resnet"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_untrained_network_takes_the_datas_channels(name: str, channels: int) -> None:
+    model, spec = build(fresh(name), channels=channels)
+    assert spec.inputs.channels == channels
+    assert len(spec.inputs.mean) == len(spec.inputs.std) == channels
+    assert model.eval()(image(spec)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pretrained_network_takes_three_channels_whatever_the_data_has(channels: int) -> None:
+    model, spec = build(ModelConfig(), channels=channels, image_size=64)
+    assert spec.inputs.channels == 3
+    assert (spec.inputs.mean, spec.inputs.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert model.eval()(image(spec)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "asked"),
+    [("conv4_32", 28, 40), ("mnist_linear", 28, 12), ("test_resnet", 160, 48), ("vit_tiny_patch16_224", 224, 64)],
+)
+def test_the_image_size_is_the_models_own_unless_another_is_asked_for(name: str, own: int, asked: int) -> None:
+    assert build(fresh(name), channels=3)[1].inputs.image_size == own
+    model, spec = build(fresh(name), channels=3, image_size=asked)
+    assert spec.inputs.image_size == asked
+    assert model.eval()(image(spec)).shape == (2, 3)
+
+
+def test_what_was_published_for_colour_is_averaged_for_grey() -> None:
+    _, spec = build(fresh("resnet18"), channels=1)
+    assert list(spec.inputs.mean) == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
+    assert list(spec.inputs.std) == pytest.approx([(0.229 + 0.224 + 0.225) / 3])
+
+
+def test_the_small_networks_see_images_as_they_are_in_zero_to_one() -> None:
+    _, spec = build(fresh("conv4_32"))
+    assert (spec.inputs.mean, spec.inputs.std) == ((0.0,), (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("config", "start", "kind"),
+    [
+        (fresh(), None, None),
+        (fresh(activation="arelu"), "paper", AReLU),
+        (fresh(activation="arelu", init="preserve"), "preserve", GatedAReLU),
+        (fresh(activation="silu"), None, nn.SiLU),
+        (ModelConfig(activation="arelu"), "preserve", GatedAReLU),
+        (ModelConfig(activation="arelu", init="paper"), "paper", AReLU),
+    ],
+)
+def test_the_spec_says_how_the_activations_started(
+    config: ModelConfig, start: str | None, kind: type[nn.Module] | None
+) -> None:
+    model, spec = build(config)
+    assert (spec.activation, spec.init) == (config.activation, start)
+    assert (spec.name, spec.num_classes, spec.classes, spec.task) == (config.name, 3, list(CLASSES), "finetune")
+    if kind is not None:
+        assert any(isinstance(module, kind) for module in model.modules())
+    rebuilt = spec.build()
+    assert rebuilt.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_new_head_on_pretrained_features_starts_at_zero_for_finetuning_only() -> None:
+    model, spec = build(ModelConfig(), image_size=64)
+    assert torch.equal(model.eval()(image(spec)), torch.zeros(2, 3))
+    for config, task in ((ModelConfig(), "metatrain"), (fresh(LITE0), "finetune")):
+        model, spec = build(config, channels=3, image_size=64, task=task)
+        assert model.eval()(image(spec)).std() > 0
+
+
+# From a checkpoint
+
+
+def test_a_checkpoint_goes_on_where_it_was(checkpoint: tuple[str, nn.Module]) -> None:
+    path, trained = checkpoint
+    model, spec = build(fresh(pretrained=path))
+    assert model.training
+    assert (spec.activation, spec.init, spec.inputs.image_size) == ("arelu", "paper", 16)
+    x = image(spec)
+    assert torch.equal(model.eval()(x), trained(x))
+
+
+def test_a_checkpoint_of_another_number_of_classes_is_refused_without_reset_head(
+    checkpoint: tuple[str, nn.Module],
+) -> None:
+    with pytest.raises(InputError, match=r"has 3 classes, the data has 5; give --model\.reset_head true"):
+        build(fresh(pretrained=checkpoint[0]), classes=tuple("abcde"))
+
+
+def test_with_reset_head_the_head_is_new_and_the_features_stay(checkpoint: tuple[str, nn.Module]) -> None:
+    path, trained = checkpoint
+    model, spec = build(fresh(pretrained=path, reset_head=True), classes=tuple("abcde"))
+    x = image(spec)
+    model.eval()
+    assert torch.equal(model.forward_features(x), trained.forward_features(x))  # type: ignore[operator]
+    assert torch.equal(model(x), torch.zeros(2, 5))
+    assert (spec.num_classes, spec.classes) == (5, list("abcde"))
+
+
+def test_a_meta_learner_starts_from_a_random_head_not_from_zero(checkpoint: tuple[str, nn.Module]) -> None:
+    config = fresh(pretrained=checkpoint[0], reset_head=True)
+    model, spec = build(config, classes=tuple("abcde"), task="metatrain")
+    assert spec.task == "metatrain"
+    assert model.eval()(image(spec)).std() > 0
+
+
+def test_arelu_can_be_swapped_into_a_checkpoint_that_was_trained_without(tmp_path: Path) -> None:
+    plain, spec = build(fresh("mnist_conv"))
+    save_model(tmp_path / "model.safetensors", plain.eval(), spec)
+    x = image(spec)
+    model, swapped = build(fresh("mnist_conv", pretrained=str(tmp_path), activation="arelu"))
+    assert (swapped.activation, swapped.init) == ("arelu", "preserve")
+    assert torch.equal(model.eval()(x), plain(x))
+    model, swapped = build(fresh("mnist_conv", pretrained=str(tmp_path), activation="arelu", init="paper"))
+    assert (swapped.activation, swapped.init) == ("arelu", "paper")
+    assert not torch.equal(model.eval()(x), plain(x))
+    model, swapped = build(fresh("mnist_conv", pretrained=str(tmp_path), activation="gelu"))
+    assert (swapped.activation, swapped.init) == ("gelu", None)
+
+
+def test_a_checkpoint_of_another_activation_is_refused(checkpoint: tuple[str, nn.Module]) -> None:
+    with pytest.raises(InputError, match=r"was trained with 'arelu', model\.activation is 'gelu'; leave it out"):
+        build(fresh(pretrained=checkpoint[0], activation="gelu"))
+
+
+def test_a_checkpoint_that_started_otherwise_is_refused(checkpoint: tuple[str, nn.Module]) -> None:
+    with pytest.raises(InputError, match=r"was started with 'paper', model\.init is 'preserve'; leave it out"):
+        build(fresh(pretrained=checkpoint[0], activation="arelu", init="preserve"))
+    assert build(fresh(pretrained=checkpoint[0], activation="arelu", init="paper"))[1].init == "paper"
+
+
+def test_a_convolutional_checkpoint_takes_images_of_another_size(tmp_path: Path) -> None:
+    plain, spec = build(fresh("test_resnet"), image_size=32)
+    save_model(tmp_path / "model.safetensors", plain.eval(), spec)
+    model, spec = build(fresh("test_resnet", pretrained=str(tmp_path)), image_size=64)
+    assert spec.inputs.image_size == 64
+    x = image(spec)
+    assert torch.equal(model.eval()(x), plain(x))
+
+
+# Before any data is read
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (fresh("resnet81"), r"model\.name: 'resnet81' is not known; nearest: .*'resnet18'"),
+        (fresh(activation="aerlu"), "'aerlu' is not known; nearest: 'arelu'"),
+        (fresh(init="paper"), r"model\.init: 'paper' starts an AReLU; give --model\.activation arelu with it"),
+        (fresh(activation="gelu", init="paper"), r"model\.init: 'paper' starts an AReLU"),
+        (fresh(pretrained="no/such/run"), r"model\.pretrained: 'no/such/run' does not exist"),
+    ],
+)
+def test_a_wrong_config_is_refused_with_what_would_be_right(config: ModelConfig, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_model_config(config)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_with_its_name(checkpoint: tuple[str, nn.Module]) -> None:
+    check_model_config(fresh(pretrained=checkpoint[0]))
+    with pytest.raises(
+        InputError, match=r"another architecture \('conv4_32'\) than .*'conv4'; give --model\.name conv4_32"
+    ):
+        check_model_config(fresh("conv4", pretrained=checkpoint[0]))
