@@ -1,5 +1,6 @@
 """A whole meta-training run: class splits, tasks, meta-steps, validation, test on unseen classes."""
 
+import contextlib
 import math
 import time
 from dataclasses import asdict, replace
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
 from arelu_meta.backbones.paper_nets import PAPER_NETS
@@ -170,7 +172,7 @@ class _Run:
         loss_sum = accuracy_sum = 0.0
         for number in range(meta.batch_tasks):
             episode = self.train_tasks.sample(self.step * meta.batch_tasks + number).to(self.device)
-            with autocast(self.config.run.precision, self.device):
+            with autocast(self.config.run.precision, self.device), self._attention():
                 loss, accuracy = query_loss(self.maml.clone(), episode, meta.inner_steps)
             if not math.isfinite(value := loss.item()):
                 raise self._diverged(f"the query loss became {value}", self.step + 1)
@@ -181,6 +183,10 @@ class _Run:
         self.step += 1
         self.schedule.step_update(self.step)
         return loss_sum / meta.batch_tasks, accuracy_sum / meta.batch_tasks
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        # Fused attention has no second derivative.
+        return contextlib.nullcontext() if self.maml.first_order else sdpa_kernel(SDPBackend.MATH)
 
     def _diverged(self, what: object, step: int) -> RunError:
         return RunError(
