@@ -57,6 +57,12 @@ def _attention_slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(_wide(beta.reshape(()))), _wide(clamp_alpha(alpha.reshape(())))
 
 
+def _sigmoid_slope(beta: Tensor) -> Tensor:
+    # Not s * (1 - s), whose second factor is all rounding where beta is large.
+    beta = _wide(beta.reshape(()))
+    return torch.sigmoid(beta) * torch.sigmoid(-beta)
+
+
 def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
     """Write AReLU of x into `out`, which may be x.
 
@@ -90,7 +96,7 @@ def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tupl
     below = torch.where(is_negative, product, 0).sum()
     above = torch.where(is_negative, 0, product).sum()
     grad_alpha = (below * ~_outside(alpha)).to(alpha.dtype)
-    grad_beta = (above * sigmoid * (1 - sigmoid)).to(beta.dtype).reshape(beta.shape)
+    grad_beta = (above * _sigmoid_slope(beta)).to(beta.dtype).reshape(beta.shape)
     return (grad * slopes).to(y.dtype), grad_alpha, grad_beta
 
 
@@ -143,7 +149,7 @@ def gated_backward(
     above = torch.where(is_positive, product, 0).sum()
     below = torch.where(is_positive, 0, product).sum()
     grad_alpha = (gate * below * ~_outside(alpha)).to(alpha.dtype)
-    grad_beta = (gate * above * sigmoid * (1 - sigmoid)).to(beta.dtype).reshape(beta.shape)
+    grad_beta = (gate * above * _sigmoid_slope(beta)).to(beta.dtype).reshape(beta.shape)
     grad_t = (sigmoid * above + negative * below).to(t.dtype).reshape(t.shape)
     grad_x = grad * (gate * torch.where(is_positive, sigmoid, negative))
     if kind is not None:

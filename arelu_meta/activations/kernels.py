@@ -31,8 +31,8 @@ def applies(x: Tensor, *scalars: Tensor) -> bool:
 
     Returns:
         False under torch.compile, torch.export, tracing (both ONNX exporters do one of the three), torch.func's
-        transforms, forward-mode differentiation and dispatch modes, and for tensor subclasses, sparse tensors and
-        scalars that lie on another device: there the plain formula is right.
+        transforms, forward-mode differentiation and dispatch modes, and for tensor subclasses, sparse and batched
+        tensors and scalars that lie on another device: there the plain formula is right.
     """
     return (
         # First of all, since Dynamo reads this function, too, and stops here.
@@ -43,6 +43,8 @@ def applies(x: Tensor, *scalars: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
         and x.layout == torch.strided
+        # A batch of gradients (`is_grads_batched`) is an ordinary tensor to look at, but has no memory of its own.
+        and torch._C._has_storage(x)
         and all(scalar.device == x.device for scalar in scalars)
     )
 
