@@ -17,12 +17,14 @@ def check_optimizer_name(name: str) -> None:
         name: optim.name.
 
     Raises:
-        InputError: with the nearest names.
+        InputError: with the nearest names, or because it needs more than gradients.
     """
-    from timm.optim import list_optimizers
+    from timm.optim import get_optimizer_info, list_optimizers
 
     if name.lower() not in (known := list_optimizers()):
         raise InputError(f"optim.name: {name!r} is not known; {nearest_names(name, known)}")
+    if get_optimizer_info(name.lower()).second_order:
+        raise InputError(f"optim.name: {name!r} needs second derivatives; give one that steps by gradients, as adamw")
 
 
 def head_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -86,14 +88,17 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         config: its name and rates.
 
     Raises:
-        InputError: if the name is unknown.
+        InputError: if the name is unknown, or the optimiser cannot be made on this machine.
     """
     from timm.optim import create_optimizer_v2
 
     check_optimizer_name(config.name)
-    return create_optimizer_v2(  # type: ignore[no-any-return]
-        parameter_groups(model, config), opt=config.name, lr=config.lr, weight_decay=config.weight_decay
-    )
+    try:
+        return create_optimizer_v2(  # type: ignore[no-any-return]
+            parameter_groups(model, config), opt=config.name, lr=config.lr, weight_decay=config.weight_decay
+        )
+    except (AssertionError, ImportError) as error:  # such as APEX's and bitsandbytes' on a machine without CUDA
+        raise InputError(f"optim.name: {config.name!r} cannot be made here ({error}); give another") from error
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates_per_epoch: int) -> Any:
