@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A disk that fills up, a folder that may not be written: the machine's fault, said in one line.
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", CANNOT_GO_ON)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|t allocate memory", str(error)):
+            raise
+        reason = str(error).split("\n")[0]
+        return _fail(f"out of memory ({reason}); try a smaller --data.batch_size or --data.image_size", CANNOT_GO_ON)
     except KeyboardInterrupt as error:
         return _fail(f"interrupted{f'; {error}' if str(error) else ''}", INTERRUPTED)
 
