@@ -1,0 +1,109 @@
+"""What an activation costs in a whole training step, where convolutions take their share of the time."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.backbones.create import create_backbone
+from arelu_meta.bench.op import GATE, PEER, PlainAReLU
+from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
+
+MODELS = ("resnet18", "tf_efficientnet_lite0")
+CLASSES = 10
+
+
+def step_rows(
+    models: Iterable[str] = MODELS,
+    image_size: int = 128,
+    batch_size: int = 32,
+    rounds: int = 15,
+    device: torch.device | str = "cpu",
+) -> list[Row]:
+    """Time one training step (forward, loss, backward, SGD with momentum) of every contender in every model.
+
+    Args:
+        models: names for `create_backbone`; each starts at random and with 10 classes.
+        image_size: side of the square images, in pixels.
+        batch_size: images a step.
+        rounds: over which medians are taken.
+        device: where to compute.
+
+    Returns:
+        One row for each model and contender: `relu` (the model as it came, whatever activation that is),
+        `arelu-plain`, `arelu`, and `preserve`, whose gates stand open at 0.1. Case ids read `resnet18/128px/batch32`.
+    """
+    rows = []
+    for name in models:
+        case = f"{name}/{image_size}px/batch{batch_size}"
+        rows += _case_rows(case, name, image_size, batch_size, rounds, torch.device(device))
+    return rows
+
+
+def _case_rows(case: str, name: str, image_size: int, batch_size: int, rounds: int, device: torch.device) -> list[Row]:
+    torch.manual_seed(0)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    built = {contender: build(name).to(device).train() for contender, build in CONTENDERS.items()}
+    steps = {contender: _step(model, images, labels) for contender, model in built.items()}
+    times = time_in_turns({contender: Contender(step) for contender, step in steps.items()}, rounds, device)
+    rows = []
+    for contender, model in built.items():
+        if device.type == "cuda":
+            peak = cuda_peak_bytes(partial(steps[contender], None))
+        else:
+            owned = [*model.parameters(), *model.buffers(), images, labels]
+            peak = kept_bytes(partial(_loss, model, images, labels), owned)
+        rows.append(make_row(case, contender, PEER, times, peak))
+    return rows
+
+
+def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), labels)
+
+
+def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[object], None]:
+    # A rate so small that a random network stays finite over any number of rounds.
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step(_: object) -> None:
+        optimiser.zero_grad()
+        _loss(model, images, labels).backward()
+        optimiser.step()
+
+    return step
+
+
+def _as_it_came(name: str) -> nn.Module:
+    return create_backbone(name, num_classes=CLASSES)
+
+
+def _with_arelu(name: str) -> nn.Module:
+    return create_backbone(name, num_classes=CLASSES, activation="arelu", init="paper")
+
+
+def _with_plain_arelu(name: str) -> nn.Module:
+    model = _with_arelu(name)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, AReLU):
+            model.set_submodule(path, PlainAReLU())
+    return model
+
+
+def _with_preserve(name: str) -> nn.Module:
+    model = create_backbone(name, num_classes=CLASSES, activation="arelu", init="preserve")
+    for module in model.modules():
+        if isinstance(module, GatedAReLU):
+            nn.init.constant_(module.t, GATE)
+    return model
+
+
+CONTENDERS: dict[str, Callable[[str], nn.Module]] = {
+    "relu": _as_it_came,
+    "arelu-plain": _with_plain_arelu,
+    "arelu": _with_arelu,
+    "preserve": _with_preserve,
+}
