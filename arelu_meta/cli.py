@@ -228,7 +228,7 @@ def _is_value_of(kind: Any, word: str | None, task: Task) -> bool:
 def _unknown_flag(flag: str, known: dict[str, Any]) -> str | None:
     if flag.removeprefix("--") in {*known, "config"}:
         return None
-    return f"{flag}: no such flag; {nearest_names(flag.removeprefix('--'), known)}"
+    return f"{flag}: no such flag; {nearest_names(flag.removeprefix('--'), [*known, 'config'])}"
 
 
 def _check_flags(name: str, flags: list[str], known: dict[str, Any]) -> list[str]:
@@ -246,9 +246,9 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> list[str]:
     """Refuse a file that is no YAML or has unknown keys; return its keys."""
     import yaml
 
+    if not os.path.isfile(file):  # noqa: PTH113 (pathlib's raises where the name is too long)
+        raise InputError(f"config: {file!r} does not exist or is not a file; give a YAML file")
     try:
-        if not Path(file).is_file():
-            raise InputError(f"config: {file!r} does not exist or is not a file; give a YAML file")
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config: {file!r} cannot be read ({error.strerror}); give a YAML file") from error

@@ -75,8 +75,7 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
 def _evaluate_images(
     model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig
 ) -> dict[str, Any]:
-    own = DataConfig(**spec.config["data"])
-    seed = spec.config["run"]["seed"]
+    own, seed = _of_its_run(spec)
     images = load_images(own, seed).test if data is None else relabel(_test_images(data), spec.classes)
     batches = Batches(images, build_transform(spec.inputs, training=False), (data or own).batch_size)
     with progress("evaluating", len(images), "images") as bar:
@@ -93,6 +92,14 @@ def _evaluate_images(
         "test_loss": loss,
         "skipped": len(images.skipped),
     }
+
+
+def _of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
+    """Read the data and the seed of the run that wrote a checkpoint."""
+    try:
+        return DataConfig(**spec.config["data"]), spec.config["run"]["seed"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"checkpoint: it does not say what its run was tested on ({error}); it was not written by a run") from error
 
 
 def _counted(batches: Any, bar: Any) -> Any:
@@ -133,10 +140,10 @@ def _evaluate_tasks(
     model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig, tasks: int
 ) -> dict[str, Any]:
     meta = spec.meta
-    seed = spec.config["run"]["seed"]
+    own, seed = _of_its_run(spec)
     task = TaskConfig(ways=meta["ways"], shots=meta["shots"], queries=meta["queries"])
     if data is None:
-        images = load_class_splits(DataConfig(**spec.config["data"]), task, seed).test
+        images = load_class_splits(own, task, seed).test
     else:
         images = concatenate(load_whole(data))
         check_class_sizes(images, task)

@@ -144,7 +144,7 @@ def _read(paths: list[Path], spec: ModelSpec, skip_broken: bool) -> tuple[Tensor
 
 def _tell_skipped(count: int) -> None:
     if count:  # not on standard output, which others read line by line
-        print(f"{count} file{'s' * (count > 1)} skipped that are not images", file=sys.stderr)
+        print(f"files skipped because they are not images: {count}", file=sys.stderr)
 
 
 def _as_trained(image: object, spec: ModelSpec) -> Tensor:

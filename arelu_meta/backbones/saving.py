@@ -124,7 +124,19 @@ def _spec(content: Any) -> ModelSpec:
             allowed = origin if origin in (list, dict, tuple) else (float | int if kind is float else kind)
             if not isinstance(value, allowed):
                 raise TypeError(f"its header says {value!r} for {name}")
+    _check_consistent(spec)
     return spec
+
+
+def _check_consistent(spec: ModelSpec) -> None:
+    """Refuse a header whose parts contradict each other: TypeError."""
+    channels = spec.inputs.channels
+    if {len(spec.inputs.mean), len(spec.inputs.std)} != {channels} or not all(spec.inputs.std):
+        raise TypeError(f"its header's mean and std do not fit {channels} channels")
+    if spec.task == "metatrain" and not {"ways", "shots", "queries", "inner_lr", "inner_steps"} <= spec.meta.keys():
+        raise TypeError("its header does not say how it adapts to a task")
+    if spec.task == "finetune" and len(spec.classes) != spec.num_classes:
+        raise TypeError(f"its header names {len(spec.classes)} classes of {spec.num_classes}")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, che
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.runs.compute import prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
-from arelu_meta.runs.folder import RunFolder, open_run, resumable
+from arelu_meta.runs.folder import RunFolder, open_run, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.results import finished_results, report_results
 
@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     device = prepare(config.run)
     folder = open_run(config.run, "finetune")
     if folder.finished:
-        return finished_results(folder)
+        return finished_results(folder, "finetune")
     splits = load_images(config.data, config.run.seed)
     model, spec = build_backbone(
         config.model, splits.train.classes, splits.train.channels, _image_size(config), "finetune"
@@ -104,7 +104,7 @@ class _Run:
             head_only=config.train.mode == "head",
         )
         self.epoch, self.best, self.seconds = 0, (-1.0, 0.0), 0.0
-        self.checkpoint = "none"
+        self.checkpoint, self.first = "none", 0
 
     def go(self) -> dict[str, Any]:
         if self.folder.resumed is not None:
@@ -112,6 +112,8 @@ class _Run:
         self.folder.start(self.config, self.splits.describe())
         if self.epoch == 0:
             self._save_checkpoint()
+        elif not self.folder.model_file.exists():
+            self._count_from_here()
         epochs = self.config.train.epochs
         with progress("fine-tuning", (epochs - self.epoch) * len(self.splits.train), "images") as bar:
             bar.line(self._headline())
@@ -165,6 +167,7 @@ class _Run:
 
     def _save_checkpoint(self) -> None:
         state = self.trainer.state() | {
+            "optimizer_name": self.config.optim.name,
             "epoch": self.epoch,
             "best": list(self.best),
             "seconds": self.seconds,
@@ -176,14 +179,19 @@ class _Run:
         where = f"run.resume: the checkpoint in {str(self.folder.path)!r}"
         if "epoch" not in state:
             raise InputError(f"{where} is not one of a fine-tuning run; give one of arelu-meta finetune")
-        load_tensors(self.trainer.model, state["model"], where)
-        try:
+        with restoring(where, state, self.config.optim.name):
+            load_tensors(self.trainer.model, state["model"], where)
             self.trainer.restore(state)
-        except ValueError as error:
-            raise InputError(f"{where} does not fit this config ({error}); give the config of its run") from error
-        self.epoch, self.seconds = state["epoch"], state["seconds"]
-        self.best = (state["best"][0], state["best"][1])
-        restore_random_state(state["random"])
+            self.epoch, self.seconds = state["epoch"], state["seconds"]
+            self.best = (state["best"][0], state["best"][1])
+            restore_random_state(state["random"])
+        self.checkpoint = str(self.folder.resumed_from)
+
+    def _count_from_here(self) -> None:
+        """Start over with the best epoch: the weights of the best so far lie in the folder that was left."""
+        row = self.folder.rows[-1]
+        self.first, self.best = self.epoch, (row["validation_accuracy"], -row["validation_loss"])
+        save_model(self.folder.model_file, self.trainer.model, self.spec)
 
     def _finish(self) -> dict[str, Any]:
         load_tensors(self.trainer.model, read_tensors(self.folder.model_file), str(self.folder.model_file))
@@ -197,6 +205,7 @@ class _Run:
             {"accuracy": ["train_accuracy", "validation_accuracy"], "loss": ["train_loss", "validation_loss"]},
             f"{self.spec.name}, {self.spec.activation or 'own activation'}: test accuracy {accuracy:.1%}",
         )
+        rows = [row for row in self.folder.rows if row["epoch"] >= self.first]
         results = {
             "task": "finetune",
             "seed": self.config.run.seed,
@@ -206,9 +215,7 @@ class _Run:
             "test_n": len(labels),
             "test_loss": loss,
             "validation_accuracy": self.best[0],
-            "best_epoch": max(self.folder.rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))[
-                "epoch"
-            ],
+            "best_epoch": max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"],
             "epochs": self.epoch,
             "model": self.spec.name,
             "activation": self.spec.activation,

@@ -24,7 +24,7 @@ from arelu_meta.meta.evaluation import task_accuracies
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.runs.compute import autocast, prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
-from arelu_meta.runs.folder import RunFolder, open_run, resumable
+from arelu_meta.runs.folder import RunFolder, open_run, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.results import finished_results, report_results
 
@@ -52,7 +52,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     check_optimizer_name(config.optim.name)
     folder = open_run(config.run, "metatrain")
     if folder.finished:
-        return finished_results(folder)
+        return finished_results(folder, "metatrain")
     import_learn2learn()
     device = prepare(config.run)
     splits = load_class_splits(config.data, config.task, config.run.seed)
@@ -110,6 +110,8 @@ class _Run:
         self.folder.start(self.config, self.splits.describe())
         if self.step == 0:
             self._save_checkpoint()
+        elif not self.folder.model_file.exists():
+            self._count_from_here()
         steps, batch = self.config.meta.steps, self.config.meta.batch_tasks
         with progress("meta-training", (steps - self.step) * batch, "tasks") as bar:
             bar.line(self._headline())
@@ -223,6 +225,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "optimizer_name": self.config.optim.name,
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds,
@@ -234,14 +237,19 @@ class _Run:
         where = f"run.resume: the checkpoint in {str(self.folder.path)!r}"
         if "step" not in state:
             raise InputError(f"{where} is not one of a meta-training run; give one of arelu-meta metatrain")
-        load_tensors(self.model, state["model"], where)
-        try:
+        with restoring(where, state, self.config.optim.name):
+            load_tensors(self.model, state["model"], where)
             self.optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
-            raise InputError(f"{where} does not fit this config ({error}); give the config of its run") from error
-        self.schedule.load_state_dict(state["schedule"])
-        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
-        restore_random_state(state["random"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+            restore_random_state(state["random"])
+        self.checkpoint = str(self.folder.resumed_from)
+
+    def _count_from_here(self) -> None:
+        """Start over with the best step: the weights of the best so far lie in the folder that was left."""
+        validation = self.folder.rows[-1]["validation_accuracy"]
+        self.best = -1.0 if validation is None else validation
+        save_model(self.folder.model_file, self.model, self.spec)
 
     def _finish(self) -> dict[str, Any]:
         load_tensors(self.model, read_tensors(self.folder.model_file), str(self.folder.model_file))

@@ -74,11 +74,13 @@ class RunFolder:
     Args:
         path: the folder; made by `start`, not before, so that a run that fails its checks leaves nothing behind.
         resumed: the state to continue from, or None.
+        resumed_from: the file that it came from.
         finished: whether the run in it had ended already.
     """
 
     path: Path
     resumed: dict[str, Any] | None = None
+    resumed_from: Path | None = None
     finished: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -190,10 +192,34 @@ def open_run(config: RunConfig, task: str) -> RunFolder:
             return folder
         saved = sorted(folder.checkpoints.glob("*.pt"))
         if saved:
-            folder.resumed = load_checkpoint(saved[-1])
+            folder.resumed, folder.resumed_from = load_checkpoint(saved[-1]), saved[-1]
         return folder
-    folder.resumed = load_checkpoint(Path(config.resume))
+    folder.resumed_from = Path(os.path.expanduser(config.resume))  # noqa: PTH111
+    folder.resumed = load_checkpoint(folder.resumed_from)
     return folder
+
+
+@contextlib.contextmanager
+def restoring(where: str, state: Mapping[str, Any], optimizer: str) -> Iterator[None]:
+    """Turn what goes wrong inside the block, which restores a checkpoint's state, into one sentence.
+
+    Args:
+        where: what the sentence starts with.
+        state: of the checkpoint.
+        optimizer: optim.name of this run, which must be the checkpoint's.
+
+    Raises:
+        InputError: if the checkpoint does not fit the config.
+    """
+    try:
+        if state["optimizer_name"] != optimizer:
+            raise ValueError(f"its optim.name is {state['optimizer_name']!r}, not {optimizer!r}")
+        yield
+    except InputError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{where} does not fit this config ({reason}); give the config of its run") from error
 
 
 def _check_place(path: Path) -> None:
@@ -253,11 +279,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler meets in a damaged file
-        # torch's own message advises to load it without the protection.
-        unsafe = "Weights only load failed" in str(error)
-        reason = "it is damaged, or holds more than tensors and plain values" if unsafe else str(error).split("\n")[0]
+        # torch's own messages advise to load it without the protection.
         raise InputError(
-            f"run.resume: {str(path)!r} is not a checkpoint of this toolkit ({reason}); give one of checkpoints/*.pt"
+            f"run.resume: {str(path)!r} is not a checkpoint of this toolkit (it is damaged, or holds more than tensors "
+            "and plain values); give one of checkpoints/*.pt"
         ) from error
     if not isinstance(state, dict) or "metrics" not in state:
         raise InputError(f"run.resume: {str(path)!r} is not a checkpoint of this toolkit; give one of checkpoints/*.pt")

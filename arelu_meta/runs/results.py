@@ -23,20 +23,27 @@ def report_results(results: Mapping[str, Any]) -> None:
         print(f"written to {results['folder']}", flush=True)
 
 
-def finished_results(folder: RunFolder) -> dict[str, Any]:
+def finished_results(folder: RunFolder, task: str) -> dict[str, Any]:
     """Say that a run had ended already, and return what it found.
 
     Args:
         folder: holds results.json.
+        task: whose results they must be.
 
     Raises:
-        InputError: if the results cannot be read.
+        InputError: if the results cannot be read, or are another task's.
     """
     path = folder.path / "results.json"
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"run.folder: {str(path)!r} is damaged ({error}); remove it to run again") from error
+    found = results.get("task") if isinstance(results, dict) else None
+    if found != task:
+        raise InputError(f"run.folder: {str(folder.path)!r} holds results of {found}, not of {task}; give another folder")
     print(f"finished already: {folder.path}")
-    report_results(results)
+    try:
+        report_results(results)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"run.folder: {str(path)!r} is damaged ({error!r}); remove it to run again") from error
     return results
