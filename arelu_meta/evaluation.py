@@ -99,7 +99,9 @@ def _of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
     try:
         return DataConfig(**spec.config["data"]), spec.config["run"]["seed"]
     except (KeyError, TypeError) as error:
-        raise InputError(f"checkpoint: it does not say what its run was tested on ({error}); it was not written by a run") from error
+        raise InputError(
+            f"checkpoint: it does not say what its run was tested on ({error}); it was not written by a run"
+        ) from error
 
 
 def _counted(batches: Any, bar: Any) -> Any:

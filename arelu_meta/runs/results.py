@@ -40,7 +40,9 @@ def finished_results(folder: RunFolder, task: str) -> dict[str, Any]:
         raise InputError(f"run.folder: {str(path)!r} is damaged ({error}); remove it to run again") from error
     found = results.get("task") if isinstance(results, dict) else None
     if found != task:
-        raise InputError(f"run.folder: {str(folder.path)!r} holds results of {found}, not of {task}; give another folder")
+        raise InputError(
+            f"run.folder: {str(folder.path)!r} holds results of {found}, not of {task}; give another folder"
+        )
     print(f"finished already: {folder.path}")
     try:
         report_results(results)
