@@ -188,6 +188,14 @@ def test_roles_are_told_apart(block: Block) -> None:
     assert roles == {"act1": "hidden", "se.act": "se_hidden", "se.gate": "gate", "act2": "hidden"}
 
 
+@pytest.mark.parametrize("name", ["gate", "scale_activation"])
+def test_a_gate_is_known_by_its_name_whatever_it_is_made_of(name: str) -> None:
+    unit = nn.ModuleDict({"reduce": nn.Linear(3, 3), "act": nn.ReLU(), "expand": nn.Linear(3, 3), name: nn.Softplus()})
+    report = swap_activations(unit, trace=False)
+    assert [(entry.path, entry.role) for entry in report.swapped] == [("act", "se_hidden")]
+    assert [(entry.path, entry.role) for entry in report.kept] == [(name, "gate")]
+
+
 def test_layers_with_an_activation_in_their_name_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.GLU(), nn.ReLU(), nn.Softmax(-1), nn.LogSoftmax(-1))
     attention = nn.MultiheadAttention(4, 2)
