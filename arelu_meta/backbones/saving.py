@@ -133,8 +133,6 @@ def _check_consistent(spec: ModelSpec) -> None:
     channels = spec.inputs.channels
     if {len(spec.inputs.mean), len(spec.inputs.std)} != {channels} or not all(spec.inputs.std):
         raise TypeError(f"its header's mean and std do not fit {channels} channels")
-    if spec.task == "metatrain" and not {"ways", "shots", "queries", "inner_lr", "inner_steps"} <= spec.meta.keys():
-        raise TypeError("its header does not say how it adapts to a task")
     if spec.task == "finetune" and len(spec.classes) != spec.num_classes:
         raise TypeError(f"its header names {len(spec.classes)} classes of {spec.num_classes}")
 

@@ -176,7 +176,7 @@ class _Run:
         self.checkpoint = str(self.folder.save_checkpoint(f"epoch-{self.epoch:04d}", state))
 
     def _restore(self, state: dict[str, Any]) -> None:
-        where = f"run.resume: the checkpoint in {str(self.folder.path)!r}"
+        where = f"run.resume: {str(self.folder.resumed_from)!r}"
         if "epoch" not in state:
             raise InputError(f"{where} is not one of a fine-tuning run; give one of arelu-meta finetune")
         with restoring(where, state, self.config.optim.name):

@@ -234,7 +234,7 @@ class _Run:
         self.checkpoint = str(self.folder.save_checkpoint(f"step-{self.step:06d}", state))
 
     def _restore(self, state: dict[str, Any]) -> None:
-        where = f"run.resume: the checkpoint in {str(self.folder.path)!r}"
+        where = f"run.resume: {str(self.folder.resumed_from)!r}"
         if "step" not in state:
             raise InputError(f"{where} is not one of a meta-training run; give one of arelu-meta metatrain")
         with restoring(where, state, self.config.optim.name):
