@@ -1,5 +1,6 @@
 """The backbone that a config asks for: channels, size, head, start, and what a checkpoint allows."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.from_config import build_backbone, check_model_config
+from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
 from arelu_meta.backbones.saving import ModelSpec, save_model
 from arelu_meta.config import ModelConfig
 from arelu_meta.errors import InputError
@@ -190,6 +191,36 @@ def test_a_convolutional_checkpoint_takes_images_of_another_size(tmp_path: Path)
     assert torch.equal(model.eval()(x), plain(x))
 
 
+# Before a run begins
+
+
+def test_a_size_that_the_model_cannot_take_is_named_with_the_model() -> None:
+    model, spec = build(fresh(), image_size=32)
+    check_forward(model, spec)
+    other = replace(spec, inputs=replace(spec.inputs, image_size=48))
+    with pytest.raises(InputError, match=r"data\.image_size: 48 is too small, or does not fit 'conv4_32' \(.*\); give"):
+        check_forward(model, other)
+
+
+def test_a_training_batch_of_one_image_is_refused_only_where_normalisation_has_no_variance() -> None:
+    model, spec = build(fresh("test_resnet"), channels=3, image_size=32)
+    check_forward(model, spec, smallest_batch=2)
+    with pytest.raises(InputError, match=r"data\.batch_size: 1 at 32 px"):
+        check_forward(model, spec, smallest_batch=1)
+    check_forward(model, replace(spec, inputs=replace(spec.inputs, image_size=64)), smallest_batch=1)
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_trying_a_model_out_leaves_it_and_the_random_numbers_as_they_were(size: int) -> None:
+    model, spec = build(fresh("test_resnet"), channels=3, image_size=size)
+    state, generator = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    with contextlib.suppress(InputError):
+        check_forward(model, spec, smallest_batch=1)
+    torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=0)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
 # Before any data is read
 
 
@@ -197,7 +228,7 @@ def test_a_convolutional_checkpoint_takes_images_of_another_size(tmp_path: Path)
     ("config", "message"),
     [
         (fresh("resnet81"), r"model\.name: 'resnet81' is not known; nearest: .*'resnet18'"),
-        (fresh(activation="aerlu"), "'aerlu' is not known; nearest: 'arelu'"),
+        (fresh(activation="aerlu"), r"model\.activation: 'aerlu' is not known; nearest: 'arelu'"),
         (fresh(init="paper"), r"model\.init: 'paper' starts an AReLU; give --model\.activation arelu with it"),
         (fresh(activation="gelu", init="paper"), r"model\.init: 'paper' starts an AReLU"),
         (fresh(pretrained="no/such/run"), r"model\.pretrained: 'no/such/run' does not exist"),

@@ -232,6 +232,19 @@ def test_a_header_with_wrong_inputs_is_bad_input_not_a_crash(saved: Path, field:
     refused(rewrite(saved, content), "is damaged or no model of this toolkit")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("channels", 3), ("mean", [0.5] * 3), ("std", [0.2, 0.2]), ("std", [0.0]), ("mean", [])]
+)
+def test_a_header_whose_inputs_contradict_each_other_is_bad_input(saved: Path, field: str, value: object) -> None:
+    content = asdict(read_spec(saved)[1])
+    content["inputs"][field] = value
+    refused(rewrite(saved, content), "mean and std do not fit")
+
+
+def test_a_header_that_names_another_number_of_classes_than_the_head_has_is_bad_input(saved: Path) -> None:
+    refused(rewrite(saved, asdict(read_spec(saved)[1]) | {"classes": ["a", "b"]}), "names 2 classes of 4")
+
+
 def test_whole_numbers_in_the_inputs_are_numbers_too(saved: Path) -> None:
     content = asdict(read_spec(saved)[1])
     content["inputs"] |= {"crop_pct": 1, "mean": [0], "std": [1]}
