@@ -1,0 +1,223 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from arelu_meta.data.reading import find_broken, is_candidate, read_image, to_channels
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def _photo(side: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(image)
+
+
+def _half_red(width: int = 32, height: int = 16) -> Image.Image:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (width, height), "blue")
+    image.paste("red", (0, 0, width // 2, height))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("orientation", "red_at"),
+    [(1, "left"), (2, "right"), (3, "right"), (4, "left"), (5, "top"), (6, "top"), (7, "bottom"), (8, "bottom")],
+)
+def test_a_photograph_is_turned_the_way_its_exif_says(tmp_path: Path, orientation: int, red_at: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    _half_red().save(tmp_path / "turned.png", exif=exif)
+    found = read_image(tmp_path / "turned.png")
+    width, height = found.size
+    assert (width, height) == ((32, 16) if orientation < 5 else (16, 32))
+    spots = {
+        "left": (0, height // 2),
+        "right": (width - 1, height // 2),
+        "top": (width // 2, 0),
+        "bottom": (width // 2, height - 1),
+    }
+    assert found.getpixel(spots[red_at]) == RED
+    assert sum(found.getpixel(spot) == RED for spot in spots.values()) <= 3
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("odd metadata")
+
+    _half_red().save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == RED
+
+
+def test_a_palette_becomes_its_colours(tmp_path: Path) -> None:
+    _half_red().quantize(2).save(tmp_path / "palette.png")
+    with Image.open(tmp_path / "palette.png") as raw:
+        assert raw.mode == "P"
+    found = read_image(tmp_path / "palette.png")
+    assert found.mode == "RGB"
+    assert (found.getpixel((0, 0)), found.getpixel((31, 0))) == (RED, (0, 0, 255))
+
+
+def test_a_palette_with_a_transparent_colour_lies_over_white(tmp_path: Path) -> None:
+    image = _half_red().quantize(2)
+    image.save(tmp_path / "p.png", transparency=image.getpixel((0, 0)))
+    found = read_image(tmp_path / "p.png")
+    assert (found.getpixel((0, 0)), found.getpixel((31, 0))) == (WHITE, (0, 0, 255))
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=100)
+    found = read_image(tmp_path / "print.jpg")
+    assert found.mode == "RGB"
+    assert np.abs(_pixels(found).astype(int) - RED).max() <= 3
+
+
+def test_16_bit_grey_is_scaled_down_not_cut_off(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 25700, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert _pixels(read_image(tmp_path / "deep.png", channels=1)).tolist() == [[0, 100, 255]]
+    assert _pixels(read_image(tmp_path / "deep.png"))[0].tolist() == [[0, 0, 0], [100, 100, 100], [255, 255, 255]]
+
+
+def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255]], dtype=np.uint16)).save(tmp_path / "dark.png")
+    assert _pixels(read_image(tmp_path / "dark.png", channels=1)).tolist() == [[0, 0]]
+
+
+def test_32_bit_integers_and_floats_are_read_on_their_own_scale() -> None:
+    eight_bit = Image.fromarray(np.array([[0, 200]], dtype=np.int32))
+    assert _pixels(to_channels(eight_bit, 1)).tolist() == [[0, 200]]
+    floats = Image.fromarray(np.array([[0, 255, 510, np.nan, -3]], dtype=np.float32))
+    assert _pixels(to_channels(floats, 1)).tolist() == [[0, 127, 255, 0, 0]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_lies_over_white(tmp_path: Path, mode: str) -> None:
+    black = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
+    black.putpixel((1, 0), (0, 0, 0, 0))
+    black.putpixel((2, 0), (0, 0, 0, 128))
+    black.convert(mode).save(tmp_path / "clear.png")
+    for channels in (1, 3):
+        found = _pixels(read_image(tmp_path / "clear.png", channels)).reshape(3, -1)
+        assert found[:, 0].tolist() == pytest.approx([0, 255, 127], abs=1)
+
+
+def test_grey_is_repeated_where_colour_is_asked_for_and_colour_averaged_where_grey_is(tmp_path: Path) -> None:
+    Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
+    assert _pixels(read_image(tmp_path / "grey.png", 3)).shape == (4, 4, 3)
+    assert set(_pixels(read_image(tmp_path / "grey.png", 3)).ravel()) == {77}
+    Image.new("RGB", (4, 4), WHITE).save(tmp_path / "white.png")
+    found = read_image(tmp_path / "white.png", 1)
+    assert (found.mode, found.getpixel((0, 0))) == ("L", 255)
+
+
+def test_two_tone_and_animated_images_are_read(tmp_path: Path) -> None:
+    Image.new("1", (4, 4), 1).save(tmp_path / "fax.tif")
+    assert read_image(tmp_path / "fax.tif").getpixel((0, 0)) == WHITE
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    assert read_image(tmp_path / "a.gif").getpixel((0, 0)) == RED
+
+
+def _truncate(path: Path, share: float) -> Path:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    return path
+
+
+@pytest.fixture
+def broken_files(tmp_path: Path) -> list[Path]:
+    for name in ("cut.jpg", "cut-progressive.jpg", "cut.png"):
+        _photo(200).save(tmp_path / name, progressive="progressive" in name)
+    cut = [_truncate(tmp_path / name, 0.7) for name in ("cut.jpg", "cut-progressive.jpg", "cut.png")]
+    (tmp_path / "text.jpg").write_text("a note that somebody renamed")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "page.html.jpg").write_text("<html>404</html>")
+    return [*cut, tmp_path / "text.jpg", tmp_path / "empty.png", tmp_path / "page.html.jpg"]
+
+
+def test_truncated_renamed_and_empty_files_are_broken(broken_files: list[Path]) -> None:
+    assert find_broken(broken_files) == broken_files
+
+
+def test_reading_a_broken_file_raises_oserror_and_nothing_else(broken_files: list[Path]) -> None:
+    for path in broken_files:
+        with pytest.raises(OSError, match=r"."):
+            read_image(path)
+
+
+def test_whole_files_of_every_common_format_are_not_broken(tmp_path: Path) -> None:
+    paths = [tmp_path / f"a.{ending}" for ending in ("jpg", "png", "gif", "bmp", "tif", "webp", "ppm")]
+    for path in paths:
+        _photo().save(path)
+    # The ending says nothing: what counts is what is inside.
+    png = tmp_path / "really-a-png.jpg"
+    _photo().save(png, format="png")
+    assert find_broken([*paths, png]) == []
+
+
+def test_broken_files_come_in_the_order_they_were_given(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.png" for name in "cabd"]
+    for path in paths:
+        path.write_text("no image")
+    _photo().save(paths[1])
+    assert find_broken(paths) == [paths[0], paths[2], paths[3]]
+
+
+def test_an_image_of_millions_of_empty_pixels_is_refused_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    _photo().save(tmp_path / "bomb.png")
+    assert find_broken([tmp_path / "bomb.png"]) == [tmp_path / "bomb.png"]
+    with pytest.raises(OSError, match="DecompressionBombError"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_a_decoder_that_raises_anything_at_all_makes_the_file_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def __enter__(self) -> None:
+            raise AttributeError("a plugin's own bug")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    _photo().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", lambda _: Failing())
+    assert find_broken([tmp_path / "a.png"]) == [tmp_path / "a.png"]
+    with pytest.raises(OSError, match="AttributeError: a plugin's own bug"):
+        read_image(tmp_path / "a.png")
+
+
+def test_lab_colours_are_converted(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").convert("LAB").save(tmp_path / "lab.tif")
+    found = read_image(tmp_path / "lab.tif")
+    assert np.abs(_pixels(found).astype(int) - RED).max() <= 10
+
+
+def test_what_a_decoder_logs_stays_off_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("PIL.TiffImagePlugin")
+    propagate, logging.lastResort = logging.lastResort, logging.StreamHandler()
+    root_handlers = logging.getLogger().handlers[:]
+    logging.getLogger().handlers = []  # as in a program that configures no logging; pytest's own would catch it
+    try:
+        logger.error("More samples per pixel than can be decoded: 37")
+    finally:
+        logging.lastResort, logging.getLogger().handlers = propagate, root_handlers
+    assert capfd.readouterr().err == ""
+
+
+def test_hidden_files_and_system_litter_are_no_candidates(tmp_path: Path) -> None:
+    names = [".hidden.jpg", "._photo.jpg", ".DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini", "Desktop.ini"]
+    for name in [*names, "photo.jpg", "Blüte 1.JPG", "notes.txt"]:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "folder.jpg").mkdir()
+    found = {path.name for path in tmp_path.iterdir() if is_candidate(path)}
+    # A text file is a candidate: somebody put it among the photographs, and is to be told.
+    assert found == {"photo.jpg", "Blüte 1.JPG", "notes.txt"}
