@@ -49,7 +49,7 @@ NAMED_SETS: dict[str, NamedSet] = {
     "qmnist": NamedSet("QMNIST", **_GREY),
     "emnist": NamedSet("EMNIST", {"split": "balanced", "train": True}, {"split": "balanced", "train": False}, **_GREY),
     "usps": NamedSet("USPS", **_GREY),
-    "semeion": NamedSet("SEMEION", {}, None, **_GREY),
+    "semeion": NamedSet("SEMEION", {"download": False}, None, **_GREY),
     "omniglot": NamedSet("Omniglot", {"background": True}, None, **_GREY),
     "svhn": NamedSet("SVHN", **_SPLIT, mirrored=False),
     "cifar10": NamedSet("CIFAR10"),
@@ -162,7 +162,7 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
     try:
         # torchvision reports its own tries; one sentence is left of them if all fail.
         with contextlib.redirect_stdout(io.StringIO()):
-            return make(root, **arguments, download=True)
+            return make(root, **{**arguments, "download": True})
     except (RuntimeError, OSError, TypeError, ValueError) as error:
         for folder in sorted(_folders(root) - before, reverse=True):
             with contextlib.suppress(OSError):  # not empty: a download that may go on
