@@ -150,23 +150,22 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
 
     make: Callable[..., Any] = getattr(torchvision.datasets, NAMED_SETS[name].kind)
     root = _named_root(config)
+    before = _folders(root)
     try:
         return make(root, **arguments)
     except (RuntimeError, OSError) as error:
         missing = error
     if not config.download:
+        _remove_empty(_folders(root) - before)
         raise InputError(
             f"data.name: {name!r} is missing or damaged in {str(root)!r} ({missing}); give --data.download true"
         )
-    before = _folders(root)
     try:
         # torchvision reports its own tries; one sentence is left of them if all fail.
         with contextlib.redirect_stdout(io.StringIO()):
             return make(root, **{**arguments, "download": True})
     except (RuntimeError, OSError, TypeError, ValueError) as error:
-        for folder in sorted(_folders(root) - before, reverse=True):
-            with contextlib.suppress(OSError):  # not empty: a download that may go on
-                folder.rmdir()
+        _remove_empty(_folders(root) - before)
         reason = str(error).split("\n")[0].rstrip(":")
         raise InputError(
             f"data.name: {name!r} is missing or damaged in {str(root)!r} and could not be downloaded ({reason}); "
@@ -177,6 +176,12 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
 def _folders(root: Path) -> set[Path]:
     """List a folder, those above it and two levels below: all that torchvision makes before it downloads."""
     return {path for path in (root, *root.parents, *root.glob("*"), *root.glob("*/*")) if path.is_dir()}
+
+
+def _remove_empty(folders: set[Path]) -> None:
+    for folder in sorted(folders, reverse=True):
+        with contextlib.suppress(OSError):  # not empty: a download that may go on
+            folder.rmdir()
 
 
 def _named_root(config: DataConfig) -> Path:
