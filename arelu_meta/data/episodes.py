@@ -173,8 +173,9 @@ def _own_division(parts: list[ImageSet]) -> ClassSplits | None:
 
 
 def _divide(images: ImageSet, task: TaskConfig, seed: int) -> ClassSplits:
-    counts = class_counts(len(images.classes), task.ways)
-    order = np.random.default_rng([seed, 2]).permutation(len(images.classes))
+    present = np.unique(images.labels)
+    counts = class_counts(len(present), task.ways)
+    order = np.random.default_rng([seed, 2]).permutation(present)
     train, validation, test = np.split(order, np.cumsum(counts)[:2])
     unseen = _of_classes(images, test)
     if len(validation):
