@@ -1,7 +1,7 @@
 """The operators written in torch's own: for every device and dtype, and differentiable once more.
 
 `kernels.py` uses them where no compiled kernel serves, and wherever a backward is itself differentiated. Like every
-module of kernels this has four functions; `numba_kernels` and `triton_kernels` have the same four.
+module of kernels this has five functions; `numba_kernels` and `triton_kernels` have the same five.
 """
 
 from collections.abc import Callable
@@ -98,6 +98,47 @@ def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tupl
     grad_alpha = (below * ~_outside(alpha)).to(alpha.dtype)
     grad_beta = (above * _sigmoid_slope(beta)).to(beta.dtype).reshape(beta.shape)
     return (grad * slopes).to(y.dtype), grad_alpha, grad_beta
+
+
+def arelu_double_backward(
+    y: Tensor,
+    grad: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    first: tuple[Tensor, Tensor],
+    to_first: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients of `arelu_backward`'s results, in a third of the operators that autograd would record.
+
+    Args:
+        y: what `arelu_backward` was given.
+        grad: likewise.
+        alpha: likewise.
+        beta: likewise.
+        first: the gradients of alpha and beta that it returned.
+        to_first: the gradients of its three results.
+
+    Returns:
+        The gradients of y, grad, alpha and beta, of their shapes and dtypes.
+    """
+    sigmoid, negative = _attention_slopes(alpha, beta)
+    positive, d_sigmoid = 1 + sigmoid, _sigmoid_slope(beta)
+    to_x, to_alpha, to_beta = to_first[0], to_first[1].reshape(()), to_first[2].reshape(())
+    # With x = y / slope: grad_x = grad * slope, grad_alpha = sum(grad * x) below, grad_beta = sum(grad * x) * s' above.
+    inside = ~_outside(alpha.reshape(()))
+    is_negative = torch.signbit(y)
+    slopes = torch.where(is_negative, negative, positive)
+    shares = torch.where(is_negative, to_alpha * inside / negative, to_beta * d_sigmoid / positive)
+    product = _wide(grad) * to_x
+    below = torch.where(is_negative, product, 0).sum() - to_alpha * first[0].reshape(()) / negative
+    above = torch.where(is_negative, 0, product).sum() * d_sigmoid
+    above = above + to_beta * first[1].reshape(()) * (1 - 2 * sigmoid - d_sigmoid / positive)
+    return (
+        (grad * shares).to(y.dtype),
+        (to_x * slopes + y * shares).to(grad.dtype),
+        (below * inside).to(alpha.dtype).reshape(alpha.shape),
+        above.to(beta.dtype).reshape(beta.shape),
+    )
 
 
 def gated_forward(

@@ -155,6 +155,27 @@ def _arelu_forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Ten
     return x.copy_(out) if inplace and out is not x else out
 
 
+def _arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = _dense(y)
+    gradients: tuple[Tensor, Tensor, Tensor] = _kernels_for(y).arelu_backward(y, _laid_out_like(grad, y), alpha, beta)
+    return gradients
+
+
+def _arelu_double_backward(
+    inputs: list[Tensor], first: tuple[Tensor, Tensor], to_first: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, grad, alpha, beta = inputs
+    to_x, to_alpha, to_beta = to_first
+    kernels = _kernels_for(y) if applies(to_x) else aten_kernels
+    if kernels is not aten_kernels:
+        y = _dense(y)
+        grad, to_x = _laid_out_like(grad, y), _laid_out_like(to_x, y)
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.arelu_double_backward(
+        y, grad, alpha, beta, first, (to_x, to_alpha, to_beta)
+    )
+    return gradients
+
+
 def _gated_forward(
     kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
 ) -> Tensor:
@@ -163,11 +184,6 @@ def _gated_forward(
         activated = _laid_out_like(activated, source)
     y: Tensor = _kernels_for(x).gated_forward(kind, source, activated, alpha, beta, t)
     return y
-
-
-def _backward_kernels(saved: Tensor, grad: Tensor) -> Any:
-    """Choose whose backward it is: torch's own where it is differentiated in turn, or traced, or batched by vmap."""
-    return aten_kernels if torch.is_grad_enabled() or not applies(grad) else _kernels_for(saved)
 
 
 class _AReLU(torch.autograd.Function):
@@ -182,11 +198,31 @@ class _AReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, alpha, beta = ctx.saved_tensors
-        kernels = _backward_kernels(y, grad)
-        if kernels is not aten_kernels:
-            y = _dense(y)
-            grad = _laid_out_like(grad, y)
-        return *kernels.arelu_backward(y, grad, alpha, beta), None
+        if not applies(grad):
+            return *aten_kernels.arelu_backward(y, grad, alpha, beta), None
+        if torch.is_grad_enabled():
+            return *_AReLUBackward.apply(y, grad, alpha, beta), None
+        return *_arelu_backward(y, grad, alpha, beta), None
+
+
+class _AReLUBackward(torch.autograd.Function):
+    """AReLU's backward as an operator of its own, where it is differentiated in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grad_x, grad_alpha, grad_beta = _arelu_backward(y, grad, alpha, beta)
+        ctx.save_for_backward(y, grad, alpha, beta, grad_alpha, grad_beta)
+        return grad_x, grad_alpha, grad_beta
+
+    @staticmethod
+    def backward(ctx: Any, *to_first: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, grad_alpha, grad_beta = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return _arelu_double_backward(inputs, (grad_alpha, grad_beta), to_first)
+        # From the third order on autograd takes torch's own operators apart.
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        gradients = iter(torch.autograd.grad(aten_kernels.arelu_backward(*inputs), wanted, to_first, create_graph=True))
+        return tuple(next(gradients) if tensor.requires_grad else None for tensor in inputs)
 
 
 class _GatedAReLU(torch.autograd.Function):
@@ -201,7 +237,8 @@ class _GatedAReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha, beta, t = ctx.saved_tensors
-        kernels = _backward_kernels(x, grad)
+        # Torch's own operators where the gradient is differentiated in turn, or traced, or batched by vmap.
+        kernels = aten_kernels if torch.is_grad_enabled() or not applies(grad) else _kernels_for(x)
         to_activated = grad if ctx.kind is None else None
         if kernels is not aten_kernels:
             x = _dense(x)

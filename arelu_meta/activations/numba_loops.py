@@ -1,8 +1,9 @@
 """The CPU kernels' loops, which numba compiles: one pass over memory each.
 
-A loop takes one `job`, 8-byte words in a row: a counter from which its threads draw blocks, the number of elements,
-three addresses, two slopes, and two sums for each block. The pointer's type says what the elements are, so that one
-function serves float32, float64 and bfloat16 (read as int16 words, since numba has no such type).
+A loop takes one `job`, 8-byte words in a row: a counter from which its threads draw blocks, the number of elements and
+of those in a block, five addresses, four slopes, and two sums for each block. A block's sums have a place of their own,
+so that no thread's pace changes the result. The pointer's type says what the elements are, so that one function serves
+float32, float64 and bfloat16 (read as int16 words, since numba has no such type).
 
 All that is compiled stands in this one file: numba's cache on disk is out of date when the file changes, and only then.
 """
@@ -19,10 +20,10 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
-BLOCK = 1 << 15  # what a thread draws at a time; its sums have a place of their own, so no thread's pace changes them
 _RUN = 1 << 12  # what is summed in float32 before float64 takes over: 64 to 256 elements a vector lane
-COUNTER, SIZE, INPUT, OTHER, OUTPUT, POSITIVE, NEGATIVE, SUMS = range(8)
-"""Where in a job what lies."""
+COUNTER, SIZE, BLOCK, INPUT, OTHER, THIRD, OUTPUT, SECOND_OUTPUT = range(8)
+POSITIVE, NEGATIVE, POSITIVE_SHARE, NEGATIVE_SHARE, SUMS = range(8, 13)
+"""Where in a job what lies; the sums come last, two for each block."""
 
 # Sums may be reordered, or they would not be vectorised. Infinities and nans keep their meaning.
 _FAST = {"reassoc", "contract"}
@@ -246,21 +247,21 @@ def _forward_for(job: Any, kind: Any) -> Any:
 
     def run(job: Any, kind: Any) -> Any:
         words = carray(_words(job), SUMS)
-        size, slopes = words[SIZE], words.view(np.float64)
+        size, block, slopes = words[SIZE], words[BLOCK], words.view(np.float64)
         x, other = carray(_elements_at(job, words[INPUT]), size), carray(_elements_at(job, words[OTHER]), size)
         out = carray(_elements_at(job, words[OUTPUT]), size)
         wide = type(_widen(x[0]))
         positive, negative = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE])
-        start = _draw_block(job) * BLOCK
+        start = _draw_block(job) * block
         while start < size:
-            end = start + BLOCK
+            end = start + block
             outs = out[start:end]
             xs = outs if x_is_out else x[start:end]
             others = outs if other_is_out else other[start:end]
             for i in range(outs.size):
                 v = _widen(xs[i])
                 outs[i] = _narrow(value(v, positive if v >= 0 else negative, others[i]), xs[i])
-            start = _draw_block(job) * BLOCK
+            start = _draw_block(job) * block
 
     return run
 
@@ -277,16 +278,16 @@ def _backward_for(job: Any, kind: Any) -> Any:
 
     def run(job: Any, kind: Any) -> Any:
         words = carray(_words(job), SUMS)
-        size, slopes = words[SIZE], words.view(np.float64)
-        sums = carray(_words(job), SUMS + 2 * ((size + BLOCK - 1) // BLOCK))[SUMS:].view(np.float64)
+        size, block, slopes = words[SIZE], words[BLOCK], words.view(np.float64)
+        sums = carray(_words(job), SUMS + 2 * ((size + block - 1) // block))[SUMS:].view(np.float64)
         values, grad = carray(_elements_at(job, words[INPUT]), size), carray(_elements_at(job, words[OTHER]), size)
         out = carray(_elements_at(job, words[OUTPUT]), size)
         wide = type(_widen(values[0]))
         positive, negative, zero = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE]), wide(0)
-        block = _draw_block(job)
-        while block * BLOCK < size:
+        number = _draw_block(job)
+        while number * block < size:
             above, below = 0.0, 0.0
-            for start in range(block * BLOCK, min(size, (block + 1) * BLOCK), _RUN):
+            for start in range(number * block, min(size, (number + 1) * block), _RUN):
                 end = min(start + _RUN, size)
                 vs, gs, outs = values[start:end], grad[start:end], out[start:end]
                 run_above, run_below = zero, zero
@@ -299,8 +300,51 @@ def _backward_for(job: Any, kind: Any) -> Any:
                     run_below += product if side else zero
                 above += run_above
                 below += run_below
-            sums[2 * block], sums[2 * block + 1] = above, below
-            block = _draw_block(job)
+            sums[2 * number], sums[2 * number + 1] = above, below
+            number = _draw_block(job)
+
+    return run
+
+
+def _double_backward(job: Any) -> Any:
+    """Write `third * slope + v * share` and `other * share`, and sum `other * third` by the sign bit of v."""
+    raise NotImplementedError
+
+
+@overload(_double_backward, jit_options={"error_model": "numpy", "fastmath": _FAST})
+def _double_backward_for(job: Any) -> Any:
+    def run(job: Any) -> Any:
+        words = carray(_words(job), SUMS)
+        size, block, slopes = words[SIZE], words[BLOCK], words.view(np.float64)
+        sums = carray(_words(job), SUMS + 2 * ((size + block - 1) // block))[SUMS:].view(np.float64)
+        values, grad = carray(_elements_at(job, words[INPUT]), size), carray(_elements_at(job, words[OTHER]), size)
+        third, out = carray(_elements_at(job, words[THIRD]), size), carray(_elements_at(job, words[OUTPUT]), size)
+        out2 = carray(_elements_at(job, words[SECOND_OUTPUT]), size)
+        wide = type(_widen(values[0]))
+        positive, negative, zero = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE]), wide(0)
+        positive_share, negative_share = wide(slopes[POSITIVE_SHARE]), wide(slopes[NEGATIVE_SHARE])
+        number = _draw_block(job)
+        while number * block < size:
+            above, below = 0.0, 0.0
+            for start in range(number * block, min(size, (number + 1) * block), _RUN):
+                end = min(start + _RUN, size)
+                vs, gs, ts, outs, outs2 = (
+                    values[start:end], grad[start:end], third[start:end], out[start:end], out2[start:end]
+                )  # fmt: skip
+                run_above, run_below = zero, zero
+                for i in range(vs.size):
+                    v, g, t = _widen(vs[i]), _widen(gs[i]), _widen(ts[i])
+                    side = _has_sign_bit(v)
+                    share = negative_share if side else positive_share
+                    outs[i] = _narrow(t * (negative if side else positive) + v * share, vs[i])
+                    outs2[i] = _narrow(g * share, vs[i])
+                    product = g * t
+                    run_above += zero if side else product
+                    run_below += product if side else zero
+                above += run_above
+                below += run_below
+            sums[2 * number], sums[2 * number + 1] = above, below
+            number = _draw_block(job)
 
     return run
 
@@ -331,4 +375,5 @@ LOOPS: dict[str, Callable[[Any], None]] = {
     "silu_backward": lambda job: _backward(job, "silu"),
     "gelu_backward": lambda job: _backward(job, "gelu"),
     "gelu_tanh_backward": lambda job: _backward(job, "gelu_tanh"),
+    "arelu_double_backward": lambda job: _double_backward(job),
 }

@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from arelu_meta.activations.aten_kernels import BASES, alpha_limits
+from arelu_meta.activations.aten_kernels import BASES, alpha_limits, arelu_double_backward
+
+__all__ = ["arelu_backward", "arelu_double_backward", "arelu_forward", "gated_backward", "gated_forward"]
 
 # Triton types none of its decorators.
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"

@@ -4,6 +4,8 @@ A load that comes and goes hits everyone alike if the contenders take turns, so 
 the median over rounds is what counts.
 """
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +70,10 @@ def time_in_turns(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Let every contender run once a round, after one round that does not count.
+    """Let every contender run in every round, each after a call of its own that does not count.
+
+    On Linux the process keeps freed memory from then on instead of giving it back to the system: page faults, which
+    take longer than an activation, would else hit one contender here and another there.
 
     Args:
         contenders: by name; calls shorter than 2 ms are repeated within a round.
@@ -82,6 +87,8 @@ def time_in_turns(
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else _no_wait
 
     def measure(contender: Contender, repeats: int) -> float:
+        # One call ahead brings caches and the allocator into the state in which the contender leaves them itself.
+        contender.call(contender.prepare())
         prepared = [contender.prepare() for _ in range(repeats)]
         wait()
         start = clock()
@@ -90,7 +97,9 @@ def time_in_turns(
         wait()
         return (clock() - start) / repeats
 
-    # The first call compiles and allocates, the second says how long one takes.
+    if torch.device(device).type == "cpu":
+        _keep_freed_memory()
+    # The first call compiles, the second says how long one takes.
     repeats = {}
     for name, contender in contenders.items():
         measure(contender, 1)
@@ -183,6 +192,14 @@ def cuda_peak_bytes(call: Callable[[], object]) -> int:
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def _keep_freed_memory() -> None:
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # a constant for each: M_MMAP_MAX, no block of its own, and M_TRIM_THRESHOLD, never
+            mallopt(-4, 0)
+            mallopt(-1, 2**31 - 1)
 
 
 def _no_wait() -> None:
