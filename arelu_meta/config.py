@@ -141,21 +141,24 @@ class MetaConfig:
 
     Args:
         algorithm: maml, or fomaml (first-order MAML).
-        engine: learn2learn; auto takes the fastest that is installed.
+        engine: learn2learn (task after task) or vectorized (all tasks at once, several times faster, needs no
+            learn2learn); auto takes the vectorized one where both are equal.
         order: 2 differentiates through the inner steps, 1 does not (first-order MAML).
         inner_lr: learning rate of the inner loop, > 0.
         inner_steps: gradient steps on the support set while training.
         batch_tasks: tasks a meta-step.
+        task_chunk: tasks that the vectorized engine computes at once; auto: as many as fit half of the free memory.
         normalization: transductive (statistics of the batch at hand, queries too), running, or frozen.
         steps: meta-steps.
     """
 
     algorithm: Literal["maml", "fomaml"] = "maml"
-    engine: Literal["auto", "learn2learn"] = "auto"
+    engine: Literal["auto", "learn2learn", "vectorized"] = "auto"
     order: Literal[1, 2] = 2
     inner_lr: float = 0.4
     inner_steps: int = 1
     batch_tasks: int = 16
+    task_chunk: int | Literal["auto"] = "auto"
     normalization: Normalization = "transductive"
     steps: int = 200
 
@@ -278,6 +281,25 @@ class ActivationsConfig:
 
 
 @dataclass
+class BenchConfig:
+    """Measure what it costs, beside peers in the same run.
+
+    Args:
+        what: op (one activation) or step (a whole training step).
+        case: only the cases of this id; * stands for anything.
+        json: write the rows to this file, too.
+        rounds: how often each contender has its turn; default: enough for a steady median.
+        device: auto, cpu, cuda …
+    """
+
+    what: Literal["op", "step"]
+    case: str | None = None
+    json: str | None = None
+    rounds: int | None = None
+    device: str = "auto"
+
+
+@dataclass
 class DemoConfig:
     """The main job on embedded data, or part of it on your own folder of images.
 
@@ -313,10 +335,12 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "meta.inner_lr": (0, False),
     "meta.inner_steps": (1, True),
     "meta.batch_tasks": (1, True),
+    "meta.task_chunk": (1, True),
     "meta.steps": (1, True),
     "eval.tasks": (2, True),
     "eval.inner_steps": (1, True),
     "eval.every": (1, True),
+    "rounds": (1, True),
 }
 _LARGEST = 2**32 - 1
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; what Linux allows
@@ -355,7 +379,7 @@ def validate(config: object) -> None:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 _check_text(name, text)
-        if name in _RANGES and value is not None:
+        if name in _RANGES and value not in (None, "auto"):
             _check_number(name, value, *_RANGES[name])
     device = flatten(config).get("run.device")
     if device is not None and device.split(":")[0] not in {"auto", "cpu", "cuda", "mps", "xpu"}:

@@ -11,7 +11,7 @@ from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, TaskConfig, validate
-from arelu_meta.data.episodes import TaskSampler, check_class_sizes, load_class_splits, load_pool, load_whole
+from arelu_meta.data.episodes import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole
 from arelu_meta.data.images import ImageSet, concatenate, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.errors import InputError, nearest_names
@@ -149,7 +149,7 @@ def _evaluate_tasks(
     else:
         images = concatenate(load_whole(data))
         check_class_sizes(images, task)
-    sampler = TaskSampler(load_pool(images, spec.inputs, meta["inverted"]), task, f"test {seed}")
+    sampler = TensorSampler(load_pool(images, spec.inputs, meta["inverted"]), task, f"test {seed}")
     with progress("evaluating on unseen classes", tasks, "tasks") as bar:
         accuracies = task_accuracies(
             model, sampler, range(tasks), meta["inner_lr"], meta["inner_steps"], device, run.precision, bar

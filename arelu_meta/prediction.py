@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import PredictConfig, RunConfig, validate
+from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.data.images import find_candidates, read_folder
 from arelu_meta.data.loading import build_transform
 from arelu_meta.data.reading import read_image
 from arelu_meta.errors import InputError
-from arelu_meta.meta.algorithms import adapted_probabilities
+from arelu_meta.meta.engines import adapted_probabilities
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import open_run, write_atomically
 from arelu_meta.runs.progress import print_table, progress
@@ -178,9 +179,8 @@ def _classify(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
 
 
 def _adapt(model: nn.Module, spec: ModelSpec, support: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-    probabilities = adapted_probabilities(
-        model, support, labels, images, spec.meta["inner_lr"], spec.meta["inner_steps"]
-    )
+    task = TaskBatch(support[None], labels[None], images[None], labels.new_zeros(1, len(images)))
+    probabilities = adapted_probabilities(model.eval(), task, spec.meta["inner_lr"], spec.meta["inner_steps"])[0]
     # Fewer classes than ways: the outputs that no support image has stand for nothing.
     shown = probabilities[:, : int(labels.max()) + 1]
     return (shown / shown.sum(1, keepdim=True)).cpu()

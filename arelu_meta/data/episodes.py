@@ -1,11 +1,15 @@
-"""Few-shot episodes: N-way K-shot tasks whose test classes were never trained on, through learn2learn's task sets."""
+"""Few-shot episodes: N-way K-shot tasks whose test classes were never trained on.
 
+They are drawn straight from tensors, a whole meta-batch at once, or through learn2learn's task sets.
+"""
+
+import hashlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +26,8 @@ from arelu_meta.extras import import_learn2learn
 from arelu_meta.runs.progress import progress
 
 _HELD_OUT_IMAGES = 0.2
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,50 @@ class Episode:
         """Return the task on a device."""
         parts = (self.support_images, self.support_labels, self.query_images, self.query_labels)
         return Episode(*(part.to(device) for part in parts))
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Tasks of one size, stacked: every tensor of an `Episode` with a leading dimension of tasks.
+
+    Args:
+        support_images: shape (tasks, ways * shots, channels, height, width), float32, normalised.
+        support_labels: shape (tasks, ways * shots), int64 in [0, ways).
+        query_images: shape (tasks, ways * queries, channels, height, width), float32, normalised.
+        query_labels: shape (tasks, ways * queries), int64 in [0, ways).
+    """
+
+    support_images: Tensor
+    support_labels: Tensor
+    query_images: Tensor
+    query_labels: Tensor
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.support_images, self.support_labels, self.query_images, self.query_labels
+
+    def __len__(self) -> int:
+        return len(self.support_labels)
+
+    def __getitem__(self, number: int) -> Episode:
+        """Return one of the tasks."""
+        return Episode(*(part[number] for part in self._parts()))
+
+    def split(self, size: int) -> Iterator["TaskBatch"]:
+        """Yield batches of at most `size` tasks."""
+        for first in range(0, len(self), size):
+            yield TaskBatch(*(part[first : first + size] for part in self._parts()))
+
+    def to(self, device: torch.device) -> "TaskBatch":
+        """Return the tasks on a device."""
+        return TaskBatch(*(part.to(device) for part in self._parts()))
+
+
+class Sampler(Protocol):
+    """Draws tasks; task i of a seed is always the same."""
+
+    def batch(self, tasks: Sequence[int]) -> TaskBatch:
+        """Draw tasks by their numbers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -282,7 +332,8 @@ class Pool:
         """Return some images as the model takes them, float32."""
         shape = (1, -1, 1, 1)
         scaled = self.pixels[indices].float() / 255
-        return (scaled - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+        mean, std = (torch.tensor(value, device=scaled.device).view(shape) for value in (self.mean, self.std))
+        return (scaled - mean) / std
 
 
 def to_pixels(image: Image.Image, inputs: InputSpec) -> Tensor:
@@ -388,3 +439,115 @@ class TaskSampler:
             images[:, shots:].flatten(0, 1),
             labels[:, shots:].flatten(),
         )
+
+    def batch(self, tasks: Sequence[int]) -> TaskBatch:
+        """Draw tasks by their numbers, one after the other."""
+        episodes = [self.sample(index) for index in tasks]
+        return TaskBatch(
+            torch.stack([one.support_images for one in episodes]),
+            torch.stack([one.support_labels for one in episodes]),
+            torch.stack([one.query_images for one in episodes]),
+            torch.stack([one.query_labels for one in episodes]),
+        )
+
+
+class TensorSampler:
+    """Draws a whole meta-batch of tasks at once, straight from a pool's tensors; it needs no learn2learn.
+
+    A task's random numbers are a function of the seed and the task's number alone, so task i of a seed is the same in
+    any batch, order and process. Classes, and images of a class, are drawn uniformly without replacement.
+
+    Args:
+        pool: the images; batches lie on the device of its pixels.
+        task: ways, shots, queries.
+        seed: of the tasks, any text.
+
+    Raises:
+        InputError: if there are fewer classes than ways, or a class has fewer images than shots plus queries.
+    """
+
+    def __init__(self, pool: Pool, task: TaskConfig, seed: str) -> None:
+        self.pool, self.task = pool, task
+        labels = pool.labels.cpu().numpy()
+        self._order = np.argsort(labels, kind="stable")
+        _, self._first, self._sizes = np.unique(labels[self._order], return_index=True, return_counts=True)
+        if len(self._sizes) < task.ways:
+            raise InputError(
+                f"task.ways: {task.ways} is more than the {len(self._sizes)} classes here; "
+                f"give at most {len(self._sizes)}"
+            )
+        if self._sizes.min() < task.shots + task.queries:
+            raise InputError(
+                f"task.shots + task.queries: {task.shots} + {task.queries} is more than the smallest class has "
+                f"({self._sizes.min()} images); give at most that many"
+            )
+        self._key = np.uint64(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little"))
+
+    def positions(self, tasks: Sequence[int]) -> Labels:
+        """Draw which images make up tasks.
+
+        Args:
+            tasks: their numbers, each at least 0.
+
+        Returns:
+            Shape (tasks, ways, shots + queries), int64: places in the pool.
+        """
+        ways, per_class = self.task.ways, self.task.shots + self.task.queries
+        numbers = np.asarray(tasks, dtype=np.uint64)
+        draws = _uniform(self._key, numbers, ways * (1 + per_class))
+        classes = _without_replacement(draws[:, :ways], np.array(len(self._sizes)))
+        members = _without_replacement(draws[:, ways:].reshape(-1, ways, per_class), self._sizes[classes])
+        found: Labels = self._order[self._first[classes][..., None] + members]
+        return found
+
+    def batch(self, tasks: Sequence[int]) -> TaskBatch:
+        """Draw tasks by their numbers and gather their images at once."""
+        ways, shots = self.task.ways, self.task.shots
+        positions = torch.from_numpy(self.positions(tasks)).to(self.pool.pixels.device)
+
+        def gather(part: Tensor) -> tuple[Tensor, Tensor]:
+            labels = torch.arange(ways, device=part.device).repeat_interleave(part.shape[2])
+            return self.pool.images(part.flatten(1)), labels.repeat(len(part), 1)
+
+        return TaskBatch(*gather(positions[:, :, :shots]), *gather(positions[:, :, shots:]))
+
+    def sample(self, index: int) -> Episode:
+        """Draw task number `index`."""
+        return self.batch([index])[0]
+
+
+def _uniform(key: np.uint64, tasks: np.ndarray[Any, np.dtype[np.uint64]], draws: int) -> Floats:
+    """Hash (key, task, draw) to numbers in [0, 1), shape (tasks, draws).
+
+    Source: SplitMix64's finaliser, Steele, Lea and Flood 2014, applied once for the task and once for the draw.
+    """
+    stream = _mix(key + tasks * np.uint64(0x9E3779B97F4A7C15))
+    counters = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+    return (_mix(stream[:, None] + counters) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(z: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _without_replacement(draws: Floats, counts: Labels) -> Labels:
+    """Turn uniform numbers (…, k) into k different places below `counts` (…), every ordered choice equally likely."""
+    chosen: list[Labels] = []  # ascending
+    places = []
+    for number in range(draws.shape[-1]):
+        place = (draws[..., number] * (counts - number)).astype(np.int64)
+        for earlier in chosen:  # skip what is taken: the place counts those that are left
+            place = place + (place >= earlier)
+        places.append(place)
+        chosen = _insert(chosen, place)
+    return np.stack(places, -1)
+
+
+def _insert(ascending: list[Labels], new: Labels) -> list[Labels]:
+    result = []
+    for value in ascending:
+        result.append(np.minimum(value, new))
+        new = np.maximum(value, new)
+    return [*result, new]

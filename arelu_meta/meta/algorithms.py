@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,9 +46,22 @@ def adapt(learner: Any, images: Tensor, labels: Tensor, steps: int) -> None:
     """
     for _ in range(steps):
         logits = learner(images)
-        if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
-            raise InputError(f"labels: {int(labels.max())} is outside the model's {logits.shape[1]} outputs")
+        check_labels(labels, logits.shape[1])
         learner.adapt(F.cross_entropy(logits, labels))
+
+
+def check_labels(labels: Tensor, outputs: int) -> None:
+    """Refuse labels that a model has no output for.
+
+    Args:
+        labels: any shape, int64.
+        outputs: how many the model has.
+
+    Raises:
+        InputError: naming the largest label.
+    """
+    if int(labels.max()) >= outputs or int(labels.min()) < 0:
+        raise InputError(f"labels: {int(labels.max())} is outside the model's {outputs} outputs")
 
 
 def query_loss(learner: Any, episode: Episode, steps: int) -> tuple[Tensor, float]:
@@ -67,25 +79,3 @@ def query_loss(learner: Any, episode: Episode, steps: int) -> tuple[Tensor, floa
     logits = learner(episode.query_images)
     accuracy = (logits.argmax(1) == episode.query_labels).double().mean().item()
     return F.cross_entropy(logits, episode.query_labels), accuracy
-
-
-def adapted_probabilities(
-    model: nn.Module, support: Tensor, labels: Tensor, queries: Tensor, inner_lr: float, steps: int
-) -> Tensor:
-    """Adapt a copy of a model to a support set and classify queries; the model itself does not change.
-
-    Args:
-        model: in the mode that its normalisation asks for.
-        support: shape (support, channels, height, width), float32.
-        labels: shape (support,), int64.
-        queries: shape (queries, channels, height, width), float32.
-        inner_lr: learning rate of the inner loop.
-        steps: inner gradient steps.
-
-    Returns:
-        Shape (queries, outputs): probabilities.
-    """
-    learner = build_maml(model, inner_lr, first_order=True).clone()
-    adapt(learner, support, labels, steps)
-    with torch.no_grad():
-        return learner(queries).softmax(1)  # type: ignore[no-any-return]

@@ -1,26 +1,29 @@
 """Accuracy on tasks of unseen classes. A test task never changes the model."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from arelu_meta.data.episodes import TaskSampler
+from arelu_meta.data.episodes import Sampler
 from arelu_meta.errors import RunError
-from arelu_meta.meta.algorithms import adapted_probabilities
+from arelu_meta.meta.engines import adapted_probabilities, why_not_vectorized
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import ProgressBar
+
+_MOST_IMAGES = 2048  # at once, of all tasks: memory does not grow with the number of tasks
 
 
 def task_accuracies(
     model: nn.Module,
-    sampler: TaskSampler,
-    tasks: Iterable[int],
+    sampler: Sampler,
+    tasks: Sequence[int],
     inner_lr: float,
     inner_steps: int,
     device: torch.device,
     precision: str = "float32",
     bar: ProgressBar | None = None,
+    task_chunk: int | None = None,
 ) -> list[float]:
     """Adapt to each task's support set and score its query set.
 
@@ -33,6 +36,7 @@ def task_accuracies(
         device: where to compute.
         precision: float32, bf16 or fp16.
         bar: advanced by one a task, if given.
+        task_chunk: how many tasks at once; None for as many as a few thousand images make up.
 
     Returns:
         One query accuracy a task.
@@ -40,18 +44,24 @@ def task_accuracies(
     Raises:
         RunError: if a prediction is NaN or infinite.
     """
-    # learn2learn's clones share buffers with the model: eval mode is what keeps running averages as they are.
+    # Running averages stay as they are in eval mode.
     model.eval()
     accuracies: list[float] = []
-    for index in tasks:
-        episode = sampler.sample(index).to(device)
+    if not tasks:
+        return accuracies
+    first = sampler.batch(tasks[:2])
+    images = first.support_images.shape[1] + first.query_images.shape[1]
+    vectorized = len(first) == 2 and why_not_vectorized(model, "eval", first.support_images.to(device)) is None
+    size = task_chunk or max(1, min(32, _MOST_IMAGES // images)) if vectorized else 1
+    for start in range(0, len(tasks), size):
+        batch = sampler.batch(tasks[start : start + size]).to(device)
         with autocast(precision, device):
-            probabilities = adapted_probabilities(
-                model, episode.support_images, episode.support_labels, episode.query_images, inner_lr, inner_steps
-            )
-        if not probabilities.isfinite().all():
-            raise RunError(f"the predictions for task {index} became NaN or infinite after {inner_steps} inner steps")
-        accuracies.append((probabilities.argmax(1) == episode.query_labels).double().mean().item())
+            probabilities = adapted_probabilities(model, batch, inner_lr, inner_steps)
+        finite = probabilities.isfinite().flatten(1).all(1)
+        if not finite.all():
+            task = tasks[start + int(finite.int().argmin())]
+            raise RunError(f"the predictions for task {task} became NaN or infinite after {inner_steps} inner steps")
+        accuracies += (probabilities.argmax(2) == batch.query_labels).double().mean(1).tolist()
         if bar is not None:
-            bar.advance(1, accuracy=sum(accuracies) / len(accuracies))
+            bar.advance(len(batch), accuracy=sum(accuracies) / len(accuracies))
     return accuracies

@@ -1,7 +1,6 @@
 """A whole meta-training run: class splits, tasks, meta-steps, validation, test on unseen classes."""
 
 import contextlib
-import math
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,15 +13,22 @@ from arelu_meta.backbones.from_config import build_backbone, check_forward, chec
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import MetatrainConfig, validate
-from arelu_meta.data.episodes import ClassSplits, TaskSampler, load_class_splits, load_pool
+from arelu_meta.data.episodes import (
+    ClassSplits,
+    Sampler,
+    TaskSampler,
+    TensorSampler,
+    load_class_splits,
+    load_pool,
+)
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.extras import import_learn2learn
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name
 from arelu_meta.intervals import mean_interval
-from arelu_meta.meta.algorithms import build_maml, query_loss
+from arelu_meta.meta.engines import Inner, build_engine
 from arelu_meta.meta.evaluation import task_accuracies
 from arelu_meta.meta.normalization import set_normalization, train_mode
-from arelu_meta.runs.compute import autocast, prepare, random_state, restore_random_state
+from arelu_meta.runs.compute import prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, open_run, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
@@ -53,7 +59,8 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     folder = open_run(config.run, "metatrain")
     if folder.finished:
         return finished_results(folder, "metatrain")
-    import_learn2learn()
+    if config.meta.engine == "learn2learn":
+        import_learn2learn()
     device = prepare(config.run)
     splits = load_class_splits(config.data, config.task, config.run.seed)
     names = tuple(str(way) for way in range(config.task.ways))
@@ -93,16 +100,39 @@ class _Run:
         self.model, self.device = model, device
         self.optimizer = build_optimizer(model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.meta.steps, updates_per_epoch=1)
-        first_order = config.meta.order == 1 or config.meta.algorithm == "fomaml"
-        self.maml = build_maml(model, config.meta.inner_lr, first_order)
-        self.train_tasks = self._sampler(splits.train, "train", config.data.rotations)
+        meta = config.meta
+        self.inner = Inner(meta.inner_lr, meta.inner_steps, meta.order == 1 or meta.algorithm == "fomaml")
+        train_mode(model, meta.normalization)
+        self.engine, self.engine_note = build_engine(
+            meta.engine,
+            model,
+            self.inner,
+            meta.normalization,
+            self._sample_images(),
+            None if meta.task_chunk == "auto" else meta.task_chunk,
+            config.run.precision,
+        )
+        kind = TaskSampler if self.engine.name == "learn2learn" else TensorSampler
+        self.train_tasks = self._sampler(splits.train, "train", config.data.rotations, kind)
         self.validation_tasks = None if splits.validation is None else self._sampler(splits.validation, "validation")
         self.step, self.best, self.seconds = 0, -1.0, 0.0
         self.checkpoint = "none"
 
-    def _sampler(self, images: Any, part: str, rotations: bool = False) -> TaskSampler:
+    def _sample_images(self) -> torch.Tensor:
+        """Make noise in the shape of two tasks' images, to try engines on."""
+        inputs = self.spec.inputs
+        shape = (2, self.config.task.ways, inputs.channels, inputs.image_size, inputs.image_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    def _sampler(
+        self,
+        images: Any,
+        part: str,
+        rotations: bool = False,
+        kind: type[TaskSampler] | type[TensorSampler] = TensorSampler,
+    ) -> Sampler:
         pool = load_pool(images, self.spec.inputs, self.splits.inverted, rotations)
-        return TaskSampler(pool, self.config.task, f"{part} {self.config.run.seed}")
+        return kind(pool, self.config.task, f"{part} {self.config.run.seed}")
 
     def go(self) -> dict[str, Any]:
         if self.folder.resumed is not None:
@@ -126,8 +156,8 @@ class _Run:
         task, meta = self.config.task, self.config.meta
         return (
             f"{self.spec.name} ({self.spec.activation or 'its own activation'}), {task.ways}-way {task.shots}-shot, "
-            f"{meta.algorithm}, order {1 if self.maml.first_order else 2}, {meta.normalization} normalisation, "
-            f"learn2learn engine, on {self.device}\n"
+            f"{meta.algorithm}, order {1 if self.inner.first_order else 2}, {meta.normalization} normalisation, "
+            f"{self.engine_note}, on {self.device}\n"
             f"{counts['train']} classes to train on, {counts['validation']} to validate on, "
             f"{counts['test']} unseen to test on"
             + "".join(f"; {note}" for note in self.splits.notes)
@@ -171,24 +201,20 @@ class _Run:
         meta = self.config.meta
         train_mode(self.model, meta.normalization)
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = accuracy_sum = 0.0
-        for number in range(meta.batch_tasks):
-            episode = self.train_tasks.sample(self.step * meta.batch_tasks + number).to(self.device)
-            with autocast(self.config.run.precision, self.device), self._attention():
-                loss, accuracy = query_loss(self.maml.clone(), episode, meta.inner_steps)
-            if not math.isfinite(value := loss.item()):
-                raise self._diverged(f"the query loss became {value}", self.step + 1)
-            (loss / meta.batch_tasks).backward()
-            loss_sum += value
-            accuracy_sum += accuracy
+        first = self.step * meta.batch_tasks
+        tasks = self.train_tasks.batch(range(first, first + meta.batch_tasks)).to(self.device)
+        with self._attention():
+            losses, accuracies = self.engine.meta_gradient(tasks)
+        if not losses.isfinite().all():
+            raise self._diverged(f"the query loss became {losses[~losses.isfinite()][0].item()}", self.step + 1)
         self.optimizer.step()
         self.step += 1
         self.schedule.step_update(self.step)
-        return loss_sum / meta.batch_tasks, accuracy_sum / meta.batch_tasks
+        return losses.double().mean().item(), accuracies.mean().item()
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
         # Fused attention has no second derivative.
-        return contextlib.nullcontext() if self.maml.first_order else sdpa_kernel(SDPBackend.MATH)
+        return contextlib.nullcontext() if self.inner.first_order else sdpa_kernel(SDPBackend.MATH)
 
     def _diverged(self, what: object, step: int) -> RunError:
         return RunError(
@@ -197,7 +223,7 @@ class _Run:
             "try a smaller --meta.inner_lr or --optim.lr"
         )
 
-    def _accuracies(self, sampler: TaskSampler, tasks: int, bar: ProgressBar | None = None) -> list[float]:
+    def _accuracies(self, sampler: Sampler, tasks: int, bar: ProgressBar | None = None) -> list[float]:
         meta = self.spec.meta
         try:
             return task_accuracies(
@@ -209,6 +235,7 @@ class _Run:
                 self.device,
                 self.config.run.precision,
                 bar,
+                None if self.config.meta.task_chunk == "auto" else self.config.meta.task_chunk,
             )
         except RunError as error:
             raise self._diverged(error, self.step) from error
@@ -274,8 +301,8 @@ class _Run:
             "test_n": tasks,
             "normalization": self.config.meta.normalization,
             "algorithm": self.config.meta.algorithm,
-            "order": 1 if self.maml.first_order else 2,
-            "engine": "learn2learn",
+            "order": 1 if self.inner.first_order else 2,
+            "engine": self.engine.name,
             "ways": self.config.task.ways,
             "shots": self.config.task.shots,
             "queries": self.config.task.queries,

@@ -1,16 +1,19 @@
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import chi2_contingency, chisquare
 
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes import (
     ClassSplits,
     Pool,
     TaskSampler,
+    TensorSampler,
     check_class_sizes,
     class_counts,
     load_class_splits,
@@ -21,6 +24,8 @@ from arelu_meta.data.episodes import (
 from arelu_meta.data.images import ImageSet
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
+
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 GREY = InputSpec(8, 1, (0.0,), (1.0,))
 SEEN = "too few classes to validate on unseen ones: validated on other images of the training classes"
@@ -419,3 +424,74 @@ def test_a_task_moves_to_a_device_whole(pool: Pool) -> None:
     episode = TaskSampler(pool, TaskConfig(2, 1, 1), "train 0").sample(0).to(torch.device("meta"))
     parts = (episode.support_images, episode.support_labels, episode.query_images, episode.query_labels)
     assert {part.device.type for part in parts} == {"meta"}
+
+
+def _marked_pool(sizes: tuple[int, ...]) -> Pool:
+    """Every image is filled with its own number."""
+    labels = torch.cat([torch.full((size,), 10 * label) for label, size in enumerate(sizes)])
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))
+    pixels = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2).contiguous()
+    return Pool(pixels, labels[shuffled], (0.0,), (1 / 255,))
+
+
+def test_tasks_from_tensors_have_distinct_classes_and_distinct_images_of_them() -> None:
+    pool, task = _marked_pool((5, 9, 6, 30, 7)), TaskConfig(ways=3, shots=2, queries=3)
+    batch = TensorSampler(pool, task, "a").batch(range(200))
+    assert batch.support_images.shape == (200, 6, 1, 2, 2)
+    assert batch.query_images.shape == (200, 9, 1, 2, 2)
+    assert batch.support_labels[7].tolist() == [0, 0, 1, 1, 2, 2]
+    for number in range(200):
+        support = batch.support_images[number, :, 0, 0, 0].round().long()
+        query = batch.query_images[number, :, 0, 0, 0].round().long()
+        assert len({*support.tolist(), *query.tolist()}) == 15
+        classes = pool.labels[support].view(3, 2)
+        assert (classes == classes[:, :1]).all()
+        assert len(set(classes[:, 0].tolist())) == 3
+        assert (pool.labels[query].view(3, 3) == classes[:, :1]).all()
+
+
+def test_task_i_from_tensors_is_the_same_in_any_batch_and_order_and_another_with_another_seed() -> None:
+    pool, task = _marked_pool((20, 20, 20, 20)), TaskConfig(ways=2, shots=1, queries=2)
+    sampler = TensorSampler(pool, task, "a")
+    whole = sampler.positions(range(50))
+    assert (TensorSampler(pool, task, "a").positions([30, 7]) == whole[[30, 7]]).all()
+    assert torch.equal(sampler.sample(7).query_images, sampler.batch(range(50)).query_images[7])
+    same = (TensorSampler(pool, task, "b").positions(range(50)) == whole).all(axis=(1, 2))
+    assert same.sum() <= 1
+    assert len({row.tobytes() for row in whole}) >= 49
+
+
+def _counts(positions: Counts, labels: Counts) -> tuple[Counts, Counts]:
+    """Count the ordered pairs of classes, and of images within class 0, that tasks begin with."""
+    classes = labels[positions[:, :, 0]] // 10
+    pairs = np.bincount(classes[:, 0] * 4 + classes[:, 1], minlength=16)
+    members = np.flatnonzero(labels == 0)
+    places = np.searchsorted(members, positions[classes == 0])
+    images = np.bincount(places[:, 0] * len(members) + places[:, 1], minlength=len(members) ** 2)
+    return pairs[pairs > 0], images[images > 0]
+
+
+def test_tasks_from_tensors_are_distributed_as_learn2learns(learn2learn: None) -> None:
+    pool, task, tasks = _marked_pool((6, 8, 9, 40)), TaskConfig(ways=2, shots=1, queries=1), 4000
+    labels = pool.labels.numpy()
+    ours = TensorSampler(pool, task, "a").positions(range(tasks))
+    theirs_sampler = TaskSampler(pool, task, "a")
+    theirs = np.empty_like(ours)
+    for index in range(tasks):
+        episode = theirs_sampler.sample(index)
+        for way in range(2):
+            shot = episode.support_images[episode.support_labels == way][0, 0, 0, 0]
+            query = episode.query_images[episode.query_labels == way][0, 0, 0, 0]
+            theirs[index, way] = int(shot.round()), int(query.round())
+    for mine, other in zip(_counts(ours, labels), _counts(theirs, labels), strict=True):
+        assert len(mine) == len(other)
+        assert len(mine) in (12, 30)  # every ordered pair occurs, none of a thing with itself
+        assert chisquare(mine).pvalue > 1e-4
+        assert chi2_contingency(np.stack([mine, other])).pvalue > 1e-4
+
+
+def test_tasks_from_tensors_refuse_too_many_ways_and_too_small_a_class() -> None:
+    with pytest.raises(InputError, match=r"task\.ways: 3 is more than the 2 classes"):
+        TensorSampler(_marked_pool((9, 9)), TaskConfig(ways=3, shots=1, queries=1), "a")
+    with pytest.raises(InputError, match=r"3 \+ 3 is more than the smallest class has \(5 images\)"):
+        TensorSampler(_marked_pool((9, 5)), TaskConfig(ways=2, shots=3, queries=3), "a")

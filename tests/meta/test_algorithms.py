@@ -10,7 +10,7 @@ pytest.importorskip("learn2learn", reason="learn2learn is not installed")
 from arelu_meta import create_backbone
 from arelu_meta.data.episodes import Episode
 from arelu_meta.errors import InputError
-from arelu_meta.meta.algorithms import adapt, adapted_probabilities, build_maml, query_loss
+from arelu_meta.meta.algorithms import adapt, build_maml, query_loss
 
 
 def _episode(ways: int = 3, shots: int = 2, queries: int = 4, size: int = 28) -> Episode:
@@ -90,12 +90,3 @@ def test_labels_outside_the_models_outputs_are_refused() -> None:
     episode = _episode(ways=4)
     with pytest.raises(InputError, match=r"labels: 3 is outside the model's 3 outputs"):
         adapt(learner, episode.support_images, episode.support_labels, 1)
-
-
-def test_adapted_probabilities_sum_to_one_and_know_the_support_classes() -> None:
-    episode = _episode(shots=5)
-    found = adapted_probabilities(
-        _net(), episode.support_images, episode.support_labels, episode.query_images, inner_lr=0.05, steps=60
-    )
-    torch.testing.assert_close(found.sum(1), torch.ones(len(found), dtype=torch.float64))
-    assert (found.argmax(1) == episode.query_labels).double().mean() > 0.9
