@@ -54,6 +54,9 @@ TASKS: dict[str, Task] = {
     "activations": Task(
         configs.ActivationsConfig, "arelu_meta.activations.task:activations_task", "every activation by name"
     ),
+    "bench": Task(
+        configs.BenchConfig, "arelu_meta.bench.task:bench_task", "what it costs, beside peers", positional=("what",)
+    ),
     "env": Task(configs.EnvConfig, "arelu_meta.runs.environment:env_task", "what a bug report needs"),
 }
 

@@ -1,0 +1,91 @@
+"""`arelu-meta bench CASE`: what it costs, beside peers in the same run."""
+
+import dataclasses
+import fnmatch
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from arelu_meta.bench.op import DTYPES, LAYOUTS, PASSES, SIZES, op_rows
+from arelu_meta.bench.step import MODELS, step_rows
+from arelu_meta.bench.timing import Row
+from arelu_meta.config import BenchConfig
+from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.runs.compute import choose_device
+from arelu_meta.runs.environment import environment
+from arelu_meta.runs.folder import write_json
+from arelu_meta.runs.progress import print_table
+
+Measure = Callable[[], list[Row]]
+
+
+def bench_task(config: BenchConfig) -> list[Row]:
+    """Measure, print a table, and write the rows as JSON where config.json says.
+
+    Args:
+        config: what to measure, which cases, where to write.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InputError: if no case is called so, or the folder of the JSON file does not exist.
+    """
+    device = choose_device(config.device)
+    cases = {"op": _op_cases, "step": _step_cases}[config.what](device, config.rounds)
+    wanted = [name for name in cases if config.case is None or fnmatch.fnmatchcase(name, config.case)]
+    if not wanted:
+        raise InputError(f"case: {config.case!r} is not known; {nearest_names(config.case or '', cases)}")
+    if config.json is not None and not Path(config.json).parent.is_dir():
+        raise InputError(f"json: the folder of {config.json!r} does not exist; give a file in a folder that does")
+    machine = environment()
+    where = ", ".join(machine["devices"]) if device.type == "cuda" else machine["processor"]
+    print(f"{where}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}", flush=True)
+    rows: list[Row] = []
+    for name in wanted:
+        found = cases[name]()
+        _print_rows(name, found)
+        rows += found
+    if config.json is not None:
+        write_json(Path(config.json), [dataclasses.asdict(row) for row in rows])
+    return rows
+
+
+def _op_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+    cases: dict[str, Measure] = {}
+    for size, dtype, layout, which in itertools.product(SIZES, DTYPES, LAYOUTS, PASSES):
+        name = f"{'x'.join(map(str, size))}/{str(dtype).removeprefix('torch.')}/{layout}/{which}"
+
+        def measure(
+            size: tuple[int, ...] = size, dtype: torch.dtype = dtype, layout: str = layout, which: str = which
+        ) -> list[Row]:
+            return op_rows([size], [dtype], [layout], [which], rounds or 50, device)
+
+        cases[name] = measure
+    return cases
+
+
+def _step_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+    return {
+        f"{name}/128px/batch32": lambda name=name: step_rows([name], rounds=rounds or 15, device=device)  # type: ignore[misc]
+        for name in MODELS
+    }
+
+
+def _print_rows(case: str, rows: list[Row]) -> None:
+    header = ["contender", "median ms", f"ratio to {rows[0].peer}", "quartiles", "MB kept", "copy ms", "dispatch ms"]
+    cells = [
+        [
+            row.contender,
+            f"{row.median_ms:.3f}",
+            f"{row.ratio_to_peer:.2f}",
+            f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
+            f"{row.peak_bytes / 1e6:.1f}",
+            "" if row.copy_ms is None else f"{row.copy_ms:.3f}",
+            "" if row.dispatch_ms is None else f"{row.dispatch_ms:.3f}",
+        ]
+        for row in rows
+    ]
+    print_table(f"{case}, medians of {rows[0].rounds} rounds", header, cells)

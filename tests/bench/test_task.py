@@ -1,0 +1,39 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from arelu_meta.cli import main
+
+
+def test_bench_op_writes_the_contracts_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = "16x10x12x12/float32/contiguous/forward_backward"
+    arguments = ["bench", "op", "--case", case, "--rounds", "2", "--device", "cpu", "--json", str(tmp_path / "r.json")]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert {"case", "contender", "peer", "median_ms", "peak_bytes", "ratio_to_peer"} <= rows[0].keys()
+    assert {row["case"] for row in rows} == {case}
+    assert {row["peer"] for row in rows} == {"relu"}
+    names = {row["contender"] for row in rows}
+    assert {"relu", "relu-inplace", "prelu", "gelu", "arelu-plain", "arelu", "arelu-inplace"} <= names
+    assert {"preserve-relu6", "preserve-gelu"} <= names
+    assert next(row for row in rows if row["contender"] == "relu")["ratio_to_peer"] == 1
+    out = capsys.readouterr().out
+    assert case in out
+    assert "cores" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "opp"], "error: what: 'opp' is not allowed; give one of 'op', 'step'"),
+        (["bench", "op", "--case", "nothing"], "error: case: 'nothing' is not known"),
+        (["bench", "op", "--json", "no/such/folder/r.json"], "error: json: the folder of"),
+        (["bench", "op", "--rounds", "0"], "error: rounds: 0 is not allowed"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert len(err.splitlines()) == 1
