@@ -33,7 +33,7 @@ def _compiled(name: str, dtype: torch.dtype) -> tuple[int, Any]:
     signature = types.void(types.CPointer(_ELEMENTS[dtype]))
     try:
         compiled = cfunc(signature, cache=True)(LOOPS[name])
-    except RuntimeError:  # no folder that can be written: compile in every process
+    except (RuntimeError, OSError):  # no folder that can be written: compile in every process
         compiled = cfunc(signature)(LOOPS[name])
     _keep_alive.append(compiled)
     return compiled.address, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)

@@ -16,13 +16,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numba.core.ccallback import CFunc
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from arelu_meta.activations import aten_kernels, kernels, numba_kernels
+from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.activations.aten_kernels import BASES
+from arelu_meta.backbones.create import create_backbone
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -407,6 +410,28 @@ def test_third_derivatives_are_right() -> None:
     assert torch.autograd.gradgradcheck(slope, (away_from_kinks(5), scalar(0.4), scalar(-0.7)))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "every other"])
+@pytest.mark.parametrize("alpha", [0.3, 0.01, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_double_backward_is_what_autograd_makes_of_the_backward(
+    dtype: torch.dtype, alpha: float, layout: str
+) -> None:
+    y, grad, to_x = (LAYOUTS[layout](torch.randn(40, 50).to(dtype)) for _ in range(3))
+    to_scalars = torch.randn(1, dtype=torch.float64), torch.randn(1, dtype=torch.float64)
+    inputs = [y.double().requires_grad_(), grad.double().requires_grad_(), scalar(alpha), scalar(-0.4)]
+    first = aten_kernels.arelu_backward(*inputs)
+    expected = torch.autograd.grad(first, inputs, (to_x.double(), *to_scalars))
+    with torch.no_grad():
+        for module in (numba_kernels, aten_kernels):
+            dense = [kernels._dense(tensor) for tensor in (y, grad, to_x)]
+            actual = module.arelu_double_backward(
+                *(dense[0], dense[1], inputs[2], inputs[3], first[1:], (dense[2], *to_scalars))
+            )
+            assert [tensor.dtype for tensor in actual] == [dtype, dtype, torch.float64, torch.float64]
+            exact = tuple(tensor.double() for tensor in actual)
+            torch.testing.assert_close(exact, expected, rtol=2 * roundoff(dtype) + 1e-6, atol=1e-4)
+
+
 def test_a_meta_gradient_through_inner_steps_equals_the_plain_formulas() -> None:
     def plain(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.where(x >= 0, 1 + torch.sigmoid(b), a.clamp(0.01, 0.99)) * x
@@ -551,6 +576,24 @@ def test_without_numba_torch_computes_the_same() -> None:
     assert_sum_near(to_b, expected.beta, 1e-6)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+def test_without_a_folder_to_cache_in_the_loops_are_compiled_all_the_same(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise error("no locator available")
+
+    monkeypatch.setattr(CFunc, "enable_caching", refuse)
+    numba_kernels._compiled.cache_clear()
+    y = kernels.arelu(torch.tensor([-2.0, 2.0]), scalar(0.5), scalar(0.0))
+    assert y.tolist() == [-1.0, 3.0]
+
+
+def test_numba_and_triton_wait_for_the_first_call() -> None:
+    code = "import sys, arelu_meta.activations.arelu; assert not {'numba', 'triton'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_other_devices_and_dtypes_are_torchs_own() -> None:
     assert kernels._kernels_for(X.half()) is aten_kernels
     assert kernels._kernels_for(X.to("meta")) is aten_kernels
@@ -563,6 +606,23 @@ def test_the_meta_device_gives_shapes_forwards_and_backwards() -> None:
     for y in (kernels.arelu(x, scalars[0], scalars[1]), kernels.gated_arelu("gelu", x, None, *scalars)):
         (to_x,) = torch.autograd.grad(y.sum(), x)
         assert (to_x.shape, to_x.device.type) == (x.shape, "meta")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("init", ["paper", "preserve"])
+def test_an_exported_onnx_model_computes_what_the_swapped_model_does(init: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = create_backbone("resnet18", num_classes=5, activation="arelu", init=init).eval()
+    for module in model.modules():
+        if isinstance(module, GatedAReLU):
+            nn.init.constant_(module.t, 0.3)
+    images, file = torch.randn(2, 3, 64, 64), str(tmp_path / "model.onnx")
+    torch.onnx.export(model, (images,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(images).detach(), rtol=1e-4, atol=1e-4)
 
 
 # CUDA's kernels, here in Triton's interpreter, and through Triton's compiler
