@@ -57,6 +57,17 @@ class Engine(Protocol):
         """
         ...
 
+    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Adapt to each task's support set, and measure on its query set.
+
+        Args:
+            tasks: as many as are computed at once.
+
+        Returns:
+            Each task's query loss, differentiable with respect to the initial weights, and its query accuracy.
+        """
+        ...
+
 
 class Learn2learnEngine:
     """learn2learn's MAML, task after task.
@@ -78,14 +89,15 @@ class Learn2learnEngine:
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
-        losses, accuracies = [], []
+        return _accumulate(self, tasks, 1)
+
+    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """See `Engine`."""
+        found = []
         for number in range(len(tasks)):
-            episode = tasks[number]
-            with autocast(self.precision, episode.support_images.device):
-                loss, accuracy = query_loss(self.maml.clone(), episode, self.inner.steps)
-            (loss / len(tasks)).backward()
-            losses.append(loss.detach())
-            accuracies.append(accuracy)
+            with autocast(self.precision, tasks.support_images.device):
+                found.append(query_loss(self.maml.clone(), tasks[number], self.inner.steps))
+        losses, accuracies = zip(*found, strict=True)
         return torch.stack(losses), torch.tensor(accuracies, dtype=torch.float64)
 
 
@@ -115,15 +127,10 @@ class VectorizedEngine:
         """See `Engine`."""
         if self.task_chunk is None:
             self.task_chunk = self._fitting_chunk(tasks)
-        losses, accuracies = [], []
-        for part in tasks.split(self.task_chunk):
-            loss, accuracy = self._query(part)
-            (loss.sum() / len(tasks)).backward()
-            losses.append(loss.detach())
-            accuracies.append(accuracy)
-        return torch.cat(losses), torch.cat(accuracies)
+        return _accumulate(self, tasks, self.task_chunk)
 
-    def _query(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """See `Engine`."""
         stack = _Stack(self.model, len(tasks), self.twin)
         inner = self.inner
         weights = stack.start()
@@ -145,9 +152,19 @@ class VectorizedEngine:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss, _ = self._query(next(tasks.split(1)))
+            loss, _ = self.query_losses(next(tasks.split(1)))
         del loss
         return fitting_tasks(sum(kept.values()), tasks.support_images.device)
+
+
+def _accumulate(engine: Engine, tasks: TaskBatch, chunk: int) -> tuple[Tensor, Tensor]:
+    losses, accuracies = [], []
+    for part in tasks.split(chunk):
+        loss, accuracy = engine.query_losses(part)
+        (loss.sum() / len(tasks)).backward()
+        losses.append(loss.detach())
+        accuracies.append(accuracy)
+    return torch.cat(losses), torch.cat(accuracies)
 
 
 def fitting_tasks(bytes_a_task: int, device: torch.device) -> int:

@@ -1,0 +1,48 @@
+import pytest
+
+from arelu_meta.bench.maml import CASES, maml_rows
+from arelu_meta.bench.op import PlainAReLU
+from arelu_meta.errors import InputError, RunError
+
+pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+
+
+def test_each_case_has_its_contenders_and_the_peer_that_people_run_today() -> None:
+    rows = maml_rows(["authors-mnist-relu", "authors-mnist-arelu"], rounds=1, tasks=2, steps=1)
+    found = [(row.case.split("/")[0], row.contender, row.peer) for row in rows]
+    relu, arelu = ("authors-mnist-relu", "authors-mnist-arelu")
+    assert found == [
+        (relu, "vectorized", "learn2learn"),
+        (relu, "learn2learn", "learn2learn"),
+        (arelu, "vectorized", "learn2learn-plain"),
+        (arelu, "learn2learn", "learn2learn-plain"),
+        (arelu, "learn2learn-plain", "learn2learn-plain"),
+    ]
+    assert all(row.median_ms > 0 and row.peak_bytes > 0 for row in rows)
+    assert rows[1].ratio_to_peer == rows[4].ratio_to_peer == 1
+
+
+def test_what_differs_from_a_case_is_in_its_row() -> None:
+    rows = maml_rows(["authors-mnist-relu"], rounds=1, order=1, tasks=2, steps=2)
+    assert {row.case for row in rows} == {"authors-mnist-relu/order1/tasks2/steps2"}
+
+
+def test_more_tasks_at_once_keep_more_memory_and_learn2learns_loop_does_not() -> None:
+    few, many = (maml_rows(["authors-mnist-relu"], rounds=1, tasks=count, steps=1) for count in (2, 6))
+    assert many[0].peak_bytes > 2 * few[0].peak_bytes
+    assert many[1].peak_bytes == few[1].peak_bytes
+
+
+def test_an_unknown_case_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"case: 'omniglot-5w' is not known; nearest: 'omniglot-5w1s'"):
+        maml_rows(["omniglot-5w"])
+
+
+def test_contenders_that_compute_something_else_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PlainAReLU, "forward", lambda self, x: x)
+    with pytest.raises(RunError, match="learn2learn-plain and vectorized differ in authors-mnist-arelu"):
+        maml_rows(["authors-mnist-arelu"], rounds=1, tasks=2, steps=1)
+
+
+def test_every_case_id_of_the_issue_is_there() -> None:
+    assert list(CASES) == ["authors-mnist-relu", "authors-mnist-arelu", "omniglot-5w1s", "omniglot-20w1s"]
