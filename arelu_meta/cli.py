@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import re
 import sys
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 2 bad input, 3 the run could not go on, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may hold what the terminal's encoding cannot say; as on stderr, its code is shown then.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _main(arguments)
     except InputError as error:
