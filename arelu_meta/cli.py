@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from arelu_meta import config as configs
 from arelu_meta.errors import InputError, RunError, nearest_names
@@ -153,12 +153,31 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     if {"-h", "--help"} & set(flags):
         _parser(name, task).print_help()
         return None
-    in_files = {key for file in _check_flags(name, flags, known) for key in _check_yaml(file, known, name)}
-    flags += _positional_flags(task, name, positional, in_files)
-    values = _parse_values(_parser(name, task), list(zip(flags[::2], flags[1::2], strict=True)))
+    files = {file: _check_yaml(file, known, name) for file in _check_flags(name, flags, known)}
+    flags += _positional_flags(task, name, positional, {key for keys in files.values() for key in keys})
+    # An empty file is none to jsonargparse, and no reason to complain.
+    pairs = [(flag, value) for flag, value in zip(flags[::2], flags[1::2], strict=True) if files.get(value) != []]
+    values = _parse_values(_parser(name, task), pairs)
     config = task.config(**{item.name: getattr(values, item.name) for item in fields(task.config)})
+    _keep_texts(config, pairs, known)
+    _check_nulls(config, known)
     configs.validate(config)
     return config
+
+
+def _keep_texts(config: Any, pairs: list[tuple[str, str]], known: dict[str, Any]) -> None:
+    """Give texts that may be left out as they were typed: jsonargparse reads some, such as `#1` or `~`, as nothing."""
+    for flag, value in pairs:
+        name = flag.removeprefix("--")
+        if known.get(name) == str | None and value != "null":
+            group, _, field_name = name.rpartition(".")
+            setattr(getattr(config, group) if group else config, field_name, value)
+
+
+def _check_nulls(config: Any, known: dict[str, Any]) -> None:
+    for name, value in configs.flatten(config).items():
+        if value is None and type(None) not in get_args(known[name]):
+            raise InputError(f"{name}: null is not allowed; give a value or leave {name} out")
 
 
 def _known_flags(config: type, prefix: str = "") -> dict[str, Any]:
