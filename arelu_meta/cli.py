@@ -154,22 +154,24 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         _parser(name, task).print_help()
         return None
     files = {file: _check_yaml(file, known, name) for file in _check_flags(name, flags, known)}
-    flags += _positional_flags(task, name, positional, {key for keys in files.values() for key in keys})
-    # An empty file is none to jsonargparse, and no reason to complain.
-    pairs = [(flag, value) for flag, value in zip(flags[::2], flags[1::2], strict=True) if files.get(value) != []]
+    in_files = {key: value for content in files.values() for key, value in content.items()}
+    flags += _positional_flags(task, name, positional, in_files)
+    given = list(zip(flags[::2], flags[1::2], strict=True))
+    # An empty file is an error to jsonargparse.
+    pairs = [(flag, value) for flag, value in given if flag != "--config" or files[value]]
     values = _parse_values(_parser(name, task), pairs)
     config = task.config(**{item.name: getattr(values, item.name) for item in fields(task.config)})
-    _keep_texts(config, pairs, known)
+    _keep_texts(config, in_files, known)
+    _keep_texts(config, {flag.removeprefix("--"): None if value == "null" else value for flag, value in pairs}, known)
     _check_nulls(config, known)
     configs.validate(config)
     return config
 
 
-def _keep_texts(config: Any, pairs: list[tuple[str, str]], known: dict[str, Any]) -> None:
-    """Give texts that may be left out as they were typed: jsonargparse reads some, such as `#1` or `~`, as nothing."""
-    for flag, value in pairs:
-        name = flag.removeprefix("--")
-        if known.get(name) == str | None and value != "null":
+def _keep_texts(config: Any, given: dict[str, Any], known: dict[str, Any]) -> None:
+    """Set texts that may be left out as they were given: jsonargparse reads some, such as `#1` or `~`, as nothing."""
+    for name, value in given.items():
+        if known.get(name) == str | None and isinstance(value, str):
             group, _, field_name = name.rpartition(".")
             setattr(getattr(config, group) if group else config, field_name, value)
 
@@ -268,8 +270,8 @@ def _check_flags(name: str, flags: list[str], known: dict[str, Any]) -> list[str
     return files
 
 
-def _check_yaml(file: str, known: dict[str, Any], name: str) -> list[str]:
-    """Refuse a file that is no YAML or has unknown keys; return its keys."""
+def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
+    """Refuse a file that is no YAML or has unknown keys; return its fields by their full names."""
     import yaml
 
     if not os.path.isfile(file):  # noqa: PTH113 (pathlib's raises where the name is too long)
@@ -283,7 +285,7 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> list[str]:
     except (ValueError, RecursionError) as error:  # such as a date with a 13th month
         raise InputError(f"config: {file!r} has a value that YAML cannot read ({error})") from error
     if content is None:
-        return []
+        return {}
     if not isinstance(content, dict):
         raise InputError(f"config: {file!r} holds a {type(content).__name__}; give keys such as `optim:`")
     keys = _yaml_keys(content, known)
@@ -298,7 +300,7 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> list[str]:
                 f"config: {file!r}: {key}: {value!r} is not allowed; give fields below `{key}:`, "
                 f"such as `{fields_below[0]}:`, or leave it out"
             )
-    return list(keys)
+    return keys
 
 
 def _yaml_keys(content: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -311,7 +313,7 @@ def _yaml_keys(content: dict[Any, Any], known: dict[str, Any], prefix: str = "")
     return keys
 
 
-def _positional_flags(task: Task, name: str, positional: list[str], in_files: set[str]) -> list[str]:
+def _positional_flags(task: Task, name: str, positional: list[str], in_files: dict[str, Any]) -> list[str]:
     """Give positional words the names of their fields; the last takes all that are left if it is a list."""
     flags: list[str] = []
     kinds = _known_flags(task.config)
