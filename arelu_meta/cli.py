@@ -161,8 +161,8 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     pairs = [(flag, value) for flag, value in given if flag != "--config" or files[value]]
     values = _parse_values(_parser(name, task), pairs)
     config = task.config(**{item.name: getattr(values, item.name) for item in fields(task.config)})
-    _keep_texts(config, in_files, known)
-    _keep_texts(config, {flag.removeprefix("--"): None if value == "null" else value for flag, value in pairs}, known)
+    typed = {flag.removeprefix("--"): None if value == "null" else value for flag, value in pairs}
+    _keep_texts(config, in_files | typed, known)
     _check_nulls(config, known)
     configs.validate(config)
     return config
@@ -360,7 +360,7 @@ def _readable(message: str) -> str:
     if not found:
         return message
     kind = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match.group(1) or "", found["kind"])
-    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text (a YAML file may need quotes)"}
     literal = re.search(r"Literal\[(?P<choices>[^\]]*)\]", kind)
     allowed = f"one of {literal['choices']}" if literal else words.get(kind.split(" |")[0], kind)
     return f"{found['key']}: {found['value'].strip()!r} is not allowed; give {allowed}"
