@@ -285,14 +285,14 @@ class BenchConfig:
     """Measure what it costs, beside peers in the same run.
 
     Args:
-        what: op (one activation) or step (a whole training step).
+        what: op (one activation), step (a whole training step) or maml (a meta-step).
         case: only the cases of this id; * stands for anything.
         json: write the rows to this file, too.
         rounds: how often each contender has its turn; default: enough for a steady median.
         device: auto, cpu, cuda …
     """
 
-    what: Literal["op", "step"]
+    what: Literal["op", "step", "maml"]
     case: str | None = None
     json: str | None = None
     rounds: int | None = None

@@ -24,8 +24,6 @@ from arelu_meta.config import (
     validate,
 )
 from arelu_meta.data.images import Splits, load_images
-from arelu_meta.errors import MissingExtraError
-from arelu_meta.extras import import_learn2learn
 from arelu_meta.finetuning import finetune
 from arelu_meta.meta import metatrain
 from arelu_meta.runs.curves import COLOURS
@@ -82,8 +80,6 @@ def demo(config: DemoConfig | None = None) -> dict[str, Any]:
     config = config or DemoConfig()
     validate(config)
     own_images = config.data.root is not None or config.data.name is not None
-    if not own_images:
-        _need_learn2learn()
     folder = open_run(replace(config.run, resume="never"), "demo").path
     started = time.monotonic()
     rows = _finetune_rows(config, folder, own_images)
@@ -95,13 +91,6 @@ def demo(config: DemoConfig | None = None) -> dict[str, Any]:
     write_json(folder / "results.json", results)
     print(f"{results['seconds']:.0f} s in all; picture: {folder / 'demo.png'}; every run in {folder}")
     return results
-
-
-def _need_learn2learn() -> None:
-    try:
-        import_learn2learn()
-    except MissingExtraError as error:
-        raise MissingExtraError(f"{error}; or give --data.root FOLDER for the fine-tuning part alone") from error
 
 
 def _finetune_rows(config: DemoConfig, folder: Path, own_images: bool) -> list[_Row]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from arelu_meta.bench.maml import CASES, maml_rows
 from arelu_meta.bench.op import DTYPES, LAYOUTS, PASSES, SIZES, op_rows
 from arelu_meta.bench.step import MODELS, step_rows
 from arelu_meta.bench.timing import Row
@@ -34,7 +35,7 @@ def bench_task(config: BenchConfig) -> list[Row]:
         InputError: if no case is called so, or the folder of the JSON file does not exist.
     """
     device = choose_device(config.device)
-    cases = {"op": _op_cases, "step": _step_cases}[config.what](device, config.rounds)
+    cases = {"op": _op_cases, "step": _step_cases, "maml": _maml_cases}[config.what](device, config.rounds)
     wanted = [name for name in cases if config.case is None or fnmatch.fnmatchcase(name, config.case)]
     if not wanted:
         raise InputError(f"case: {config.case!r} is not known; {nearest_names(config.case or '', cases)}")
@@ -72,6 +73,10 @@ def _step_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
         f"{name}/128px/batch32": lambda name=name: step_rows([name], rounds=rounds or 15, device=device)  # type: ignore[misc]
         for name in MODELS
     }
+
+
+def _maml_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+    return {name: lambda name=name: maml_rows([name], rounds or 9, device) for name in CASES}  # type: ignore[misc]
 
 
 def _print_rows(case: str, rows: list[Row]) -> None:
