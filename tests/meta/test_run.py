@@ -1,19 +1,18 @@
 import copy
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-pytest.importorskip("learn2learn", reason="learn2learn is not installed")
-
-from arelu_meta import metatrain
+from arelu_meta import evaluate, metatrain
 from arelu_meta.backbones.saving import load_model, read_tensors
 from arelu_meta.config import MetatrainConfig, TaskConfig
-from arelu_meta.data.episodes import TaskSampler, load_class_splits, load_pool
-from arelu_meta.errors import RunError
+from arelu_meta.data.episodes import TaskBatch, TensorSampler, load_class_splits, load_pool
+from arelu_meta.errors import InputError, RunError
 from arelu_meta.meta.evaluation import task_accuracies
 
 Make = Callable[..., MetatrainConfig]
@@ -101,7 +100,7 @@ def test_evaluation_never_changes_the_model(digits: Make, normalization: str) ->
     before = copy.deepcopy(model.state_dict())
     task = TaskConfig(queries=2)
     pool = load_pool(load_class_splits(digits().data, task, 0).test, spec.inputs)
-    task_accuracies(model, TaskSampler(pool, task, "test"), range(3), 0.4, 2, torch.device("cpu"))
+    task_accuracies(model, TensorSampler(pool, task, "test"), range(3), 0.4, 2, torch.device("cpu"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -111,7 +110,7 @@ def test_accuracies_do_not_depend_on_the_order_of_the_tasks(digits: Make) -> Non
     model, spec = load_model(results["folder"])
     task = TaskConfig(queries=2)
     pool = load_pool(load_class_splits(digits().data, task, 0).test, spec.inputs)
-    sampler = TaskSampler(pool, task, "test")
+    sampler = TensorSampler(pool, task, "test")
     forward = task_accuracies(model, sampler, [0, 1, 2], 0.1, 1, torch.device("cpu"))
     backward = task_accuracies(model, sampler, [2, 1, 0], 0.1, 1, torch.device("cpu"))
     assert forward == backward[::-1]
@@ -143,3 +142,58 @@ def test_divergence_names_step_rates_and_checkpoint(digits: Make, tmp_path: Path
     with pytest.raises(RunError, match=r"query loss became (nan|inf) at step \d+ .*1e\+30.*step-000000\.pt"):
         metatrain(digits(meta_inner_lr=1e30))
     assert (tmp_path / "run" / "checkpoints" / "step-000000.pt").is_file()
+
+
+def test_meta_training_evaluation_and_resuming_need_no_learn2learn(
+    digits: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "learn2learn", None)
+    results = metatrain(digits())
+    assert results["engine"] == "vectorized"
+    assert evaluate(results["folder"], tasks=20)["test_accuracy"] == results["test_accuracy"]
+
+
+def test_the_headline_and_the_results_say_which_engine_ran(digits: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    assert metatrain(digits(meta_engine="learn2learn"))["engine"] == "learn2learn"
+    assert "learn2learn engine" in capsys.readouterr().out
+
+
+def test_running_averages_are_left_to_learn2learn_and_the_headline_says_why(
+    digits: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = digits(meta_normalization="running", meta_steps=1, eval_tasks=2)
+    config.model.name, config.data.image_size = "conv4_32", 16
+    config.meta.engine = "vectorized"
+    with pytest.raises(InputError, match="running averages are updated task after task; give learn2learn"):
+        metatrain(config)
+    assert not Path(config.run.folder or "").exists()
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    config.meta.engine = "auto"
+    assert metatrain(config)["engine"] == "learn2learn"
+    assert "running averages are updated task after task" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_run_in_chunks_ends_as_the_run_without(digits: Make, chunk: int) -> None:
+    whole, split = metatrain(digits("a")), metatrain(digits("b", meta_task_chunk=chunk))
+    weights = [read_tensors(Path(result["folder"]) / "model.safetensors") for result in (whole, split)]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], rtol=1e-3, atol=1e-4)
+
+
+def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None:
+    class Counting(TensorSampler):
+        most = 0
+
+        def batch(self, tasks: Sequence[int]) -> TaskBatch:
+            self.most = max(self.most, len(tasks))
+            return super().batch(tasks)
+
+    model, spec = load_model(metatrain(digits(meta_steps=1))["folder"])
+    task = TaskConfig(queries=2)
+    sampler = Counting(load_pool(load_class_splits(digits().data, task, 0).test, spec.inputs), task, "test")
+    found = task_accuracies(model, sampler, range(500), 0.1, 1, torch.device("cpu"))
+    assert len(found) == 500
+    assert sampler.most <= 32
+    assert found[:40] == task_accuracies(model, sampler, range(40), 0.1, 1, torch.device("cpu"), task_chunk=7)
