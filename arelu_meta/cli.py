@@ -360,7 +360,7 @@ def _readable(message: str) -> str:
     if not found:
         return message
     kind = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match.group(1) or "", found["kind"])
-    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text (in YAML, in quotes)"}
+    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text (quoted in YAML)"}
     literal = re.search(r"Literal\[(?P<choices>[^\]]*)\]", kind)
     allowed = f"one of {literal['choices']}" if literal else words.get(kind.split(" |")[0], kind)
     return f"{found['key']}: {found['value'].strip()!r} is not allowed; give {allowed}"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arelu_meta.errors import RunError
-from arelu_meta.finetuning.optimizer import head_parameters
+from arelu_meta.finetuning.optimizer import head_parameters, restore_optimizer
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import ProgressBar
 
@@ -53,7 +53,6 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "updates": self.updates,
         }
@@ -61,10 +60,9 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` took."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
+        restore_optimizer(self.optimizer, self.schedule, state["optimizer"], self.updates)
+        self.scaler.load_state_dict(state["scaler"])
 
 
 def freeze_all_but_head(model: nn.Module) -> None:

@@ -10,6 +10,9 @@ from arelu_meta.config import OptimConfig
 from arelu_meta.errors import InputError, nearest_names
 
 
+_FROM_CONFIG = ("lr", "initial_lr", "weight_decay")
+
+
 def check_optimizer_name(name: str) -> None:
     """Refuse an unknown optimiser.
 
@@ -99,6 +102,28 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         )
     except (AssertionError, ImportError) as error:  # such as APEX's and bitsandbytes' on a machine without CUDA
         raise InputError(f"optim.name: {config.name!r} cannot be made here ({error}); give another") from error
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any], updates: int
+) -> None:
+    """Take up a checkpoint's optimiser state, with the rates and the weight decay of this run's config.
+
+    Args:
+        optimizer: as `build_optimizer` made it; changed in place.
+        schedule: of this run; moved to `updates`.
+        state: of the optimiser that was saved.
+        updates: steps that it had taken.
+
+    Raises:
+        ValueError: if it had other parameters.
+    """
+    own = [{key: group[key] for key in _FROM_CONFIG if key in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
+    if updates:
+        schedule.step_update(updates)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates_per_epoch: int) -> Any:

@@ -23,7 +23,7 @@ from arelu_meta.data.episodes import (
 )
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.extras import import_learn2learn
-from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name
+from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, restore_optimizer
 from arelu_meta.intervals import mean_interval
 from arelu_meta.meta.engines import Inner, build_engine
 from arelu_meta.meta.evaluation import task_accuracies
@@ -251,7 +251,6 @@ class _Run:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "optimizer_name": self.config.optim.name,
             "step": self.step,
             "best": self.best,
@@ -266,8 +265,7 @@ class _Run:
             raise InputError(f"{where} is not one of a meta-training run; give one of arelu-meta metatrain")
         with restoring(where, state, self.config.optim.name):
             load_tensors(self.model, state["model"], where)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
+            restore_optimizer(self.optimizer, self.schedule, state["optimizer"], state["step"])
             self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
             restore_random_state(state["random"])
         self.checkpoint = str(self.folder.resumed_from)
