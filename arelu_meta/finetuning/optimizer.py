@@ -9,7 +9,6 @@ from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.config import OptimConfig
 from arelu_meta.errors import InputError, nearest_names
 
-
 _FROM_CONFIG = ("lr", "initial_lr", "weight_decay")
 
 
@@ -104,9 +103,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         raise InputError(f"optim.name: {config.name!r} cannot be made here ({error}); give another") from error
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any], updates: int
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any], updates: int) -> None:
     """Take up a checkpoint's optimiser state, with the rates and the weight decay of this run's config.
 
     Args:
