@@ -97,8 +97,7 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         to_x, to_w, to_bias, _ = ctx.needs_input_grad
-        grad_x, grad_w = _ConvBackward.apply(grad, x, w, ctx.geometry, to_x, to_w)
-        return grad_x, grad_w, grad.sum((1, 3, 4)) if to_bias else None, None
+        return *_ConvBackward.apply(grad, x, w, ctx.geometry, to_x, to_w, to_bias), None
 
 
 class _ConvBackward(torch.autograd.Function):
@@ -106,16 +105,18 @@ class _ConvBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad: Tensor, x: Tensor, w: Tensor, geometry: _Geometry, to_x: bool, to_w: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx: Any, grad: Tensor, x: Tensor, w: Tensor, geometry: _Geometry, to_x: bool, to_w: bool, to_bias: bool
+    ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(grad, x, w)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        return _backward(grad, x, w, geometry, to_x, to_w)
+        return *_backward(grad, x, w, geometry, to_x, to_w), grad.sum((1, 3, 4)) if to_bias else None
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, by_x: Tensor | None, by_w: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, by_x: Tensor | None, by_w: Tensor | None, by_bias: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         grad, x, w = ctx.saved_tensors
         to_grad, to_x, to_w, *_ = ctx.needs_input_grad
         geometry = ctx.geometry
@@ -123,15 +124,18 @@ class _ConvBackward(torch.autograd.Function):
         if to_grad:
             by_grad = None if by_x is None else _forward(by_x, w, None, geometry)
             if by_w is not None:
-                more = _forward(x, by_w, None, geometry)
+                more = _forward(x, by_w, by_bias, geometry)  # the bias's part costs nothing here
                 by_grad = more if by_grad is None else by_grad + more
+            elif by_bias is not None:
+                apart = by_bias[:, None, :, None, None]
+                by_grad = apart.expand(grad.shape) if by_grad is None else by_grad + apart
         # Linear in `grad`: the input's gradient as if the weights were by_w, the weights' as if the input were by_x.
         to_x, to_w = to_x and by_w is not None, to_w and by_x is not None
         if to_x or to_w:
             found_x, found_w = _backward(
                 grad, x if by_x is None else by_x, w if by_w is None else by_w, geometry, to_x, to_w
             )
-        return by_grad, found_x, found_w, None, None, None
+        return by_grad, found_x, found_w, None, None, None, None
 
 
 class _Pool(torch.autograd.Function):

@@ -134,6 +134,15 @@ def test_frozen_parameters_get_no_gradient_and_the_rest_is_as_learn2learns(part:
     assert all((value is None) == name.startswith(part) for name, value in found.items())
 
 
+def test_biases_that_learn_beside_frozen_weights_are_as_learn2learns() -> None:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    model, tasks, inner = _net("mnist_conv", "arelu", 28), _tasks(), Inner(0.05, 2)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.endswith("weight"))
+    expected = _gradients(Learn2learnEngine(model, inner), model, tasks)
+    _assert_same(_gradients(VectorizedEngine(model, inner), model, tasks), expected)
+
+
 class _Depthwise(nn.Module):
     """What timm's backbones have and the small networks lack: strides, dilations, groups, no bias, odd pooling."""
 
