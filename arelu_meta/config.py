@@ -265,9 +265,13 @@ class SwapConfig:
 
     Args:
         model: the backbone.
+        all: swap into every model of timm, without its data, and print the share that is fully swapped; minutes.
+        image: draw how far each activation's output moves on noise to this file (.png, .pdf, .svg).
     """
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(pretrained=False, activation="arelu"))
+    all: bool = False
+    image: str | None = None
 
 
 @dataclass
