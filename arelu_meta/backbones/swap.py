@@ -154,7 +154,7 @@ def _swap(
 ) -> SwapReport:
     wanted = type(create_activation(activation))
     slots = list(find_slots(model))
-    if not slots:
+    if not slots and not any(norms_with_activation(model)):
         raise InputError(f"model: {type(model).__name__} has no activation module; nothing to swap")
     _check_patterns(model, [pattern for some in patterns for pattern in some or ()])
     traces = trace_forward(model, batches[0] if example is None and batches else example) if trace else None
@@ -364,7 +364,7 @@ def _check_model(model: nn.Module) -> None:
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise InputError(f"model: {name} is under torch.compile already; swap before it, or swap model._orig_mod")
     for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and any(is_activation(part) for part in module.modules()):
+        if isinstance(module, torch.jit.ScriptModule):  # what is in it cannot even be seen
             raise InputError(f"model: {path!r} is scripted or frozen and cannot be changed; swap before torch.jit")
     if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         raise InputError(f"model: {name} has lazy layers that have not seen an input; run it once before the swap")

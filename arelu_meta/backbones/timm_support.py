@@ -1,13 +1,14 @@
 """What timm offers around a model, kept right after a swap: learning rates by layer, checkpoints, `act_layer` names."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 
-_MATCHER = "group_matcher"
+_MATCHER, _LOADER = "group_matcher", "load_state_dict"
 _SCALARS = ("alpha", "beta", "t")
 
 
@@ -27,8 +28,7 @@ def add_timm_support(model: nn.Module) -> None:
     """
     if callable(getattr(type(model), _MATCHER, None)):
         model.__dict__[_MATCHER] = GroupMatcher(model)
-    if not any(hook.hook is _explain for hook in _load_hooks(model)):
-        model.register_load_state_dict_pre_hook(_explain)
+    model.__dict__[_LOADER] = Loader(model)
 
 
 def drop_timm_support(model: nn.Module) -> None:
@@ -37,11 +37,39 @@ def drop_timm_support(model: nn.Module) -> None:
     Args:
         model: changed in place.
     """
-    if isinstance(model.__dict__.get(_MATCHER), GroupMatcher):
-        del model.__dict__[_MATCHER]
-    for key, hook in list(model._load_state_dict_pre_hooks.items()):
-        if getattr(hook, "hook", None) is _explain:
-            del model._load_state_dict_pre_hooks[key]
+    for name, kind in ((_MATCHER, GroupMatcher), (_LOADER, Loader)):
+        if isinstance(model.__dict__.get(name), kind):
+            del model.__dict__[name]
+
+
+class Loader:
+    """`load_state_dict` of a swapped model, which says so where the weights are those of the model before the swap.
+
+    Args:
+        model: after a swap.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, as `torch.nn.Module.load_state_dict` does.
+
+        Raises:
+            RuntimeError: as there, and for weights that hold none of the activations' scalars unless `strict` is off.
+        """
+        scalars = {
+            f"{path}.{name}"
+            for path, module in self.model.named_modules()
+            if isinstance(module, AReLU | GatedAReLU)
+            for name in module._parameters
+        }
+        if strict and scalars and not scalars & state_dict.keys():
+            raise RuntimeError(
+                "load_state_dict: these are the weights of the model before the swap: load them first and swap then, "
+                "or load with strict=False to keep the activations' scalars as they are"
+            )
+        return type(self.model).load_state_dict(self.model, state_dict, strict=strict, assign=assign)
 
 
 class GroupMatcher:
@@ -82,30 +110,3 @@ def _first_match(matcher: dict[str, Any], name: str) -> str | None:
         if any(re.match(pattern, name) for pattern in patterns):
             return key
     return None
-
-
-def _load_hooks(model: nn.Module) -> list[Any]:
-    return [hook for hook in model._load_state_dict_pre_hooks.values() if hasattr(hook, "hook")]
-
-
-def _explain(
-    model: nn.Module,
-    state: dict[str, Tensor],
-    prefix: str,
-    metadata: object,
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
-    scalars = {
-        f"{prefix}{path}.{name}"
-        for path, module in model.named_modules()
-        if isinstance(module, AReLU | GatedAReLU)
-        for name in module._parameters
-    }
-    if strict and scalars and not scalars & state.keys():
-        errors.append(
-            "these are the weights of the model before the swap: load them first and swap then, "
-            "or load with strict=False to keep the activations' scalars as they are"
-        )
