@@ -25,6 +25,7 @@ class Task:
     run: str
     help: str
     positional: tuple[str, ...] = ()
+    without_words: str = ""
     greeting: str = ""  # said before torch is imported, which takes seconds
 
 
@@ -51,6 +52,7 @@ TASKS: dict[str, Task] = {
         "arelu_meta.backbones.swap_task:swap_task",
         "what a swap replaces in a model",
         positional=("model.name",),
+        without_words="all",
     ),
     "activations": Task(
         configs.ActivationsConfig, "arelu_meta.activations.task:activations_task", "every activation by name"
@@ -155,7 +157,8 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         return None
     files = {file: _check_yaml(file, known, name) for file in _check_flags(name, flags, known)}
     in_files = {key: value for content in files.values() for key, value in content.items()}
-    flags += _positional_flags(task, name, positional, in_files)
+    if positional or f"--{task.without_words}" not in flags:
+        flags += _positional_flags(task, name, positional, in_files)
     given = list(zip(flags[::2], flags[1::2], strict=True))
     # An empty file is an error to jsonargparse.
     pairs = [(flag, value) for flag, value in given if flag != "--config" or files[value]]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from arelu_meta.errors import InputError
 
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
-Init = Literal["paper", "preserve"]
+Init = Literal["paper", "preserve", "nearest", "fit"]
 Normalization = Literal["transductive", "running", "frozen"]
 
 
@@ -73,7 +73,8 @@ class ModelConfig:
         name: any timm model, or mnist_conv, mnist_linear, conv4, conv4_32.
         pretrained: true, false, or the path of a run folder or model.safetensors to start from.
         activation: what to swap in; default: the model's own.
-        init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise.
+        init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; nearest comes
+            as near as an AReLU can to what it replaces; fit does so on images, from Python only.
         reset_head: start a new head where the checkpoint's has another number of classes.
     """
 
@@ -264,9 +265,13 @@ class SwapConfig:
 
     Args:
         model: the backbone.
+        all: swap into every model of timm, without its data, and print the share that is fully swapped; minutes.
+        image: draw how far each activation's output moves on noise to this file (.png, .pdf, .svg).
     """
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(pretrained=False, activation="arelu"))
+    all: bool = False
+    image: str | None = None
 
 
 @dataclass

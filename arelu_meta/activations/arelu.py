@@ -6,17 +6,21 @@ Source: Chen, Li and Xu, "AReLU: Attention-based Rectified Linear Unit", 2020, s
 import torch
 from torch import Tensor, nn
 
-ALPHA_MIN, ALPHA_MAX = 0.01, 0.99
+from arelu_meta.activations import kernels
+from arelu_meta.activations.aten_kernels import ALPHA_MAX, ALPHA_MIN, clamp_alpha
+
+__all__ = ["ALPHA_MAX", "ALPHA_MIN", "ALPHA_START", "BETA_START", "AReLU", "GatedAReLU", "arelu", "elsa", "gated_arelu"]
+
 ALPHA_START, BETA_START = 0.9, 2.0
 
 
 def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
-    """Make `value` a 0-d tensor, so that it broadcasts against any shape, 0-d included."""
+    """Make `value` a tensor, after a look at its size."""
     if not isinstance(value, Tensor):
         return torch.tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     if value.numel() != 1:
         raise ValueError(f"{name}: expected one element, got shape {tuple(value.shape)}; AReLU has one {name} a layer")
-    return value.reshape(())
+    return value
 
 
 def _check_floating(x: Tensor) -> None:
@@ -24,15 +28,10 @@ def _check_floating(x: Tensor) -> None:
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
 
 
-def _clamp(alpha: Tensor) -> Tensor:
-    """Clamp alpha to [0.01, 0.99]; its gradient passes at either bound, too."""
-    # `Tensor.clamp` blocks the gradient at its bounds from torch 2.14 on: an alpha that lies on one would be stuck.
-    outside = (alpha < ALPHA_MIN) | (alpha > ALPHA_MAX)
-    return torch.where(outside, alpha.detach().clamp(ALPHA_MIN, ALPHA_MAX), alpha)
-
-
 def _apply_slopes(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """Multiply x by one of two slopes, in float32 at least; the branch at 0 (and at -0) is `positive`."""
+    # Without dimensions they broadcast against any shape, 0-d included.
+    positive, negative = positive.reshape(()), negative.reshape(())
     # One product per element: a sum of two branches would give 0 * inf = nan on the branch not taken.
     return torch.where(x >= 0, positive, negative) * x
 
@@ -49,6 +48,7 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
     Returns:
         Shape and dtype of x. Half-precision inputs are multiplied in the scalars' own precision and rounded once.
+        In eager mode one operator computes it, which keeps its output and nothing else (`kernels.applies` says where).
 
     Raises:
         TypeError: if x is not floating-point.
@@ -56,9 +56,15 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
     Source: Chen et al. 2020, equations 3 to 5.
     """
+    return _arelu(x, alpha, beta, inplace=False)
+
+
+def _arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float, inplace: bool) -> Tensor:
     _check_floating(x)
     alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
-    return _apply_slopes(x, 1 + torch.sigmoid(beta), _clamp(alpha)).to(x.dtype)
+    if kernels.applies(x, alpha, beta):
+        return kernels.arelu(x, alpha, beta, inplace)
+    return _apply_slopes(x, 1 + torch.sigmoid(beta), clamp_alpha(alpha)).to(x.dtype)
 
 
 def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
@@ -82,7 +88,7 @@ def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
     """
     _check_floating(x)
     alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
-    return _apply_slopes(x, torch.sigmoid(beta), _clamp(alpha)).to(x.dtype)
+    return _apply_slopes(x, torch.sigmoid(beta), clamp_alpha(alpha)).to(x.dtype)
 
 
 def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float) -> Tensor:
@@ -98,7 +104,7 @@ def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tenso
         t: one element; the gate.
 
     Returns:
-        Shape and dtype of x.
+        Shape and dtype of x. In eager mode one operator adds the attention, which keeps x and nothing else.
 
     Raises:
         TypeError: if x is not floating-point.
@@ -108,8 +114,10 @@ def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tenso
     """
     _check_floating(x)
     alpha, beta, t = _scalar("alpha", alpha, x), _scalar("beta", beta, x), _scalar("t", t, x)
-    attention = _apply_slopes(x, torch.sigmoid(beta), _clamp(alpha))
-    return (activated + t * attention).to(x.dtype)
+    if kernels.applies(x, alpha, beta, t) and (activated.shape, activated.dtype) == (x.shape, x.dtype):
+        return kernels.gated_arelu(None, x, activated, alpha, beta, t)
+    attention = _apply_slopes(x, torch.sigmoid(beta), clamp_alpha(alpha))
+    return (activated + t.reshape(()) * attention).to(x.dtype)
 
 
 def _parameter(value: float, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
@@ -123,7 +131,8 @@ class AReLU(nn.Module):
     Args:
         alpha: start of the negative side's slope, clamped to [0.01, 0.99] where it is used.
         beta: start of the positive side's logit; its slope is `1 + sigmoid(beta)`.
-        inplace: whether the input may be overwritten, as in `nn.ReLU`.
+        inplace: whether to overwrite the input, as `nn.ReLU` does and within the same limits; where the plain formula
+            is used instead of the operator, the input is left as it was.
         device: where the parameters live.
         dtype: the parameters' dtype; the output keeps the input's.
 
@@ -148,7 +157,7 @@ class AReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `arelu(x, alpha, beta)`, of x's shape and dtype."""
-        return arelu(x, self.alpha, self.beta)
+        return _arelu(x, self.alpha, self.beta, self.inplace)
 
     def extra_repr(self) -> str:
         """Show how it was made, as torch.nn's activations do."""
@@ -195,4 +204,7 @@ class GatedAReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `base(x) + t * elsa(x)`, of x's shape and dtype."""
+        kernel = kernels.kernel_of(self.base)
+        if kernel is not None and x.is_floating_point() and kernels.applies(x, self.alpha, self.beta, self.t):
+            return kernels.gated_arelu(kernel, x, None, self.alpha, self.beta, self.t)
         return gated_arelu(x, self.base(x), self.alpha, self.beta, self.t)

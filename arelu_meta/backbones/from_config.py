@@ -33,6 +33,8 @@ def check_model_config(config: ModelConfig) -> None:
             raise InputError(f"model.{error}") from error
     if config.init is not None and config.activation != "arelu":
         raise InputError(f"model.init: {config.init!r} starts an AReLU; give --model.activation arelu with it")
+    if config.init == "fit":
+        raise InputError("model.init: 'fit' looks at images; give nearest, or use swap_activations(…, data=) in Python")
     if isinstance(config.pretrained, str):
         _, spec = read_spec(config.pretrained, "model.pretrained")
         if spec.name != config.name:

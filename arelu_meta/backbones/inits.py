@@ -2,15 +2,19 @@
 
 - `paper`: AReLU at alpha 0.9, beta 2, as published. What a pretrained network knew is changed by it.
 - `preserve`: `act(x) + t * elsa(x)` with the gate t at 0: every logit stays as it was, for any `act`.
+- `nearest`: the AReLU that comes closest to what it replaces, in least squares over standard normal inputs.
+- `fit`: the same over the inputs that the layer really gets from a few unlabelled batches.
 """
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, ALPHA_START, BETA_START, AReLU, GatedAReLU
 
 HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -18,6 +22,38 @@ HOOKS = (
     *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
 )
 """Where torch keeps a module's hooks."""
+
+BETA_LIMIT = 6.0
+"""How far a start may push beta: beyond it, sigmoid's derivative (0.0025) hardly lets it come back."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What least squares needs of a layer's inputs x and outputs y, one pair of sums for each side of 0.
+
+    Args:
+        positive: sums of x * x and of x * y where `x >= 0`.
+        negative: the same where `x < 0`.
+    """
+
+    positive: tuple[float, float]
+    negative: tuple[float, float]
+
+    def scalars(self) -> tuple[float, float]:
+        """Solve for alpha and beta; a side that no input fell on gets the paper's.
+
+        The two sides are two regressions through 0 with one slope each, so each has its solution in closed form;
+        the nearest admissible slope is the best one, for the loss is a parabola in it.
+        """
+        (positive_xx, positive_xy), (negative_xx, negative_xy) = self.positive, self.negative
+        alpha, beta = ALPHA_START, BETA_START
+        if negative_xx > 0 and math.isfinite(negative_xy):
+            alpha = min(max(negative_xy / negative_xx, ALPHA_MIN), ALPHA_MAX)
+        if positive_xx > 0 and math.isfinite(positive_xy):
+            limit = 1 / (1 + math.exp(-BETA_LIMIT))
+            attention = min(max(positive_xy / positive_xx - 1, 1 - limit), limit)
+            beta = math.log(attention / (1 - attention))
+        return alpha, beta
 
 
 def paper_start(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
@@ -41,12 +77,151 @@ def preserve_start(
         device: where the scalars live.
         dtype: the scalars' dtype.
     """
+    return GatedAReLU(out_of_place_copy(original), device=device, dtype=dtype)
+
+
+def nearest_start(
+    original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Make the AReLU closest to what it replaces, in least squares over standard normal inputs.
+
+    Args:
+        original: the activation that goes; it is not changed. Of one a channel (PReLU), the mean counts.
+        device: where the scalars live.
+        dtype: the scalars' dtype.
+    """
+    moments = _normal_moments(original)
+    return _start_at(original, *(moments.scalars() if moments else (ALPHA_START, BETA_START)), device, dtype)
+
+
+def fit_start(
+    original: nn.Module,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    moments: Moments | None = None,
+) -> nn.Module:
+    """Make the AReLU that fits what a layer did to its own inputs, in least squares.
+
+    Args:
+        original: the activation that goes.
+        device: where the scalars live.
+        dtype: the scalars' dtype.
+        moments: of the layer's inputs and outputs; without them, as `nearest_start`.
+    """
+    if moments is None:
+        return nearest_start(original, device, dtype)
+    return _start_at(original, *moments.scalars(), device, dtype)
+
+
+def moments_of(x: Tensor, y: Tensor) -> Moments:
+    """Sum up a layer's inputs and outputs for least squares.
+
+    Args:
+        x: inputs of any shape.
+        y: outputs of the same shape.
+    """
+    wide, products = x.detach().double(), x.detach().double() * y.detach().double()
+    above = x >= 0
+
+    def sums(side: Tensor) -> tuple[float, float]:
+        return float(wide[side].square().sum()), float(products[side].sum())
+
+    return Moments(sums(above), sums(~above))
+
+
+def fold_gate(module: GatedAReLU) -> AReLU | None:
+    """Write a trained gated residual over ReLU, or over a leaky one, as a plain AReLU.
+
+    `relu(x) + t * elsa(x)` has the slopes `1 + t * sigmoid(beta)` and `t * alpha`: an AReLU's, where
+    `0 < t * sigmoid(beta) < 1` and `0.01 <= t * alpha <= 0.99`.
+
+    Args:
+        module: left as it is.
+
+    Returns:
+        The same function to rounding; None where no AReLU has these slopes, or the base has more than two.
+    """
+    if type(module.base) is nn.ReLU:
+        slope = 0.0
+    elif type(module.base) is nn.LeakyReLU:
+        slope = float(module.base.negative_slope)
+    else:
+        return None
+    gate, logit = module.t.detach().double(), module.beta.detach().double()
+    attention = (gate * torch.sigmoid(logit)).item()
+    alpha = slope + (gate * module.alpha.detach().double().clamp(ALPHA_MIN, ALPHA_MAX)).item()
+    # Rounded to the scalars' dtype, alpha may not leave its range either: AReLU would clamp it silently.
+    if not (0 < attention < 1 and ALPHA_MIN - 1e-9 <= alpha <= ALPHA_MAX + 1e-9):
+        return None
+    beta = math.log(attention) - math.log1p(-attention)
+    folded = AReLU(alpha=alpha, beta=beta, device=module.alpha.device, dtype=module.alpha.dtype)
+    return folded.train(module.training)
+
+
+def fold(model: nn.Module) -> list[str]:
+    """Write every trained gated residual in a model as a plain AReLU, where its values allow it.
+
+    Args:
+        model: changed in place; with hooks and all, `unswap` still gives back the original.
+
+    Returns:
+        The paths that were folded; the other gates stay.
+    """
+    folded: dict[nn.Module, nn.Module] = {}
+    paths = []
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, GatedAReLU) or not path:
+            continue
+        plain = folded.get(module) or fold_gate(module)
+        if plain is None:
+            continue
+        folded[module] = plain
+        move_hooks(module, plain)
+        owner, _, name = path.rpartition(".")
+        setattr(model.get_submodule(owner), name, plain)
+        paths.append(path)
+    return paths
+
+
+def open_gates(model: nn.Module, progress: float, share: float = 0.5) -> float:
+    """Set every gate of a model by a schedule instead of learning it: from 0 to 1 over a share of the training.
+
+    Args:
+        model: its gates stop learning and take the schedule's value.
+        progress: how much of the training is done, from 0 to 1.
+        share: over which share of the training the gates open, above 0.
+
+    Returns:
+        The gates' value.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: {share} is not allowed; give a number above 0 and at most 1")
+    value = min(max(progress / share, 0.0), 1.0)
+    for module in model.modules():
+        if isinstance(module, GatedAReLU):
+            module.t.requires_grad_(False)
+            module.t.fill_(value)
+    return value
+
+
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Give a module's hooks to the one that takes its place: the very same dictionaries, so that handles still work."""
+    for hooks in HOOKS:
+        setattr(target, hooks, getattr(source, hooks))
+
+
+def out_of_place_copy(original: nn.Module) -> nn.Module:
+    """Copy an activation without its hooks, so that it leaves its input as it is.
+
+    Args:
+        original: it is not changed.
+    """
     base = copy.deepcopy(_without_hooks(original))
     for module in base.modules():
         # The attention reads the input after the base has run.
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
-    return GatedAReLU(base, device=device, dtype=dtype)
+    return base
 
 
 def _without_hooks(module: nn.Module) -> nn.Module:
@@ -57,4 +232,33 @@ def _without_hooks(module: nn.Module) -> nn.Module:
     return bare
 
 
-INITS: dict[str, Callable[..., nn.Module]] = {"paper": paper_start, "preserve": preserve_start}
+def _start_at(
+    original: nn.Module, alpha: float, beta: float, device: torch.device | None, dtype: torch.dtype | None
+) -> AReLU:
+    return AReLU(alpha, beta, inplace=bool(getattr(original, "inplace", False)), device=device, dtype=dtype)
+
+
+def _normal_moments(original: nn.Module) -> Moments | None:
+    """Integrate over the normal density: the trapezium rule, which is exact to rounding for what decays so fast."""
+    parameters = list(original.parameters())
+    if any(parameter.is_meta for parameter in parameters):
+        return None
+    base = out_of_place_copy(original).double().cpu().eval()
+    channels = max((parameter.numel() for parameter in parameters), default=1)
+    # Between two grid points, never on one, lies 0, where most activations have their kink.
+    x = ((torch.arange(-8000, 8000, dtype=torch.float64) + 0.5) / 1000)[:, None].expand(-1, channels)
+    weight = torch.exp(-x.square() / 4)  # the density's square root, on x and on y
+    with torch.no_grad():
+        try:
+            y = base(x.clone())
+        except (RuntimeError, ValueError, IndexError):
+            return None
+    return moments_of(x * weight, y * weight) if y.shape == x.shape else None
+
+
+INITS: dict[str, Callable[..., nn.Module]] = {
+    "paper": paper_start,
+    "preserve": preserve_start,
+    "nearest": nearest_start,
+    "fit": fit_start,
+}

@@ -54,7 +54,7 @@ class ModelSpec:
             num_classes=self.num_classes,
             in_chans=self.inputs.channels,
             activation=self.activation,
-            init=self.init,
+            init="nearest" if self.init == "fit" else self.init,  # of the same parts, and needs no images
             **size_argument(self.name, self.inputs.image_size),
         )
         if self.meta.get("normalization"):

@@ -1,233 +1,385 @@
 """Swap activations in any model: find them, replace them, report, and take it back."""
 
 import fnmatch
-import functools
-import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
-from arelu_meta.activations import modern, pau, torch_gaps, zoo
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.activations.registry import create_activation
-from arelu_meta.backbones.inits import HOOKS, INITS
-from arelu_meta.backbones.tracing import example_input, functional_activations
+from arelu_meta.backbones.calls import CallSequence, forget_calls, restart_calls
+from arelu_meta.backbones.drift import Collector, batches_of, drift_between, outputs_of, reestimate_batch_norm, run
+from arelu_meta.backbones.functional import (
+    functional_owners,
+    is_rewritten,
+    remember_taps,
+    restore,
+    rewrite,
+    unreadable_owners,
+)
+from arelu_meta.backbones.inits import INITS, fit_start, move_hooks
+from arelu_meta.backbones.report import Kept, Swapped, SwapReport
+from arelu_meta.backbones.roles import (
+    REPLACED_ROLES,
+    ROLES,
+    WHY_KEPT,
+    Slot,
+    find_activations,
+    find_slots,
+    is_activation,
+    norms_with_activation,
+)
+from arelu_meta.backbones.timm_support import add_timm_support, drop_timm_support
+from arelu_meta.backbones.tracing import Trace, trace_forward
 from arelu_meta.errors import InputError, nearest_names
 
-ROLES = ("hidden", "se_hidden", "gate")
-_REPLACED_ROLES = ("hidden", "se_hidden")
-_GATE_NAMES = ("gate", "scale_activation")
-_GATE_TYPES = ("Sigmoid", "Hardsigmoid", "HardSigmoid", "HardSigmoidMe", "LogSigmoid", "Tanh")
-_NOT_ELEMENTWISE = ("MultiheadAttention", "GLU", "Softmin", "Softmax", "Softmax2d", "LogSoftmax")
-# Activations that timm builds from others, outside its activation files: they are replaced whole.
-_COMPOSITES = ("StarReLU", "SquaredReLU", "GammaAct")
+__all__ = ["SwapReport", "find_activations", "is_activation", "swap_activations", "unswap"]
+
 _ORIGINALS = "_arelu_meta_originals"
-
-
-@dataclass(frozen=True)
-class Swapped:
-    """One activation that was replaced."""
-
-    path: str
-    role: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One activation that stays, and why."""
-
-    path: str
-    role: str
-    before: str
-    reason: str
+Pattern = str | type[nn.Module]
 
 
 @dataclass
-class SwapReport:
-    """What a swap did.
+class _Place:
+    """One place to fill: what stands there now, and the calls that each get an activation of their own.
 
     Args:
-        swapped: the activations that were replaced, in the model's order.
-        kept: the activations that stay, with a reason each.
-        parameters_added: how many scalars the swap added.
-        complete: True only if every hidden activation that a forward pass reaches was replaced.
+        slot: the place.
+        paths: all names that lead to it.
+        evaluation: the calls of one forward, as (place in the code, index of its activation).
+        training: the same in training.
+        caller: the path of the module whose forward makes the calls.
+        filled: what was made for it, one activation a call.
     """
 
-    swapped: list[Swapped] = field(default_factory=list)
-    kept: list[Kept] = field(default_factory=list)
-    parameters_added: int = 0
-    complete: bool = False
+    slot: Slot
+    paths: list[str]
+    evaluation: list[tuple[str, int]]
+    training: list[tuple[str, int]]
+    caller: str
+    filled: list[nn.Module]
 
-    def __str__(self) -> str:
-        rows = [("path", "role", "before", "after")]
-        rows += [(entry.path, entry.role, entry.before, entry.after) for entry in self.swapped]
-        rows += [(entry.path, entry.role, entry.before, f"kept: {entry.reason}") for entry in self.kept]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
-        ]
-        state = "complete" if self.complete else "not complete"
-        counts = (
-            f"{len(self.swapped)} swapped, {len(self.kept)} kept, {self.parameters_added} parameters added, {state}"
-        )
-        return "\n".join([*lines, counts])
+    @property
+    def calls(self) -> int:
+        return max([1, *(index + 1 for _, index in [*self.evaluation, *self.training])])
 
 
 def swap_activations(
     model: nn.Module,
     activation: str = "arelu",
     init: str | None = None,
-    include: Sequence[str | type[nn.Module]] | None = None,
-    exclude: Sequence[str | type[nn.Module]] | None = None,
+    include: Sequence[Pattern] | None = None,
+    exclude: Sequence[Pattern] | None = None,
     example: Tensor | None = None,
+    data: Tensor | Iterable[object] | None = None,
     trace: bool = True,
+    share: Literal["call", "module"] = "call",
+    batch_norm: bool = False,
 ) -> SwapReport:
-    """Replace a model's hidden activations in place; gates stay.
+    """Replace a model's hidden activations in place; gates and what works on positions stay.
 
     Args:
-        model: any module. Activations that are modules are replaced, each by one of its own; a module that stands
-            under several names is replaced by one that stands under the same names.
+        model: any module.
         activation: a name of `list_activations()`.
-        init: how an AReLU starts: `preserve` (every output stays as it was; the default) or `paper`.
-            Other activations start as they are made.
-        include: replace only these: roles (`hidden`, `se_hidden`, `gate`), path patterns (`blocks.*`) or types.
+        init: how an AReLU starts: `preserve` (every output stays as it was; the default), `paper`, `nearest`, or
+            `fit`, which needs `data`. Other activations start as they are made.
+        include: replace only these: roles (`hidden`, `se_hidden`, `glu`, `gate`, `position`, `attention_kernel`),
+            path patterns (`blocks.*`) or types.
         exclude: never replace these: the same.
-        example: an input for tracing; default: zeros of the model's pretrained_cfg input size.
-        trace: look for activations that are called as functions, in one forward pass in eval mode. Without it, or
-            without an example and a pretrained_cfg, `complete` is False.
+        example: an input for tracing; default: zeros of the model's pretrained_cfg input size, on a copy without data.
+        data: a few unlabelled batches: for `fit`, for `batch_norm`, and for the report's drift, on the first of them.
+        trace: look in one forward pass for activations that are called several times or as functions. Without it, or
+            without an example and a pretrained_cfg, a module stays one module and `complete` is False.
+        share: `call`: each call of a module within its owner's forward has scalars of its own; `module`: a module that
+            is called several times, or stands under several names, is replaced by one.
+        batch_norm: re-estimate the running statistics of batch normalisation on `data`.
 
     Returns:
         What was replaced and what was kept.
 
     Raises:
-        InputError: if a name is unknown, a pattern matches nothing, or there is nothing to replace;
-            the model is unchanged then.
+        InputError: if a name is unknown, a pattern matches nothing, the model cannot be changed, or there is nothing
+            to replace; the model is unchanged then.
     """
-    if activation != "arelu" and init is not None:
-        raise InputError(f"init: {init!r} is a start of 'arelu'; {activation!r} starts as it is made, give no init")
-    start = init or "preserve"
-    if start not in INITS:
-        raise InputError(f"init: {start!r} is not known; {nearest_names(start, INITS)}")
-    wanted = type(create_activation(activation))
-    found = list(find_activations(model))
-    _check_patterns(found, [*(include or ()), *(exclude or ())])
-    report = SwapReport()
-    replacements: dict[int, nn.Module] = {}
-    todo: list[tuple[str, nn.Module]] = []
-    for path, module, role in found:
-        if _is_swapped(model, path, module, wanted):
-            continue
-        reason = _reason_to_keep(path, module, role, include, exclude)
-        if reason:
-            report.kept.append(Kept(path, role, _describe(module), reason))
-            continue
-        if id(module) not in replacements:
-            replacements[id(module)] = _replacement(model, path, module, activation, start)
-            report.parameters_added += sum(
-                parameter.numel() for parameter in replacements[id(module)].parameters()
-            ) - sum(parameter.numel() for parameter in module.parameters())
-        after = replacements[id(module)]
-        todo.append((path, after))
-        report.swapped.append(Swapped(path, role, _describe(module), _describe(after)))
-    if not found:
-        raise InputError(f"model: {type(model).__name__} has no activation module; nothing to swap")
-    originals = dict(getattr(model, _ORIGINALS, {}))
-    originals |= {path: originals.get(path, model.get_submodule(path)) for path, _ in todo}
-    for path, after in todo:
-        _set_module(model, path, after)
-    object.__setattr__(model, _ORIGINALS, originals)
-    report.complete = trace and _is_complete(model, report, example)
-    return report
+    start = _check_arguments(activation, init, share, data, batch_norm)
+    _check_model(model)
+    batches = batches_of(data, model)
+    rewritten = [module for _, module in functional_owners(model)]
+    for module in rewritten:
+        rewrite(module)
+    try:
+        return _swap(model, activation, start, (include, exclude), example, batches, trace, share, batch_norm)
+    except Exception:
+        for module in rewritten:
+            restore(module)
+        raise
 
 
 def unswap(model: nn.Module) -> None:
     """Put back the activations that `swap_activations` replaced, the very same modules.
 
     Args:
-        model: changed in place; one that was never swapped stays as it is.
+        model: changed in place; one that was never swapped stays as it is. What has been taken out of the model or
+            built anew since the swap (a pruned layer, a reset head) stays so.
     """
     for path, original in getattr(model, _ORIGINALS, {}).items():
-        _set_module(model, path, original.train(model.get_submodule(path).training))
+        try:
+            now = model.get_submodule(path)
+        except AttributeError:
+            continue
+        _set_module(model, path, original.train(now.training))
     object.__setattr__(model, _ORIGINALS, {})
+    forget_calls(model)
+    drop_timm_support(model)
+    for module in list(model.modules()):
+        if is_rewritten(module):
+            restore(module)
 
 
-def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """List a model's activation modules, one path at a time.
+def _swap(
+    model: nn.Module,
+    activation: str,
+    start: str,
+    patterns: tuple[Sequence[Pattern] | None, Sequence[Pattern] | None],
+    example: Tensor | None,
+    batches: list[Tensor],
+    trace: bool,
+    share: str,
+    batch_norm: bool,
+) -> SwapReport:
+    wanted = type(create_activation(activation))
+    slots = list(find_slots(model))
+    if not slots and not any(norms_with_activation(model)):
+        raise InputError(f"model: {type(model).__name__} has no activation module; nothing to swap")
+    _check_patterns(model, [pattern for some in patterns for pattern in some or ()])
+    traces = trace_forward(model, batches[0] if example is None and batches else example) if trace else None
+    report = SwapReport()
+    places: dict[tuple[int, str], _Place] = {}
+    for slot in slots:
+        if _is_swapped(model, slot, wanted):
+            continue
+        reason = _reason_to_keep(slot, *patterns)
+        if reason:
+            report.kept.append(Kept(slot.path, slot.role, _describe(slot.module), reason))
+        elif (id(slot.owner), slot.name) in places:
+            places[id(slot.owner), slot.name].paths.append(slot.path)
+        else:
+            places[id(slot.owner), slot.name] = _place(slot, traces if share == "call" else None)
+    for place in places.values():
+        _check_slot(place.slot)
+    make = _maker(model, activation, start, tied=traces is None or share == "module")
+    if batches and places:
+        report.logit_drift = 0.0
+        drift = _fill_by_data(model, list(places.values()), start, activation, make, batches, batch_norm)
+        report.logit_drift = drift.pop("", None)
+    else:
+        drift = {}
+        for place in places.values():
+            place.filled = [make(place.slot, call, None) for call in range(place.calls)]
+        _put_in(model, list(places.values()))
+    _write_entries(report, slots, places, drift)
+    _remember(model, list(places.values()))
+    report.complete = _is_complete(model, report, traces)
+    return report
 
-    Args:
-        model: any module.
 
-    Yields:
-        Path, module and role: `hidden`, `se_hidden` (inside a squeeze-excite block) or `gate`.
-    """
-
-    def walk(owner: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, str]]:
-        for name, child in owner._modules.items():
-            if child is None:
-                continue
-            if is_activation(child):
-                yield prefix + name, child, _role(owner, name, child)
-            else:
-                yield from walk(child, f"{prefix}{name}.")
-
-    yield from walk(model, "")
-
-
-def is_activation(module: nn.Module | None) -> bool:
-    """Say whether a module is an elementwise activation, as a whole.
-
-    Args:
-        module: any module; None is none.
-    """
-    return isinstance(module, _activation_types()) and not isinstance(module, _not_elementwise_types())
+def _place(slot: Slot, traces: tuple[Trace, Trace] | None) -> _Place:
+    """Number the calls of one forward: a place in the code, and in a loop the turn there, is a call of its own."""
+    numbers: dict[tuple[str, int], int] = {}
+    orders: list[list[tuple[str, int]]] = []
+    callers: set[str] = set()
+    for traced in traces or ():
+        forwards: dict[int, list[str]] = {}
+        for call in traced.calls.get(slot.path, []):
+            forwards.setdefault(call.entry, []).append(call.place)
+            callers.add(call.caller)
+        order: list[tuple[str, int]] = []
+        for sites in forwards.values():
+            turns: dict[str, int] = {}
+            this = []
+            for site in sites:
+                turn = turns.get(site, 0)
+                turns[site] = turn + 1
+                this.append((site, numbers.setdefault((site, turn), len(numbers))))
+            order = max(order, this, key=len)
+        orders.append(order)
+    evaluation, training = orders if orders else ([], [])
+    caller = callers.pop() if len(callers) == 1 else ""
+    return _Place(slot, [slot.path], evaluation or training, training or evaluation, caller, [])
 
 
-@functools.cache
-def _activation_types() -> tuple[type[nn.Module], ...]:
-    import timm.layers.activations
-    import timm.layers.activations_me
-    import timm.models.metaformer
-    import timm.models.nfnet
+def _maker(
+    model: nn.Module, activation: str, start: str, tied: bool
+) -> Callable[[Slot, int, Collector | None], nn.Module]:
+    """Say how an activation is made for a call; where modules stay tied, one module gives one activation."""
+    made: dict[tuple[int, int], nn.Module] = {}
 
-    files = [torch.nn.modules.activation, timm.layers.activations, timm.layers.activations_me]
-    files += [modern, pau, torch_gaps, zoo]
-    types = {
-        kind
-        for file in files
-        for _, kind in inspect.getmembers(file, inspect.isclass)
-        if kind.__module__ == file.__name__
+    def make(slot: Slot, call: int, collector: Collector | None) -> nn.Module:
+        key = (id(slot.module), call)
+        if tied and key in made:
+            return made[key]
+        device, dtype = _where(model, slot.path)
+        if activation != "arelu":
+            after = create_activation(activation, device=device, dtype=dtype)
+        elif start == "fit":
+            after = fit_start(slot.module, device, dtype, collector.moments if collector else None)
+        else:
+            after = INITS[start](slot.module, device=device, dtype=dtype)
+        if not isinstance(after, GatedAReLU):  # its base holds them
+            for name, buffer in slot.module.named_buffers(recurse=False):
+                if not hasattr(after, name):
+                    after.register_buffer(name, buffer.clone(), name not in slot.module._non_persistent_buffers_set)
+        made[key] = after.train(slot.module.training)
+        return after
+
+    return make
+
+
+def _fill_by_data(
+    model: nn.Module,
+    places: list[_Place],
+    start: str,
+    activation: str,
+    make: Callable[[Slot, int, Collector | None], nn.Module],
+    batches: list[Tensor],
+    batch_norm: bool,
+) -> dict[str, float]:
+    """Fill the places after a look at what goes through them, and say how far each output has moved."""
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()} if batch_norm else {}
+    try:
+        for place in places:
+            place.filled = [Collector(place.slot.module) for _ in range(place.calls)]
+        collectors = [place.filled for place in places]
+        _put_in(model, places, hooks=False)
+        names = [[_path_of(place, call) for call in range(place.calls)] for place in places]
+        before = outputs_of(model, batches[0], _names(collectors, names))
+        if start == "fit" and activation == "arelu":
+            run(model, batches[1:])
+        for place in places:
+            looked = [one if isinstance(one, Collector) else None for one in place.filled]
+            place.filled = [make(place.slot, call, collector) for call, collector in enumerate(looked)]
+        _put_in(model, places)
+        if batch_norm:
+            reestimate_batch_norm(model, batches)
+        return drift_between(before, outputs_of(model, batches[0], _names([p.filled for p in places], names)))
+    except Exception as error:
+        for place in places:
+            place.slot.owner._modules[place.slot.name] = place.slot.module
+        forget_calls(model)
+        for name, buffer in model.named_buffers():
+            if name in statistics:
+                buffer.copy_(statistics[name])
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(f"data: the model cannot take it ({reason}); give batches of its images") from error
+
+
+def _names(modules: list[list[nn.Module]], names: list[list[str]]) -> dict[nn.Module, str]:
+    return {
+        module: name
+        for some, theirs in zip(modules, names, strict=True)
+        for module, name in zip(some, theirs, strict=True)
     }
-    for file in (timm.models.metaformer, timm.models.nfnet):
-        types |= {kind for name, kind in inspect.getmembers(file, inspect.isclass) if name in _COMPOSITES}
-    types |= {AReLU, GatedAReLU}
-    return tuple(kind for kind in types if issubclass(kind, nn.Module))
 
 
-@functools.cache
-def _not_elementwise_types() -> tuple[type[nn.Module], ...]:
-    return tuple(getattr(torch.nn, name) for name in _NOT_ELEMENTWISE)
+def _put_in(model: nn.Module, places: list[_Place], hooks: bool = True) -> None:
+    for place in places:
+        after = place.filled[0]
+        if place.calls > 1:
+            after = CallSequence(place.filled, place.evaluation, place.training).train(place.slot.module.training)
+            inside = not place.caller or place.slot.path.startswith(f"{place.caller}.")
+            caller = place.caller if inside else ""
+            restart_calls(model.get_submodule(caller), place.slot.path[len(caller) + bool(caller) :])
+        if hooks:
+            move_hooks(place.slot.module, after)
+        place.slot.owner._modules[place.slot.name] = after
 
 
-def _role(owner: nn.Module, name: str, module: nn.Module) -> str:
-    if name in _GATE_NAMES or type(module).__name__ in _GATE_TYPES:
-        return "gate"
-    # A squeeze-excite block is known by its gate beside the activation, in timm and in torchvision.
-    has_gate = any(is_activation(getattr(owner, gate, None)) for gate in _GATE_NAMES)
-    return "se_hidden" if has_gate else "hidden"
+def _path_of(place: _Place, call: int) -> str:
+    return f"{place.slot.path}.{call}" if place.calls > 1 else place.slot.path
 
 
-def _matches(path: str, module: nn.Module, role: str, wanted: Iterable[str | type[nn.Module]]) -> bool:
-    return any(
-        isinstance(module, one) if isinstance(one, type) else one == role or fnmatch.fnmatchcase(path, one)
-        for one in wanted
-    )
+def _write_entries(
+    report: SwapReport, slots: list[Slot], places: dict[tuple[int, str], _Place], drift: dict[str, float]
+) -> None:
+    counted: set[int] = set()
+    for slot in slots:
+        place = places.get((id(slot.owner), slot.name))
+        if place is None or slot.path not in place.paths:
+            continue
+        for call, after in enumerate(place.filled):
+            path = f"{slot.path}.{call}" if place.calls > 1 else slot.path
+            moved = drift.get(_path_of(place, call))
+            entry = Swapped(path, slot.role, _describe(slot.module), _describe(after), drift=moved)
+            if isinstance(after, AReLU | GatedAReLU) and not after.alpha.is_meta:
+                entry = replace(entry, alpha=after.alpha.item(), beta=after.beta.item())
+            report.swapped.append(entry)
+            if id(after) not in counted:
+                counted.add(id(after))
+                report.parameters_added += sum(parameter.numel() for parameter in after.parameters())
+        if id(slot.module) not in counted:
+            counted.add(id(slot.module))
+            report.parameters_added -= sum(parameter.numel() for parameter in slot.module.parameters())
 
 
-def _check_patterns(found: list[tuple[str, nn.Module, str]], patterns: Sequence[str | type[nn.Module]]) -> None:
+def _remember(model: nn.Module, places: list[_Place]) -> None:
+    originals = dict(getattr(model, _ORIGINALS, {}))
+    for place in places:
+        for path in place.paths:
+            originals.setdefault(path, place.slot.module)
+    object.__setattr__(model, _ORIGINALS, originals)
+    for module in model.modules():
+        if is_rewritten(module):
+            remember_taps(module)
+    add_timm_support(model)
+
+
+def _check_arguments(
+    activation: str, init: str | None, share: str, data: Tensor | Iterable[object] | None, batch_norm: bool
+) -> str:
+    if activation != "arelu" and init is not None:
+        raise InputError(f"init: {init!r} is a start of 'arelu'; {activation!r} starts as it is made, give no init")
+    start = init or "preserve"
+    if start not in INITS:
+        raise InputError(f"init: {start!r} is not known; {nearest_names(start, INITS)}")
+    if share not in ("call", "module"):
+        raise InputError(f"share: {share!r} is not allowed; give 'call' or 'module'")
+    for what, needed in (("init: 'fit'", start == "fit"), ("batch_norm: True", batch_norm)):
+        if needed and data is None:
+            raise InputError(f"{what} looks at images; give data=, a few unlabelled batches")
+    create_activation(activation)
+    return start
+
+
+def _check_model(model: nn.Module) -> None:
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(f"model: {name} is scripted or frozen and cannot be changed; swap before torch.jit")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise InputError(f"model: {name} is under torch.compile already; swap before it, or swap model._orig_mod")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # what is in it cannot even be seen
+            raise InputError(f"model: {path!r} is scripted or frozen and cannot be changed; swap before torch.jit")
+    if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
+        raise InputError(f"model: {name} has lazy layers that have not seen an input; run it once before the swap")
+
+
+def _check_slot(slot: Slot) -> None:
+    if any(parametrize.is_parametrized(module) for module in slot.module.modules()):
+        raise InputError(
+            f"model: {slot.path!r} is parametrised; remove its parametrisation before the swap, or exclude it"
+        )
+
+
+def _check_patterns(model: nn.Module, patterns: Sequence[Pattern]) -> None:
+    found = list(find_activations(model))
+    found += [(slot.path, slot.module, slot.role) for slot in find_slots(model)]
     for pattern in patterns:
         if pattern in ROLES or any(_matches(path, module, role, [pattern]) for path, module, role in found):
             continue
@@ -238,34 +390,26 @@ def _check_patterns(found: list[tuple[str, nn.Module, str]], patterns: Sequence[
         )
 
 
-def _is_swapped(model: nn.Module, path: str, module: nn.Module, wanted: type[nn.Module]) -> bool:
-    return isinstance(module, AReLU | GatedAReLU) or (path in getattr(model, _ORIGINALS, {}) and type(module) is wanted)
+def _matches(path: str, module: nn.Module, role: str, wanted: Iterable[Pattern]) -> bool:
+    return any(
+        isinstance(module, one) if isinstance(one, type) else one == role or fnmatch.fnmatchcase(path, one)
+        for one in wanted
+    )
 
 
-def _reason_to_keep(
-    path: str,
-    module: nn.Module,
-    role: str,
-    include: Sequence[str | type[nn.Module]] | None,
-    exclude: Sequence[str | type[nn.Module]] | None,
-) -> str | None:
-    if exclude and _matches(path, module, role, exclude):
+def _is_swapped(model: nn.Module, slot: Slot, wanted: type[nn.Module]) -> bool:
+    inside = slot.module[0] if isinstance(slot.module, CallSequence) else slot.module
+    return isinstance(inside, AReLU | GatedAReLU) or (
+        slot.path in getattr(model, _ORIGINALS, {}) and type(inside) is wanted
+    )
+
+
+def _reason_to_keep(slot: Slot, include: Sequence[Pattern] | None, exclude: Sequence[Pattern] | None) -> str | None:
+    if exclude and _matches(slot.path, slot.module, slot.role, exclude):
         return "excluded"
     if include is not None:
-        return None if _matches(path, module, role, include) else "not included"
-    return None if role in _REPLACED_ROLES else "a gate, whose range matters"
-
-
-def _replacement(model: nn.Module, path: str, module: nn.Module, activation: str, start: str) -> nn.Module:
-    device, dtype = _where(model, path)
-    if activation == "arelu":
-        after = INITS[start](module, device=device, dtype=dtype)
-    else:
-        after = create_activation(activation, device=device, dtype=dtype)
-    after.train(module.training)
-    for hooks in HOOKS:  # the very same dictionaries, so that a hook's handle still takes it away
-        setattr(after, hooks, getattr(module, hooks))
-    return after
+        return None if _matches(slot.path, slot.module, slot.role, include) else "not included"
+    return None if slot.role in REPLACED_ROLES else WHY_KEPT[slot.role]
 
 
 def _where(model: nn.Module, path: str) -> tuple[torch.device | None, torch.dtype | None]:
@@ -282,21 +426,19 @@ def _where(model: nn.Module, path: str) -> tuple[torch.device | None, torch.dtyp
 
 def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
     owner, _, name = path.rpartition(".")
-    setattr(model.get_submodule(owner), name, module)
+    model.get_submodule(owner)._modules[name] = module
 
 
 def _describe(module: nn.Module) -> str:
     return f"GatedAReLU({type(module.base).__name__})" if isinstance(module, GatedAReLU) else type(module).__name__
 
 
-def _is_complete(model: nn.Module, report: SwapReport, example: Tensor | None) -> bool:
-    if any(entry.role in _REPLACED_ROLES for entry in report.kept):
-        return False
-    example = example_input(model) if example is None else example
-    if example is None:
-        return False
-    calls = functional_activations(model, example, is_activation)
-    if calls is None:
-        return False
-    report.kept += [Kept(owner, "hidden", function, "called as a function") for owner, function in calls]
-    return not calls
+def _is_complete(model: nn.Module, report: SwapReport, traces: tuple[Trace, Trace] | None) -> bool:
+    for path, norm in norms_with_activation(model):
+        reason = "its activation is part of the norm's own arithmetic"
+        report.kept.append(Kept(path, "hidden", type(norm).__name__, reason))
+    for path in unreadable_owners(model):
+        report.kept.append(Kept(path, "hidden", "relu", "called as a function, in code that is not known here"))
+    calls = [] if traces is None else list(dict.fromkeys([*traces[0].functions, *traces[1].functions]))
+    report.kept += [Kept(c.owner, "hidden", c.function, f"called as a function in {c.where}") for c in calls]
+    return traces is not None and not any(entry.role in REPLACED_ROLES for entry in report.kept)

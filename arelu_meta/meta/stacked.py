@@ -320,7 +320,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """Copy a model's structure, not its tensors, with this module's AReLU in place of its own.
+    """Copy a model's structure, not its tensors, with this module's AReLU in place of its own and nothing in place.
 
     Args:
         model: is not changed; its parameters and buffers are the copy's, under the same names.
@@ -328,6 +328,8 @@ def twin(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     made = copy.deepcopy(model, memo)
     for module in list(made.modules()):
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]  # what lies before it may be a view here
         for name, child in module.named_children():
             if type(child) is AReLU and not _has_hooks(child):
                 setattr(module, name, _StackedAReLU(child))

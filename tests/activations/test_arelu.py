@@ -245,7 +245,8 @@ def test_inside_the_clamp_alphas_gradient_is_the_negative_inputs(alpha: float, d
     module = AReLU(alpha=alpha, dtype=dtype)
     module(torch.tensor([-2.0, 3.0, -4.0], dtype=dtype)).sum().backward()
     assert module.alpha.grad is not None
-    assert module.alpha.grad.tolist() == [-6.0]
+    # Recovered from the output, so up to roundings.
+    assert module.alpha.grad.tolist() == pytest.approx([-6.0], rel=4 * torch.finfo(dtype).eps)
 
 
 def test_alpha_itself_is_never_changed_by_the_clamp() -> None:

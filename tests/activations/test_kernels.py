@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from arelu_meta.activations import aten_kernels, kernels, numba_kernels
-from arelu_meta.activations.arelu import GatedAReLU
+from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.activations.aten_kernels import BASES
 from arelu_meta.backbones.create import create_backbone
 
@@ -364,6 +364,23 @@ def test_in_place_works_in_inference_mode() -> None:
         y = kernels.arelu(x, scalar(0.5), scalar(0.0), inplace=True)
         assert y is x
         assert x.tolist() == [-0.5, 3.0]
+
+
+def test_the_in_place_layer_overwrites_its_input_and_the_others_do_not() -> None:
+    for module, overwrites in ((AReLU(inplace=True), True), (AReLU(), False), (GatedAReLU(nn.GELU(), t=0.5), False)):
+        x = torch.randn(10, requires_grad=True) * 1
+        before = x.detach().clone()
+        y = module(x)
+        assert (y is x) == overwrites
+        assert torch.equal(x, before) != overwrites
+
+
+def test_the_layers_are_one_operator_each() -> None:
+    x = torch.randn(10, requires_grad=True)
+    for module in (AReLU(), GatedAReLU(nn.GELU(), t=0.5)):
+        node = module(x).grad_fn
+        assert node is not None
+        assert {type(parent).__name__ for parent, _ in node.next_functions if parent} == {"AccumulateGrad"}
 
 
 # Higher orders

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from arelu_meta import config
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.inits import INITS, paper_start, preserve_start
+from arelu_meta.backbones.inits import INITS, fold, fold_gate, nearest_start, open_gates, paper_start, preserve_start
+from arelu_meta.backbones.swap import swap_activations, unswap
 
 
 def test_what_the_command_line_offers_is_what_there_is() -> None:
@@ -90,3 +91,107 @@ def test_preserve_leaves_hooks_to_the_module_that_takes_over() -> None:
     assert ran == []
     original(torch.randn(3))
     assert ran == ["ReLU"]
+
+
+# The nearest AReLU
+
+
+@pytest.mark.parametrize(
+    ("original", "alpha", "beta"),
+    [
+        (nn.LeakyReLU(0.2), 0.2, -6.0),  # slope 1 above 0 is AReLU's limit
+        (nn.ReLU(), 0.01, -6.0),
+        (nn.PReLU(5, init=0.4), 0.4, -6.0),
+        (AReLU(0.35, 1.5), 0.35, 1.5),
+        (nn.Identity(), 0.99, -6.0),
+        (nn.ReLU6(), 0.01, -6.0),
+    ],
+)
+def test_nearest_finds_the_slopes_where_an_arelu_has_them(original: nn.Module, alpha: float, beta: float) -> None:
+    after = nearest_start(original)
+    assert isinstance(after, AReLU)
+    assert after.alpha.item() == pytest.approx(alpha, abs=1e-6)
+    assert after.beta.item() == pytest.approx(beta, abs=1e-4)
+
+
+@pytest.mark.parametrize("original", [nn.GELU(), nn.SiLU(), nn.Mish(), nn.ELU(), nn.Softplus(), nn.Tanh()])
+def test_nearest_is_the_least_squares_solution_over_normal_inputs(original: nn.Module) -> None:
+    after = nearest_start(original)
+    assert isinstance(after, AReLU)
+    x = torch.special.ndtri((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000)
+
+    def error(alpha: float, beta: float) -> float:
+        return float((AReLU(alpha, beta, dtype=torch.float64)(x) - original(x)).square().mean())
+
+    alpha, beta = after.alpha.item(), after.beta.item()
+    best = error(alpha, beta)
+    for change in (-0.05, 0.05):
+        assert error(min(max(alpha + change, 0.01), 0.99), beta) >= best - 1e-9
+        assert error(alpha, max(beta + change, -6.0)) >= best - 1e-9
+
+
+def test_nearest_leaves_the_original_and_its_dtype_alone() -> None:
+    original = nn.PReLU(3, dtype=torch.bfloat16)
+    nearest_start(original)
+    assert original.weight.dtype == torch.bfloat16
+
+
+# Folding and opening gates
+
+
+@pytest.mark.parametrize("base", [nn.ReLU(), nn.LeakyReLU(0.1)])
+@pytest.mark.parametrize(("alpha", "beta", "t"), [(0.9, 2.0, 1.0), (0.5, -1.0, 0.3), (0.2, 0.0, 0.9), (3.0, 1.0, 0.5)])
+def test_a_trained_gate_over_relu_folds_into_the_arelu_of_the_same_values(
+    base: nn.Module, alpha: float, beta: float, t: float
+) -> None:
+    gated = GatedAReLU(base, alpha, beta, t)
+    if isinstance(base, nn.LeakyReLU) and alpha > 0.85:
+        t = 0.5
+        nn.init.constant_(gated.t, t)
+    folded = fold_gate(gated)
+    assert isinstance(folded, AReLU)
+    x = torch.randn(1000)
+    torch.testing.assert_close(folded(x), gated(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "gated",
+    [
+        GatedAReLU(nn.ReLU()),  # t = 0: plain ReLU, whose slope below 0 no AReLU has
+        GatedAReLU(nn.ReLU(), t=-0.5),
+        GatedAReLU(nn.ReLU(), t=1.5),  # slope 1.5 · sigmoid(2) > 1 above
+        GatedAReLU(nn.GELU(), t=0.5),
+        GatedAReLU(nn.ReLU6(), t=0.5),
+    ],
+)
+def test_a_gate_whose_function_no_arelu_has_stays(gated: GatedAReLU) -> None:
+    assert fold_gate(gated) is None
+
+
+def test_fold_takes_what_can_be_folded_and_keeps_the_function() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
+    original = dict(model.named_modules())
+    swap_activations(model, init="preserve", trace=False)
+    open_gates(model, 0.3, share=0.5)
+    x = torch.randn(5, 3)
+    before = model(x)
+    assert fold(model) == ["1"]
+    assert [type(model[1]), type(model[3])] == [AReLU, GatedAReLU]
+    torch.testing.assert_close(model(x), before)
+    unswap(model)
+    assert dict(model.named_modules()) == original
+
+
+def test_gates_open_over_their_share_of_the_training_and_do_not_learn() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU())
+    swap_activations(model, init="preserve", trace=False)
+    assert [open_gates(model, progress, share=0.5) for progress in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    gate = model.get_parameter("1.t")
+    assert (gate.item(), gate.requires_grad) == (1.0, False)
+    torch.testing.assert_close(model[1](torch.tensor([-2.0, 3.0])), AReLU()(torch.tensor([-2.0, 3.0])))
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.1])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=f"share: {share} is not allowed; give a number above 0 and at most 1"):
+        open_gates(nn.ReLU(), 0.5, share)

@@ -37,8 +37,8 @@ TIMM: dict[str, dict[tuple[str, str], int]] = {
     "densenet121": {("hidden", "ReLU"): 2 * (6 + 12 + 24 + 16) + 3 + 1 + 1},
 }
 TORCHVISION: dict[str, dict[tuple[str, str], int]] = {
-    # A block's two activations are one module here.
-    "resnet18": {("hidden", "ReLU"): 1 + 8},
+    # A block's two activations are one module here, called twice.
+    "resnet18": {("hidden", "ReLU"): 1 + 2 * 8},
     "mobilenet_v3_small": {("hidden", "Hardswish"): 19, ("hidden", "ReLU"): 5, ("se_hidden", "ReLU"): 9},
     # Eight convolutions and two hidden layers.
     "vgg11": {("hidden", "ReLU"): 8 + 2},
@@ -374,9 +374,10 @@ def test_a_model_that_calls_relu_as_a_function_is_not_complete_and_the_report_sa
     model = nn.Sequential(CallsFunctions())
     report = swap_activations(model, example=torch.zeros(1, 4))
     assert [entry.path for entry in report.swapped] == ["0.stem.1"]
-    assert [(entry.path, entry.before, entry.reason) for entry in report.kept] == [
-        ("0", "relu", "called as a function")
-    ]
+    assert [(entry.path, entry.before) for entry in report.kept] == [("0", "relu")]
+    # The line is that of `CallsFunctions.forward`, which makes the call.
+    line = CallsFunctions.forward.__code__.co_firstlineno + 1
+    assert report.kept[0].reason == f"called as a function in test_swap.py:{line}"
     assert not report.complete
     assert str(report).endswith("not complete")
 
@@ -459,7 +460,7 @@ def test_the_report_says_what_was_excluded_and_what_not_included(block: Block) -
         ({"activation": "aerlu"}, r"'aerlu' is not known; nearest: 'arelu'"),
         ({"init": "presrve"}, r"'presrve' is not known; nearest: 'preserve'"),
         ({"activation": "gelu", "init": "paper"}, r"init: 'paper' is a start of 'arelu'; 'gelu'"),
-        ({"include": ["layer9.*"]}, r"'layer9\.\*' matches no activation; give a role \(hidden, se_hidden, gate\)"),
+        ({"include": ["layer9.*"]}, r"'layer9\.\*' matches no activation; give a role \(hidden, se_hidden, gate, glu"),
         ({"exclude": ["act1", "hiden"]}, "'hiden' matches no activation"),
         ({"include": [nn.GELU]}, "'GELU' matches no activation"),
     ],

@@ -56,6 +56,7 @@ def test_the_small_networks_can_be_swapped_too(capsys: Captured) -> None:
 
 def test_the_report_is_returned_to_python(capsys: Captured) -> None:
     report = swap_task(SwapConfig(model=ModelConfig(name="test_vit", pretrained=False, activation="arelu")))
+    assert report is not None
     assert [entry.path for entry in report.swapped] == [f"blocks.{block}.mlp.act" for block in range(6)]
     assert capsys.readouterr().out
 

@@ -1,0 +1,172 @@
+"""Find the activations in a model, and say what each is for: its role."""
+
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from arelu_meta.activations import modern, pau, torch_gaps, zoo
+from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.backbones.calls import CallSequence
+
+ROLES = ("hidden", "se_hidden", "gate", "glu", "position", "attention_kernel")
+REPLACED_ROLES = ("hidden", "se_hidden", "glu")
+"""What a swap takes unless it is told otherwise."""
+
+WHY_KEPT = {
+    "gate": "a gate, whose range matters",
+    "position": "works on positions, not on features",
+    "attention_kernel": "an attention's kernel, which must not be negative",
+}
+
+_GATE_NAMES = ("gate", "scale_activation", "sigmoid", "hsigmoid", "gate_fn", "gate_act", "bias_act")
+_GATE_TYPES = ("Sigmoid", "Hardsigmoid", "HardSigmoid", "HardSigmoidMe", "LogSigmoid", "Tanh")
+_SOFTMAXES = ("Softmin", "Softmax", "Softmax2d", "LogSoftmax")
+_NOT_ELEMENTWISE = ("MultiheadAttention", "GLU")
+# Activations that timm builds from others, outside its activation files: they are replaced whole.
+_COMPOSITES = ("StarReLU", "SquaredReLU", "GammaAct")
+# Position biases from coordinates: swin v2's, and the networks with relative positions in an MLP.
+_POSITION_NAME = re.compile(r"(^|_)(cpb|rel_?pos|pos_mlp|pos_proj)")
+_POSITION_OWNERS = ("RelPosMlp", "DynamicPosBias", "PosConv")
+_KERNEL_NAMES = ("kernel_func", "kernel_fn", "feature_map")
+# A gated MLP: its activation is the nonlinearity of the branch that scales the other one.
+_GLU_OWNER = re.compile(r"glu(?!e)|^GatedC(NN|onv)Block$|^Gemma\d*GatedMlp$|^FocalModulation$", re.IGNORECASE)
+_GLU_OWNERS = {("timm.models.starnet", "Block")}
+_SE_OWNER = re.compile(r"^(SE|Se|ESE|CSE|SCSE|ECA|Ceca)(Module|Block|Layer|Unit|Module2d)?$|Squeeze|GlobalContext")
+_SE_NAMES = {"SplitAttn": ("act1",), "SelectiveKernelAttn": ("act",)}
+_NORMS_WITH_ACTIVATION = re.compile(r"^(EvoNorm2d|FilterResponseNorm)")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place that holds an activation.
+
+    Args:
+        path: the first name that leads to it.
+        owner: the module that holds it.
+        name: under which its owner holds it.
+        module: the activation.
+        role: one of `ROLES`.
+    """
+
+    path: str
+    owner: nn.Module
+    name: str
+    module: nn.Module
+    role: str
+
+
+def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """List a model's activation modules, one path at a time.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Path, module and role. What a swap put in for several calls is listed call by call.
+    """
+    for slot in find_slots(model):
+        if isinstance(slot.module, CallSequence):
+            for name, child in slot.module.named_children():
+                yield f"{slot.path}.{name}", child, slot.role
+        else:
+            yield slot.path, slot.module, slot.role
+
+
+def find_slots(model: nn.Module) -> Iterator[Slot]:
+    """List the places that hold a model's activations, one path at a time, in the model's order.
+
+    Args:
+        model: any module.
+    """
+
+    def walk(owner: nn.Module, prefix: str, owners: tuple[nn.Module, ...]) -> Iterator[Slot]:
+        for name, child in owner._modules.items():
+            if child is None or child in owners:
+                continue
+            if is_activation(child):
+                role = _role((*owners, owner), prefix + name, name, child)
+                yield Slot(prefix + name, owner, name, child, role)
+            else:
+                yield from walk(child, f"{prefix}{name}.", (*owners, owner))
+
+    yield from walk(model, "", ())
+
+
+def is_activation(module: nn.Module | None) -> bool:
+    """Say whether a module is an activation, as a whole.
+
+    Args:
+        module: any module; None is none.
+    """
+    return isinstance(module, _activation_types()) and not isinstance(module, _not_elementwise_types())
+
+
+def is_gate_type(module: nn.Module) -> bool:
+    """Say whether a module is a gate by what it computes: a sigmoid, a tanh, a softmax."""
+    return type(module).__name__ in (*_GATE_TYPES, *_SOFTMAXES)
+
+
+def norms_with_activation(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """List the norms that have an activation in their own arithmetic.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Path and module of each EvoNorm with its `x * sigmoid(v * x)`, and of each filter response norm with its
+        learned threshold: taking that out would leave another norm.
+    """
+    for path, module in model.named_modules():
+        kind = type(module)
+        if kind.__module__.startswith("timm.") and _NORMS_WITH_ACTIVATION.match(kind.__name__):
+            applies = getattr(module, "apply_act", True)
+            if applies and not isinstance(getattr(module, "act", None), nn.Module):
+                yield path, module
+
+
+@functools.cache
+def _activation_types() -> tuple[type[nn.Module], ...]:
+    import timm.layers.activations
+    import timm.layers.activations_me
+    import timm.models.metaformer
+    import timm.models.nfnet
+
+    files = [torch.nn.modules.activation, timm.layers.activations, timm.layers.activations_me]
+    files += [modern, pau, torch_gaps, zoo]
+    types = {
+        kind
+        for file in files
+        for _, kind in inspect.getmembers(file, inspect.isclass)
+        if kind.__module__ == file.__name__
+    }
+    for file in (timm.models.metaformer, timm.models.nfnet):
+        types |= {kind for name, kind in inspect.getmembers(file, inspect.isclass) if name in _COMPOSITES}
+    types |= {AReLU, GatedAReLU, CallSequence}
+    return tuple(kind for kind in types if issubclass(kind, nn.Module))
+
+
+@functools.cache
+def _not_elementwise_types() -> tuple[type[nn.Module], ...]:
+    return tuple(getattr(torch.nn, name) for name in _NOT_ELEMENTWISE)
+
+
+def _role(owners: tuple[nn.Module, ...], path: str, name: str, module: nn.Module) -> str:
+    owner = owners[-1]
+    kinds = [type(one).__name__ for one in owners]
+    if name in _GATE_NAMES or is_gate_type(module):
+        return "gate"
+    if any(_POSITION_NAME.search(part) for part in path.split(".")) or set(kinds) & set(_POSITION_OWNERS):
+        return "position"
+    if name in _KERNEL_NAMES:
+        return "attention_kernel"
+    if _GLU_OWNER.search(kinds[-1]) or (type(owner).__module__, kinds[-1]) in _GLU_OWNERS:
+        return "glu"
+    # A squeeze-excite block is known by its gate beside the activation, in timm and in torchvision, or by its name.
+    has_gate = any(is_activation(getattr(owner, gate, None)) for gate in _GATE_NAMES)
+    named = any(_SE_OWNER.search(kind) for kind in kinds[-2:]) or name in _SE_NAMES.get(kinds[-1], ())
+    return "se_hidden" if has_gate or named else "hidden"

@@ -1,0 +1,330 @@
+"""One module called several times a forward: each call keeps to its own scalars, however the forward is run."""
+
+import copy
+import pickle
+import threading
+import warnings
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from arelu_meta.activations.arelu import AReLU
+from arelu_meta.backbones.calls import CallSequence
+from arelu_meta.backbones.swap import swap_activations, unswap
+
+
+class Thrice(nn.Module):
+    """Calls one activation at two places, one of them in a loop; one more call, the first, in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra, self.first = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.rest = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = self.act(self.extra(x))
+        return self.tail(self.act(self.first(x)))
+
+    def tail(self, x: Tensor) -> Tensor:
+        for layer in self.rest:
+            x = self.act(layer(x))
+        return x
+
+
+class Checkpointed(Thrice):
+    """Repeats only a part of its forward in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        y: Tensor = checkpoint(self.tail, x, use_reentrant=False)
+        return y
+
+
+X = torch.zeros(2, 4)
+
+
+def swapped(kind: type[Thrice] = Thrice) -> Thrice:
+    """Scalars that tell each call from the others: alpha 0.1, 0.2, 0.3 …"""
+    torch.manual_seed(0)
+    model = kind()
+    swap_activations(model, init="paper", example=X)
+    for index, activation in enumerate(sequence(model)):
+        nn.init.constant_(activation.alpha, 0.1 * (index + 1))  # type: ignore[arg-type]
+    return model
+
+
+def sequence(model: nn.Module) -> CallSequence:
+    found = model.get_submodule("act")
+    assert isinstance(found, CallSequence)
+    return found
+
+
+def used(model: nn.Module, run: Callable[[], Tensor]) -> set[int]:
+    """Which calls' activations a forward and backward gives a gradient to."""
+    model.zero_grad()
+    run().sum().backward()
+    return {int(n.split(".")[1]) for n, p in model.named_parameters() if n.endswith("beta") and p.grad is not None}
+
+
+def expected(model: Thrice, x: Tensor) -> Tensor:
+    """The forward written out: evaluation's three calls are 0, 1, 2, and training's extra one is 3."""
+    acts = sequence(model)
+    if model.training and type(model) is Thrice:
+        x = acts[3](model.extra(x))
+    x = acts[0](model.first(x))
+    for index, layer in enumerate(model.rest):
+        x = acts[index + 1](layer(x))
+    return x
+
+
+def test_each_call_has_its_own_scalars_and_the_report_lists_it() -> None:
+    model = Thrice()
+    report = swap_activations(model, init="paper", example=X)
+    assert [entry.path for entry in report.swapped] == ["act.0", "act.1", "act.2", "act.3"]
+    assert report.parameters_added == 8 == len([n for n, _ in model.named_parameters() if n.startswith("act.")])
+    assert report.complete
+    assert all(isinstance(model.get_submodule(entry.path), AReLU) for entry in report.swapped)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_call_keeps_its_scalars_where_training_and_evaluation_call_differently(training: bool) -> None:
+    model = swapped().train(training)
+    x = torch.randn(3, 4)
+    assert torch.equal(model(x), expected(model, x))
+    assert used(model, lambda: model(x)) == ({0, 1, 2, 3} if training else {0, 1, 2})
+
+
+def test_every_forward_begins_anew_even_after_one_that_failed() -> None:
+    model = swapped().eval()
+    x = torch.randn(3, 4)
+    wanted = model(x)
+    broken, model.rest[1] = model.rest[1], nn.Linear(9, 4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(x)
+    model.rest[1] = broken
+    assert torch.equal(model(x), wanted)
+
+
+def test_two_forwards_before_one_backward_give_the_sum_of_both_gradients() -> None:
+    model = swapped().train()
+    x, y = torch.randn(3, 4), torch.randn(3, 4)
+
+    def gradients(run: Callable[[], Tensor]) -> list[Tensor]:
+        model.zero_grad()
+        run().sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    both = gradients(lambda: model(x) + model(y))
+    one, other = gradients(lambda: model(x)), gradients(lambda: model(y))
+    torch.testing.assert_close(both, [a + b for a, b in zip(one, other, strict=True)])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_the_owner_repeats_the_same_calls(reentrant: bool) -> None:
+    model = swapped().train()
+    x = torch.randn(3, 4, requires_grad=True)
+
+    def gradients(run: Callable[[], Tensor]) -> list[Tensor | None]:
+        model.zero_grad()
+        run().square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    plain = [g.clone() if g is not None else None for g in gradients(lambda: model(x))]
+    again = gradients(lambda: checkpoint(model, x, use_reentrant=reentrant))
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+
+
+def test_a_checkpoint_inside_the_owner_repeats_the_same_calls() -> None:
+    model = swapped(Checkpointed).eval()
+    x = torch.randn(3, 4)
+
+    def gradients(run: Callable[[], Tensor]) -> dict[str, Tensor]:
+        model.zero_grad()
+        run().square().sum().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients(lambda: expected(model, x))
+    for _ in range(2):
+        torch.testing.assert_close(gradients(lambda: model(x)), plain, rtol=0, atol=0)
+    assert {"act.0.alpha", "act.1.alpha", "act.2.alpha"} <= set(plain)
+
+
+def test_a_method_called_without_the_owners_forward_finds_its_calls_too() -> None:
+    model = swapped().eval()
+    x = torch.randn(3, 4)
+    wanted = model(x)
+    for _ in range(2):
+        assert torch.equal(model.tail(sequence(model)[0](model.first(x))), wanted)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_under_compile_each_call_keeps_its_scalars(training: bool) -> None:
+    torch._dynamo.reset()
+    model = swapped().train(training)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for _ in range(2):
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(compiled(x), expected(model, x))
+    torch._dynamo.reset()
+
+
+def test_export_and_trace_keep_each_calls_scalars() -> None:
+    model = swapped().eval()
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected(model, x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out, and warns of every look at a shape
+        traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x), expected(model, x))
+
+
+def test_the_replicas_of_data_parallel_training_do_not_count_for_each_other() -> None:
+    """Threads that run replicas turn about, each stopped in the middle of its forward by the other."""
+    model = swapped().eval()
+    # There is no second device here: replicas as `replicate` makes them, their parameters not copied.
+    replicas = [model._replicate_for_data_parallel() for _ in range(2)]
+    for replica in replicas:
+        replica._modules["act"] = sequence(model)._replicate_for_data_parallel()
+        replica._modules["act"]._modules = dict(sequence(model)._modules)
+    x = torch.randn(3, 4)
+    wanted = model(x)
+    barrier = threading.Barrier(2)
+    results: dict[int, Tensor] = {}
+
+    class Waits(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            barrier.wait(5)
+            y = super().forward(input)
+            barrier.wait(5)
+            return y
+
+    for layer in model.rest:
+        layer.__class__ = Waits
+
+    def work(index: int) -> None:
+        results[index] = replicas[index](x)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(results[0], wanted)
+    assert torch.equal(results[1], wanted)
+
+
+def test_copies_and_pickled_models_count_for_themselves() -> None:
+    model = swapped().eval()
+    x = torch.randn(3, 4)
+    wanted = model(x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), wanted)
+        unswap(other)
+        assert isinstance(other.act, nn.ReLU)
+        assert not other._forward_pre_hooks
+    assert torch.equal(model(x), wanted)
+
+
+def test_unswap_takes_the_count_away_and_gives_back_the_one_module() -> None:
+    torch.manual_seed(0)
+    model = Thrice().eval()
+    original, x = model.act, torch.randn(3, 4)
+    before = model(x)
+    swap_activations(model, example=X)
+    unswap(model)
+    assert model.act is original
+    assert not model._forward_pre_hooks
+    assert torch.equal(model(x), before)
+
+
+def test_sharing_on_request_gives_one_activation_a_module() -> None:
+    model = Thrice()
+    report = swap_activations(model, init="paper", example=X, share="module")
+    assert [entry.path for entry in report.swapped] == ["act"]
+    assert isinstance(model.act, AReLU)
+    assert report.parameters_added == 2
+
+
+def test_an_activation_that_two_blocks_share_becomes_one_for_each_block() -> None:
+    act = nn.ReLU()
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act), nn.Sequential(nn.Linear(4, 4), act)
+    )
+    report = swap_activations(model, init="paper", example=X)
+    assert [entry.path for entry in report.swapped] == ["0.1", "0.3", "1.1"]
+    assert len({id(model.get_submodule(entry.path)) for entry in report.swapped}) == 3
+    unswap(model)
+    assert all(model.get_submodule(entry.path) is act for entry in report.swapped)
+
+
+def test_a_block_that_is_tied_under_several_names_stays_tied() -> None:
+    block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model = nn.Sequential(block, block, block)
+    report = swap_activations(model, init="paper", example=X)
+    assert isinstance(block[1], AReLU)
+    assert report.parameters_added == 2
+    assert report.complete
+
+
+def test_a_hidden_activation_outside_the_tree_of_modules_is_reported() -> None:
+    class Hides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.seen = nn.Linear(4, 4), nn.ReLU()
+            self.unseen = [nn.GELU()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.unseen[0](self.seen(self.fc(x)))
+            return y
+
+    report = swap_activations(Hides(), example=X)
+    assert [(entry.path, entry.before) for entry in report.kept] == [("", "GELU")]
+    assert "test_calls.py:" in report.kept[0].reason
+    assert not report.complete
+
+
+# Counted by hand in timm's code: stem and blocks, each block's calls.
+TIMM = {
+    "dla34": 33,
+    "dla60_res2net": 91,
+    "legacy_seresnet18": 1 + 8 * 3,
+    "res2net50_14w_8s": 1 + 16 * 9,
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timms_blocks_get_an_activation_for_every_call(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    handles = [module.register_forward_pre_hook(count) for module in model.modules() if isinstance(module, nn.ReLU)]
+    model.eval()(torch.zeros(1, 3, 64, 64, device="meta"))
+    for handle in handles:
+        handle.remove()
+    report = swap_activations(model, init="paper")
+    assert report.complete
+    assert len({id(model.get_submodule(entry.path)) for entry in report.swapped}) == calls
+    assert sum(entry.role == "hidden" for entry in report.swapped) == TIMM[name]
+
+
+def test_coats_tied_mlp_stays_tied() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("coat_mini")
+    before = len(list(model.parameters()))
+    report = swap_activations(model, init="paper")
+    assert report.complete
+    assert not any(isinstance(module, CallSequence) for module in model.modules())
+    assert len(list(model.parameters())) == before + report.parameters_added
+    block = model.get_submodule("parallel_blocks.0")
+    assert block.mlp2 is block.mlp3 is block.mlp4

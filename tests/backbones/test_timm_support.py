@@ -1,0 +1,208 @@
+"""What timm offers around a model goes on working after a swap."""
+
+import copy
+import io
+import pickle
+import re
+import warnings
+
+import pytest
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3, reparameterize_model
+from torch import Tensor, nn
+
+from arelu_meta.activations.arelu import AReLU
+from arelu_meta.backbones.create import create_backbone
+from arelu_meta.backbones.swap import swap_activations, unswap
+
+SAMPLE = ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "test_byobnet", "test_nfnet"]
+
+
+def made(name: str, swapped: bool = True, init: str = "paper") -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, num_classes=5).eval()
+    if swapped:
+        swap_activations(model, "arelu", init=init)
+    return model
+
+
+def image(name: str) -> Tensor:
+    side = 160 if name in ("test_vit", "test_convnext") else 64
+    return torch.randn(2, 3, side, side)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("init", ["paper", "preserve"])
+def test_a_state_dict_loads_strictly_into_a_freshly_swapped_model(name: str, init: str) -> None:
+    model, other = made(name, init=init), timm.create_model(name, num_classes=5).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith(("alpha", ".t")):
+                parameter.add_(0.05)
+    swap_activations(other, "arelu", init=init)
+    other.load_state_dict(model.state_dict(), strict=True)
+    x = image(name)
+    assert torch.equal(other(x), model(x))
+
+
+def test_weights_from_before_the_swap_are_refused_with_the_way_out() -> None:
+    plain, model = made("test_resnet", swapped=False).state_dict(), made("test_resnet")
+    with pytest.raises(RuntimeError, match="weights of the model before the swap: load them first and swap then"):
+        model.load_state_dict(plain)
+    result = model.load_state_dict(plain, strict=False)
+    assert result.unexpected_keys == []
+    assert all(key.endswith(("alpha", "beta")) for key in result.missing_keys)
+
+
+def test_swapped_weights_in_a_plain_model_are_refused_by_name_and_load_after_a_swap() -> None:
+    state, plain = made("test_resnet").state_dict(), made("test_resnet", swapped=False)
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: ".*alpha'):
+        plain.load_state_dict(state)
+    swap_activations(plain, "arelu", init="paper")
+    plain.load_state_dict(state)
+
+
+def test_after_unswap_the_plain_weights_load_again() -> None:
+    model, state = made("test_resnet"), made("test_resnet", swapped=False).state_dict()
+    unswap(model)
+    assert model.load_state_dict(state).missing_keys == []
+    assert not {"group_matcher", "load_state_dict"} & set(model.__dict__)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "test_vit", "densenet121", "regnety_002"])
+def test_layer_decay_puts_each_scalar_into_the_group_of_its_layer(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=5)
+    swap_activations(model, "arelu", init="preserve")
+    scale = {}
+    for group in param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.5):
+        for parameter in group["params"]:
+            scale[id(parameter)] = (group["lr_scale"], group["weight_decay"])
+    parameters = dict(model.named_parameters())
+    before: str = ""
+    for key, parameter in parameters.items():
+        if re.search(r"\.(alpha|beta|t)$", key):
+            assert scale[id(parameter)][1] == 0
+            assert scale[id(parameter)][0] == scale[id(parameters[before])][0], (key, before)
+        else:
+            before = key
+    stem = [key for key in parameters if key.startswith(("act1.", "bn1.act.", "features.norm0.act.", "stem."))]
+    assert name == "test_vit" or {scale[id(parameters[key])][0] for key in stem} == {min(s for s, _ in scale.values())}
+
+
+def test_the_scalars_have_no_weight_decay() -> None:
+    model = made("test_efficientnet", init="preserve")
+    decayed = [
+        id(p) for group in param_groups_weight_decay(model, 0.1) if group["weight_decay"] for p in group["params"]
+    ]
+    assert decayed
+    assert not any(id(p) in decayed for n, p in model.named_parameters() if n.endswith(("alpha", "beta", ".t")))
+    assert create_optimizer_v2(copy.deepcopy(model), opt="adamw", layer_decay=0.9).param_groups
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_copies_pickles_and_averages_give_the_same_logits(name: str) -> None:
+    model, x = made(name, init="preserve"), image(name)
+    wanted = model(x)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    others = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)]
+    others.append(ModelEmaV3(model).module)
+    for other in others:
+        assert torch.equal(other(x), wanted)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_features_are_the_same_swapped_before_or_after_wrapping(name: str) -> None:
+    torch.manual_seed(0)
+    wrapped = timm.create_model(name, features_only=True).eval()
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    x = image(name)
+    plain, intermediates = wrapped(x), model.forward_intermediates(x, intermediates_only=True)
+    assert swap_activations(wrapped, "arelu", init="preserve", example=x).complete
+    swap_activations(model, "arelu", init="preserve")
+    for one, other in zip(wrapped(x), plain, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(model.forward_intermediates(x, intermediates_only=True), intermediates, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_checkpointing_gives_the_same_gradients(name: str) -> None:
+    x = image(name)
+
+    def gradients(checkpointing: bool) -> list[Tensor]:
+        model = made(name)
+        model.set_grad_checkpointing(checkpointing)  # type: ignore[operator]
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        model(x).square().sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    torch.testing.assert_close(gradients(True), gradients(False), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_new_head_and_channels_last_and_bfloat16_work(name: str) -> None:
+    model, x = made(name), image(name)
+    wanted = model(x)
+    last = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, wanted, rtol=1e-3, atol=1e-3 * float(wanted.detach().abs().max()))
+    model.reset_classifier(7)  # type: ignore[operator]
+    assert model(x).shape == (2, 7)
+    again = swap_activations(model, "arelu", init="paper")
+    assert again.complete
+    assert model.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_after_a_head_is_built_anew_the_report_can_be_renewed() -> None:
+    model = timm.create_model("caformer_s18", num_classes=3).eval()
+    first = swap_activations(model, "arelu", init="paper", example=torch.zeros(1, 3, 64, 64))
+    model.reset_classifier(4)
+    second = swap_activations(model, "arelu", init="paper", example=torch.zeros(1, 3, 64, 64))
+    assert {entry.path for entry in second.swapped} <= {entry.path for entry in first.swapped}
+    assert second.complete
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_compile_export_and_trace_give_the_same_logits(name: str) -> None:
+    model, x = made(name, init="preserve"), image(name)
+    wanted = model(x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x), wanted)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        torch.testing.assert_close(torch.jit.trace(model, x)(x), wanted)
+
+
+def test_branches_can_be_merged_after_a_swap() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("repvit_m0_9", num_classes=3).eval()
+    swap_activations(model, "arelu", init="paper")
+    x = torch.randn(1, 3, 64, 64)
+    before = model(x)
+    merged = reparameterize_model(model)
+    torch.testing.assert_close(merged(x), before, rtol=1e-3, atol=1e-3 * float(before.detach().abs().max()))
+
+
+def test_timms_conversion_to_synchronised_batchnorm_keeps_the_swapped_activations() -> None:
+    model = made("test_efficientnet")
+    count = sum(isinstance(module, AReLU) for module in model.modules())
+    converted = convert_sync_batchnorm(model)
+    assert sum(isinstance(module, AReLU) for module in converted.modules()) == count > 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_arelu_is_a_name_for_timms_own_constructors(name: str) -> None:
+    with torch.device("meta"):
+        model = create_backbone(name, act_layer="arelu")
+    assert any(isinstance(module, AReLU) for module in model.modules())
