@@ -1,5 +1,6 @@
 """The weights that are installed with the package."""
 
+import importlib.util
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +14,51 @@ from sklearn.datasets import load_sample_image
 from timm.data import create_transform, resolve_data_config
 
 from arelu_meta.backbones.create import create_backbone
+from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.backbones.weights import embedded_models, embedded_weights
 
 
-def test_every_embedded_model_loads_strictly_into_timms_own() -> None:
-    assert embedded_models() == ("tf_efficientnet_lite0",)
-    for name in embedded_models():
-        weights = embedded_weights(name)
-        assert weights is not None
-        model = timm.create_model(name)
-        model.load_state_dict(weights, strict=True)
-        assert sum(p.numel() for p in model.parameters()) == 4_652_008
+LITES = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
+
+
+@pytest.mark.parametrize(("name", "count"), [*zip(LITES, [4_652_008, 5_416_680, 6_092_072], strict=True)])
+def test_every_embedded_model_loads_strictly_into_timms_own(name: str, count: int) -> None:
+    weights = embedded_weights(name)
+    assert weights is not None
+    model = timm.create_model(name)
+    model.load_state_dict(weights, strict=True)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_preserve_keeps_the_logits_of_photographs_to_the_bit(name: str) -> None:
+    model = create_backbone(name, pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+    photos = [Image.fromarray(load_sample_image(photo)) for photo in ("china.jpg", "flower.jpg")]
+    images = torch.stack([transform(photo) for photo in photos])
+    with torch.no_grad():
+        before = model(images)
+        report = swap_activations(model, "arelu", init="preserve")
+        after = model(images)
+    assert report.complete
+    assert {entry.before for entry in report.swapped} == {"ReLU6"}
+    assert before.softmax(1).amax(1).max() > 0.2  # it knows at least one of them
+    assert torch.equal(after.view(torch.int32), before.view(torch.int32))
+
+
+def test_only_what_is_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embedded_models() == tuple(LITES)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "lite1" in name else found(name))
+    assert embedded_models() == (LITES[0], LITES[2])
+    assert embedded_weights(LITES[1]) is None
 
 
 def test_a_tag_behind_the_dot_makes_no_difference() -> None:
     assert embedded_weights("tf_efficientnet_lite0.in1k") is not None
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "tf_efficientnet_lite1", "conv4", ""])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "tf_efficientnet_lite3", "conv4", ""])
 def test_another_model_has_no_embedded_weights(name: str) -> None:
     assert embedded_weights(name) is None
 
