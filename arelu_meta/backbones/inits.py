@@ -23,6 +23,9 @@ HOOKS = (
 )
 """Where torch keeps a module's hooks."""
 
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
+_CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
 BETA_LIMIT = 6.0
 """How far a start may push beta: beyond it, sigmoid's derivative (0.0025) hardly lets it come back."""
 
@@ -216,7 +219,9 @@ def out_of_place_copy(original: nn.Module) -> nn.Module:
     Args:
         original: it is not changed.
     """
-    base = copy.deepcopy(_without_hooks(original))
+    bare = _without_hooks(original)
+    # Copying deeply takes longer than all else that a swap does, and most activations are a few constants.
+    base = bare if _is_plain(original) else copy.deepcopy(bare)
     for module in base.modules():
         # The attention reads the input after the base has run.
         if getattr(module, "inplace", False):
@@ -226,10 +231,18 @@ def out_of_place_copy(original: nn.Module) -> nn.Module:
 
 def _without_hooks(module: nn.Module) -> nn.Module:
     """Copy the module itself, not what is in it: its hooks move to the activation that takes its place."""
-    bare, fresh = copy.copy(module), nn.Module()
-    for hooks in HOOKS:
-        setattr(bare, hooks, getattr(fresh, hooks))
+    bare, fresh = copy.copy(module), vars(nn.Module())
+    vars(bare).update({hooks: fresh[hooks] for hooks in HOOKS})
+    if _is_plain(module):
+        vars(bare).update({content: fresh[content] for content in _CONTENTS})
     return bare
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Say whether a module has no tensors, no parts, and nothing else that a copy could share."""
+    plain = not any(vars(module)[content] for content in _CONTENTS)
+    own = (value for name, value in vars(module).items() if name not in _OF_ANY_MODULE)
+    return plain and all(isinstance(value, bool | int | float | str | None) for value in own)
 
 
 def _start_at(

@@ -121,7 +121,7 @@ def test_nearest_is_the_least_squares_solution_over_normal_inputs(original: nn.M
     x = torch.special.ndtri((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000)
 
     def error(alpha: float, beta: float) -> float:
-        return float((AReLU(alpha, beta, dtype=torch.float64)(x) - original(x)).square().mean())
+        return float((AReLU(alpha, beta, dtype=torch.float64)(x) - original(x)).detach().square().mean())
 
     alpha, beta = after.alpha.item(), after.beta.item()
     best = error(alpha, beta)

@@ -17,7 +17,6 @@ from arelu_meta.backbones.create import create_backbone
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.backbones.weights import embedded_models, embedded_weights
 
-
 LITES = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
 
 
