@@ -4,6 +4,7 @@ Source: Chen, Li and Xu, "AReLU: Attention-based Rectified Linear Unit", 2020, s
 """
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from arelu_meta.activations import kernels
@@ -36,6 +37,29 @@ def _apply_slopes(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     return torch.where(x >= 0, positive, negative) * x
 
 
+def _scalar_in_script(value: Tensor | float, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.reshape(())
+    return torch.full((), value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+
+
+# The bounds are arguments since torch.jit reads no float from a module's globals.
+def _slopes_in_script(
+    x: Tensor,
+    alpha: Tensor | float,
+    beta: Tensor | float,
+    added: float,
+    low: float = ALPHA_MIN,
+    high: float = ALPHA_MAX,
+) -> Tensor:
+    """`_apply_slopes` with `clamp_alpha`, in what torch.jit.script compiles; `added` is 1 for AReLU and 0 for ELSA."""
+    negative = _scalar_in_script(alpha, x)
+    outside = (negative < low) | (negative > high)
+    negative = torch.where(outside, negative.detach().clamp(low, high), negative)
+    positive = added + torch.sigmoid(_scalar_in_script(beta, x))
+    return torch.where(x >= 0, positive, negative) * x
+
+
 def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
     """Attention-based rectified linear unit.
 
@@ -56,10 +80,19 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
     Source: Chen et al. 2020, equations 3 to 5.
     """
-    return _arelu(x, alpha, beta, inplace=False)
+    return _arelu(x, alpha, beta, False)
 
 
+# Of the functions so marked, torch.fx puts the call into its graph and does not look inside: there the inputs are
+# tensors again, and the operator may be used. Under torch.jit everything after the first branch does not exist.
+@torch.fx.wrap
 def _arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float, inplace: bool) -> Tensor:
+    if torch.jit.is_scripting():
+        return _slopes_in_script(x, alpha, beta, 1.0).to(x.dtype)
+    return _arelu_checked(x, alpha, beta, inplace)
+
+
+def _arelu_checked(x: Tensor, alpha: Tensor | float, beta: Tensor | float, inplace: bool) -> Tensor:
     _check_floating(x)
     alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
     if kernels.applies(x, alpha, beta):
@@ -86,6 +119,17 @@ def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
     Source: Chen et al. 2020, equations 1 and 2.
     """
+    return _elsa(x, alpha, beta)
+
+
+@torch.fx.wrap
+def _elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
+    if torch.jit.is_scripting():
+        return _slopes_in_script(x, alpha, beta, 0.0).to(x.dtype)
+    return _elsa_checked(x, alpha, beta)
+
+
+def _elsa_checked(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
     _check_floating(x)
     alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
     return _apply_slopes(x, torch.sigmoid(beta), clamp_alpha(alpha)).to(x.dtype)
@@ -112,6 +156,20 @@ def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tenso
 
     Source: the residual reading of Chen et al. 2020, equation 3; the gate is this project's.
     """
+    return _gated(x, activated, alpha, beta, t)
+
+
+@torch.fx.wrap
+def _gated(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float) -> Tensor:
+    if torch.jit.is_scripting():
+        attention = _slopes_in_script(x, alpha, beta, 0.0)
+        return (activated + _scalar_in_script(t, x) * attention).to(x.dtype)
+    return _gated_checked(x, activated, alpha, beta, t)
+
+
+def _gated_checked(
+    x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float
+) -> Tensor:
     _check_floating(x)
     alpha, beta, t = _scalar("alpha", alpha, x), _scalar("beta", beta, x), _scalar("t", t, x)
     if kernels.applies(x, alpha, beta, t) and (activated.shape, activated.dtype) == (x.shape, x.dtype):
@@ -204,7 +262,14 @@ class GatedAReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `base(x) + t * elsa(x)`, of x's shape and dtype."""
+        if torch.jit.is_scripting():
+            return _gated(x, self.base(x), self.alpha, self.beta, self.t)
+        return self._eager(x)
+
+    def _eager(self, x: Tensor) -> Tensor:
         kernel = kernels.kernel_of(self.base)
-        if kernel is not None and x.is_floating_point() and kernels.applies(x, self.alpha, self.beta, self.t):
-            return kernels.gated_arelu(kernel, x, None, self.alpha, self.beta, self.t)
+        # What torch.fx traces with is no tensor.
+        if kernel is not None and isinstance(x, Tensor) and x.is_floating_point():
+            if kernels.applies(x, self.alpha, self.beta, self.t):
+                return kernels.gated_arelu(kernel, x, None, self.alpha, self.beta, self.t)
         return gated_arelu(x, self.base(x), self.alpha, self.beta, self.t)

@@ -75,7 +75,7 @@ def used(model: nn.Module, run: Callable[[], Tensor]) -> set[int]:
 def expected(model: Thrice, x: Tensor) -> Tensor:
     """The forward written out: evaluation's three calls are 0, 1, 2, and training's extra one is 3."""
     acts = sequence(model)
-    if model.training and type(model) is Thrice:
+    if model.training and not isinstance(model, Checkpointed):
         x = acts[3](model.extra(x))
     x = acts[0](model.first(x))
     for index, layer in enumerate(model.rest):
@@ -227,7 +227,7 @@ def test_copies_and_pickled_models_count_for_themselves() -> None:
         assert torch.equal(other(x), wanted)
         unswap(other)
         assert isinstance(other.act, nn.ReLU)
-        assert not other._forward_pre_hooks
+        assert type(other) is Thrice
     assert torch.equal(model(x), wanted)
 
 
@@ -239,7 +239,7 @@ def test_unswap_takes_the_count_away_and_gives_back_the_one_module() -> None:
     swap_activations(model, example=X)
     unswap(model)
     assert model.act is original
-    assert not model._forward_pre_hooks
+    assert type(model) is Thrice
     assert torch.equal(model(x), before)
 
 
