@@ -74,7 +74,7 @@ class ModelConfig:
         pretrained: true, false, or the path of a run folder or model.safetensors to start from.
         activation: what to swap in; default: the model's own.
         init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; nearest comes
-            as near as an AReLU can to what it replaces; fit does so on images, from Python only.
+            as near as an AReLU can to what it replaces; fit does so on the training images.
         reset_head: start a new head where the checkpoint's has another number of classes.
     """
 
@@ -97,6 +97,8 @@ class OptimConfig:
         weight_decay: of weights; biases, normalisation and the scalars are spared.
         schedule: how the learning rate goes down over the run (poly is a straight line; step divides by 10 twice).
         warmup_epochs: epochs of linear warm-up.
+        open_gates: share of the training over which the gates of preserve open from 0 to 1, above 0 and at most 1;
+            default: they are learned.
     """
 
     name: str = "sgd"
@@ -106,6 +108,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
     warmup_epochs: int = 0
+    open_gates: float | None = None
 
 
 @dataclass
@@ -333,6 +336,7 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "optim.act_lr": (0, False),
     "optim.weight_decay": (0, True),
     "optim.warmup_epochs": (0, True),
+    "optim.open_gates": (0, False),
     "train.epochs": (1, True),
     "task.ways": (2, True),
     "task.shots": (1, True),
@@ -386,6 +390,9 @@ def validate(config: object) -> None:
                 _check_text(name, text)
         if name in _RANGES and value not in (None, "auto"):
             _check_number(name, value, *_RANGES[name])
+    share = flatten(config).get("optim.open_gates")
+    if share is not None and share > 1:
+        raise InputError(f"optim.open_gates: {share!r} is not allowed; give a number above 0 and at most 1")
     device = flatten(config).get("run.device")
     if device is not None and device.split(":")[0] not in {"auto", "cpu", "cuda", "mps", "xpu"}:
         raise InputError(f"run.device: {device!r} is not known; give auto, cpu, cuda, cuda:N, mps or xpu")

@@ -219,6 +219,15 @@ CASES: dict[str, tuple[list[str], str]] = {
     "learning rate, scalars": _case(
         "--optim.act_lr", "-1", task=METATRAIN, says=r"optim\.act_lr: -1\.0 is not allowed"
     ),
+    "gates that open over more than the training": _case(
+        "--optim.open_gates",
+        "1.5",
+        task=FINETUNE,
+        says=r"optim\.open_gates: 1\.5 is not allowed; give a number above 0",
+    ),
+    "gates that there are not": _case(
+        "--optim.open_gates", "0.5", task=METATRAIN, says=r"optim\.open_gates: 0\.5 opens the gates of preserve, and"
+    ),
     "learning rate, inner": _case(
         "--meta.inner_lr", "0", task=METATRAIN, says=r"meta\.inner_lr: 0\.0 is not allowed; give"
     ),

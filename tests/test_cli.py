@@ -122,7 +122,10 @@ def test_texts_of_a_config_file_stay_texts_too(tmp_path: Path) -> None:
         (["--train.epochs", "2.5"], r"^train\.epochs: '2\.5' is not allowed; give a whole number$"),
         (["--optim.lr", "fast"], r"^optim\.lr: 'fast' is not allowed; give a number$"),
         (["--optim.head_lr", "fast"], r"^optim\.head_lr: 'fast' is not allowed; give a number$"),
-        (["--model.init", "zero"], r"^model\.init: 'zero' is not allowed; give one of 'paper', 'preserve', 'nearest', 'fit'$"),
+        (
+            ["--model.init", "zero"],
+            r"^model\.init: 'zero' is not allowed; give one of 'paper', 'preserve', 'nearest', 'fit'$",
+        ),
     ],
 )
 def test_a_wrong_flag_or_value_is_told_with_what_is_allowed(words: list[str], message: str) -> None:

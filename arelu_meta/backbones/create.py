@@ -1,9 +1,10 @@
 """Make a backbone: a timm name or one of the papers' networks, weights, a head, an activation."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.swap import swap_activations
@@ -19,6 +20,7 @@ def create_backbone(
     in_chans: int = 3,
     activation: str | None = None,
     init: str | None = None,
+    data: Tensor | Iterable[object] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Make a backbone with timm's interface.
@@ -30,6 +32,7 @@ def create_backbone(
         in_chans: channels of an image; pretrained first layers are adapted as timm does.
         activation: what to swap in, a name of `list_activations()`; default: the model's own stays.
         init: how an AReLU starts; default: `preserve` with pretrained weights, `paper` otherwise.
+        data: a few batches of images, which `init="fit"` looks at.
         **kwargs: passed to the model (`img_size`, `drop_rate`, …).
 
     Returns:
@@ -50,7 +53,7 @@ def create_backbone(
     )
     if activation is not None:
         start = (init or ("preserve" if pretrained else "paper")) if activation == "arelu" else init
-        swap_activations(model, activation, init=start)
+        swap_activations(model, activation, init=start, data=data)
     return model
 
 

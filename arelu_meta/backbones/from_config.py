@@ -1,11 +1,13 @@
 """The backbone that a config asks for, with what it takes as input."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
 from arelu_meta.backbones.paper_nets import PAPER_NETS
@@ -33,8 +35,6 @@ def check_model_config(config: ModelConfig) -> None:
             raise InputError(f"model.{error}") from error
     if config.init is not None and config.activation != "arelu":
         raise InputError(f"model.init: {config.init!r} starts an AReLU; give --model.activation arelu with it")
-    if config.init == "fit":
-        raise InputError("model.init: 'fit' looks at images; give nearest, or use swap_activations(…, data=) in Python")
     if isinstance(config.pretrained, str):
         _, spec = read_spec(config.pretrained, "model.pretrained")
         if spec.name != config.name:
@@ -44,8 +44,17 @@ def check_model_config(config: ModelConfig) -> None:
             )
 
 
+Unlabelled = Callable[[InputSpec], list[Tensor]]
+"""Gives a few batches of images as a model takes them, for a start that is fitted on them."""
+
+
 def build_backbone(
-    config: ModelConfig, classes: tuple[str, ...], data_channels: int, image_size: int | None, task: str
+    config: ModelConfig,
+    classes: tuple[str, ...],
+    data_channels: int,
+    image_size: int | None,
+    task: str,
+    images: Unlabelled | None = None,
 ) -> tuple[nn.Module, ModelSpec]:
     """Make a config's backbone with a head for these classes.
 
@@ -55,6 +64,7 @@ def build_backbone(
         data_channels: 1 or 3; pretrained backbones take 3 whatever the data has.
         image_size: side in pixels; None for the model's own.
         task: finetune or metatrain.
+        images: what `model.init: fit` looks at.
 
     Returns:
         The model, and the spec that rebuilds it.
@@ -63,22 +73,21 @@ def build_backbone(
         InputError: if the model cannot be made so, or a checkpoint does not fit.
     """
     if isinstance(config.pretrained, str):
-        return _from_checkpoint(config, classes, image_size, task)
+        return _from_checkpoint(config, classes, image_size, task, images)
     channels = data_channels if config.name in PAPER_NETS or not config.pretrained else 3
     sized = size_argument(config.name, image_size)
-    model = create_backbone(
-        config.name, bool(config.pretrained), len(classes), channels, config.activation, config.init, **sized
-    )
+    model = create_backbone(config.name, bool(config.pretrained), len(classes), channels, **sized)
+    inputs = _inputs_of(model, channels, image_size)
+    init = _swap_in(model, config, "preserve" if config.pretrained else "paper", inputs, images)
     if config.pretrained and task == "finetune":
         _zero_head(model)
-    init = config.init or ("preserve" if config.pretrained else "paper")
     spec = ModelSpec(
         task=task,
         name=config.name,
         num_classes=len(classes),
         activation=config.activation,
-        init=init if config.activation == "arelu" else None,
-        inputs=_inputs_of(model, channels, image_size),
+        init=init,
+        inputs=inputs,
         classes=list(classes),
     )
     return model, spec
@@ -110,6 +119,35 @@ def check_forward(model: nn.Module, spec: ModelSpec, smallest_batch: int | None 
         raise InputError(f"{where} is too small, or does not fit {spec.name!r} ({reason}); give another") from error
     finally:
         model.train(training)
+
+
+def _swap_in(
+    model: nn.Module, config: ModelConfig, default: str, inputs: InputSpec, images: Unlabelled | None
+) -> str | None:
+    """Swap in the activation that a config asks for, if any; return the start that an AReLU got."""
+    if config.activation is None:
+        return None
+    init = (config.init or default) if config.activation == "arelu" else None
+    data = images(inputs) if init == "fit" and images is not None else None
+    swap_activations(model, config.activation, init=init, data=data)
+    return init
+
+
+def check_gates(model: nn.Module, open_gates: float | None) -> None:
+    """Refuse a schedule for gates where there are none.
+
+    Args:
+        model: of the run.
+        open_gates: optim.open_gates.
+
+    Raises:
+        InputError: if a schedule is asked for and the model has no gated residual.
+    """
+    if open_gates is not None and not any(isinstance(module, GatedAReLU) for module in model.modules()):
+        raise InputError(
+            f"optim.open_gates: {open_gates} opens the gates of preserve, and this model has none; "
+            "give --model.activation arelu --model.init preserve with it"
+        )
 
 
 def _zero_head(model: nn.Module) -> None:
@@ -144,7 +182,7 @@ def _inputs_of(model: nn.Module, channels: int, image_size: int | None) -> Input
 
 
 def _from_checkpoint(
-    config: ModelConfig, classes: tuple[str, ...], image_size: int | None, task: str
+    config: ModelConfig, classes: tuple[str, ...], image_size: int | None, task: str, images: Unlabelled | None
 ) -> tuple[nn.Module, ModelSpec]:
     where = f"model.pretrained: {config.pretrained!r}"
     file, old = read_spec(str(config.pretrained), "model.pretrained")
@@ -165,9 +203,8 @@ def _from_checkpoint(
     load_tensors(model, read_tensors(file), where, skip=head)
     if head and task == "finetune":
         _zero_head(model)
-    if config.activation is not None and old.activation is None:
-        init = (config.init or "preserve") if config.activation == "arelu" else None
-        swap_activations(model, config.activation, init=init, trace=False)
+    if old.activation is None:
+        init = _swap_in(model, config, "preserve", inputs, images)
         spec = replace(spec, activation=config.activation, init=init)
     return model.train(), spec
 

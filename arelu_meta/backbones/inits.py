@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -202,9 +203,24 @@ def open_gates(model: nn.Module, progress: float, share: float = 0.5) -> float:
     value = min(max(progress / share, 0.0), 1.0)
     for module in model.modules():
         if isinstance(module, GatedAReLU):
-            module.t.requires_grad_(False)
-            module.t.fill_(value)
+            module.t.requires_grad_(False).fill_(value)
     return value
+
+
+def gate_schedule(model: nn.Module, share: float | None) -> Callable[[float], float] | None:
+    """Take a model's gates from its optimiser, for a schedule to open them.
+
+    Args:
+        model: its gates stop learning and are shut.
+        share: over which share of the training they open; None leaves them to learn.
+
+    Returns:
+        A function that takes how much of the training is done, from 0 to 1, and moves the gates; None without a share.
+    """
+    if share is None:
+        return None
+    open_gates(model, 0.0, share)
+    return partial(open_gates, model, share=share)
 
 
 def move_hooks(source: nn.Module, target: nn.Module) -> None:

@@ -375,6 +375,23 @@ def load_pool(images: ImageSet, inputs: InputSpec, inverted: bool = False, rotat
     return Pool(pixels, labels, inputs.mean, inputs.std)
 
 
+def unlabelled_images(images: ImageSet, inputs: InputSpec, inverted: bool = False, most: int = 256) -> list[Tensor]:
+    """Take a batch of images as tasks hold them, evenly spread over a set, for what looks at inputs only.
+
+    Args:
+        images: the set.
+        inputs: side, channels and normalisation.
+        inverted: turn dark strokes on white into bright ones on black.
+        most: images in all.
+
+    Returns:
+        One tensor of shape (images, channels, side, side), float32.
+    """
+    spread = torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()
+    pool = load_pool(images.subset(spread.tolist()), inputs, inverted)
+    return [pool.images(range(len(pool.labels)))]
+
+
 class _Indices(torch.utils.data.Dataset[tuple[int, int]]):
     """What learn2learn samples from: positions and labels; the images are gathered at once afterwards."""
 

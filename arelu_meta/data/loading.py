@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -114,3 +115,20 @@ class Batches:
         if self.seed is not None:
             self.generator.manual_seed(self.seed * 1_000_003 + number)
         return self.loader
+
+
+def unlabelled_batches(images: ImageSet, spec: InputSpec, most: int = 256, batch_size: int = 32) -> list[Tensor]:
+    """Take a few batches of images, evenly spread over a set, for what looks at inputs and not at labels.
+
+    Args:
+        images: the set.
+        spec: what the model takes.
+        most: images in all.
+        batch_size: images a batch.
+
+    Returns:
+        Tensors of shape (batch, channels, image_size, image_size), float32.
+    """
+    chosen = images.subset(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
+    batches = Batches(chosen, build_transform(spec, training=False), batch_size)
+    return [batch for batch, _ in batches.epoch(0)]

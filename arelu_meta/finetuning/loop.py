@@ -1,7 +1,7 @@
 """One epoch of training, and one pass of evaluation."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class Trainer:
         precision: float32, bf16 or fp16.
         peak_rate: optim.lr, for messages.
         head_only: leave everything but the head as it is, batch statistics and dropout too.
+        gates: moves the activations' gates to a share of the run's updates, from 0 to 1; None leaves them to learn.
+        all_updates: optimiser steps of the whole run.
         updates: optimiser steps so far.
     """
 
@@ -37,6 +39,8 @@ class Trainer:
     precision: str
     peak_rate: float
     head_only: bool = False
+    gates: Callable[[float], object] | None = None
+    all_updates: int = 1
     updates: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +111,8 @@ def train_epoch(
         trainer.scaler.step(trainer.optimizer)
         trainer.scaler.update()
         trainer.updates += 1
+        if trainer.gates is not None:
+            trainer.gates(trainer.updates / trainer.all_updates)
         trainer.schedule.step_update(trainer.updates)
         loss_sum += value * len(labels)
         right += int((logits.argmax(1) == labels).sum())

@@ -2,16 +2,18 @@
 
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
+from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, check_model_config
+from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import FinetuneConfig, validate
 from arelu_meta.data.images import Splits, load_images
-from arelu_meta.data.loading import Batches, build_transform
+from arelu_meta.data.loading import Batches, build_transform, unlabelled_batches
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.loop import (
     Trainer,
@@ -56,8 +58,14 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
         return finished_results(folder, "finetune")
     splits = load_images(config.data, config.run.seed)
     model, spec = build_backbone(
-        config.model, splits.train.classes, splits.train.channels, _image_size(config), "finetune"
+        config.model,
+        splits.train.classes,
+        splits.train.channels,
+        _image_size(config),
+        "finetune",
+        partial(unlabelled_batches, splits.train),
     )
+    check_gates(model, config.optim.open_gates)
     head_only = config.train.mode == "head"
     check_forward(model, spec, None if head_only else min(config.data.batch_size, len(splits.train)))
     spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
@@ -92,6 +100,7 @@ class _Run:
         self.train = Batches(splits.train, training, size, seed=config.run.seed)
         self.validation = Batches(splits.validation, evaluation, size)
         self.test = Batches(splits.test, evaluation, size)
+        gates = gate_schedule(model, config.optim.open_gates)
         optimizer = build_optimizer(model, config.optim)
         schedule = build_schedule(optimizer, config.optim, config.train.epochs, len(self.train))
         self.trainer = Trainer(
@@ -102,6 +111,8 @@ class _Run:
             config.run.precision,
             config.optim.lr,
             head_only=config.train.mode == "head",
+            gates=gates,
+            all_updates=config.train.epochs * len(self.train),
         )
         self.epoch, self.best, self.seconds = 0, (-1.0, 0.0), 0.0
         self.checkpoint, self.first = "none", 0

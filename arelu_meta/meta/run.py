@@ -3,13 +3,15 @@
 import contextlib
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
+from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, check_model_config
+from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import MetatrainConfig, validate
@@ -20,6 +22,7 @@ from arelu_meta.data.episodes import (
     TensorSampler,
     load_class_splits,
     load_pool,
+    unlabelled_images,
 )
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.extras import import_learn2learn
@@ -65,7 +68,9 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     splits = load_class_splits(config.data, config.task, config.run.seed)
     names = tuple(str(way) for way in range(config.task.ways))
     size = config.data.image_size or (_EPISODE_SIZE if config.model.name in PAPER_NETS else None)
-    model, spec = build_backbone(config.model, names, splits.train.channels, size, "metatrain")
+    images = partial(unlabelled_images, splits.train, inverted=splits.inverted)
+    model, spec = build_backbone(config.model, names, splits.train.channels, size, "metatrain", images)
+    check_gates(model, config.optim.open_gates)
     check_forward(model, spec)
     set_normalization(model, config.meta.normalization)
     spec = replace(
@@ -98,6 +103,7 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.splits, self.spec = config, folder, splits, spec
         self.model, self.device = model, device
+        self.gates = gate_schedule(model, config.optim.open_gates)
         self.optimizer = build_optimizer(model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.meta.steps, updates_per_epoch=1)
         meta = config.meta
@@ -209,6 +215,8 @@ class _Run:
             raise self._diverged(f"the query loss became {losses[~losses.isfinite()][0].item()}", self.step + 1)
         self.optimizer.step()
         self.step += 1
+        if self.gates is not None:
+            self.gates(self.step / meta.steps)
         self.schedule.step_update(self.step)
         return losses.double().mean().item(), accuracies.mean().item()
 

@@ -87,7 +87,9 @@ def test_the_report_says_how_far_features_and_logits_moved(init: str, batches: l
     hidden = model[1](model[0](batches[0])).detach()
     report = swap_activations(model, "arelu", init=init, data=batches)
     after = model[1](model[0](batches[0])).detach()
-    assert report.logit_drift == pytest.approx(float((model(batches[0]).detach() - before).norm() / before.norm()), rel=1e-4)
+    assert report.logit_drift == pytest.approx(
+        float((model(batches[0]).detach() - before).norm() / before.norm()), rel=1e-4
+    )
     assert report.swapped[0].drift == pytest.approx(float((after - hidden).norm() / hidden.norm()), rel=1e-4)
     assert (report.logit_drift == 0) == (init == "preserve")
     assert "logits moved by" in str(report)

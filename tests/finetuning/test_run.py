@@ -60,6 +60,42 @@ def test_a_run_learns(digits: Make) -> None:
     assert finetune(digits(train_epochs=6, data_per_class=None))["test_accuracy"] > 0.8
 
 
+def test_a_start_that_is_fitted_looks_at_the_training_images(digits: Make) -> None:
+    results = finetune(digits(model_activation="arelu", model_init="fit", optim_lr=1e-12))
+    fitted = read_tensors(Path(results["folder"]) / "model.safetensors")
+    results = finetune(digits("other", model_activation="arelu", model_init="nearest", optim_lr=1e-12))
+    nearest = read_tensors(Path(results["folder"]) / "model.safetensors")
+    assert fitted.keys() == nearest.keys()
+    # Both are least squares for a ReLU, whose slopes do not depend on the inputs: the same answer, by two ways.
+    name = next(name for name in fitted if name.endswith("alpha"))
+    assert fitted[name].item() == pytest.approx(nearest[name].item(), abs=1e-4) == pytest.approx(0.01)
+    smooth = digits("smooth", model_activation="arelu", model_init="fit", model_name="test_vit", data_image_size=32)
+    smooth.train.epochs, smooth.data.per_class = 1, 2
+    split = read_tensors(Path(finetune(smooth)["folder"]) / "model.safetensors")
+    alphas = {round(tensor.item(), 4) for name, tensor in split.items() if name.endswith("alpha")}
+    assert len(alphas) > 3  # a GELU's slope depends on what a layer gets
+
+
+def test_gates_open_on_schedule_and_stay_where_the_best_epoch_had_them(digits: Make) -> None:
+    config = digits(model_activation="arelu", model_init="preserve", optim_open_gates=0.5, train_epochs=4)
+    folder = Path(finetune(config)["folder"])
+    last = torch.load(sorted((folder / "checkpoints").iterdir())[-1], weights_only=True)
+    gates = [tensor.item() for name, tensor in last["model"].items() if name.endswith(".t")]
+    assert set(gates) == {1.0}
+    config = digits("learned", model_activation="arelu", model_init="preserve", train_epochs=1)
+    saved = read_tensors(Path(finetune(config)["folder"]) / "model.safetensors")
+    assert all(0 < abs(tensor.item()) < 1 for name, tensor in saved.items() if name.endswith(".t"))
+
+
+def test_a_schedule_without_gates_is_refused_and_nothing_is_written(digits: Make) -> None:
+    config = digits(model_activation="arelu", optim_open_gates=0.5)
+    with pytest.raises(
+        InputError, match=r"optim\.open_gates: 0\.5 opens the gates of preserve, and this model has none"
+    ):
+        finetune(config)
+    assert not Path(str(config.run.folder)).exists()
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(digits: Make) -> None:
     first, second = finetune(digits("a")), finetune(digits("b"))
     other = finetune(digits("c", run_seed=1))

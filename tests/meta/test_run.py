@@ -60,6 +60,25 @@ def test_meta_training_learns_to_learn_unseen_digits(digits: Make) -> None:
     assert metatrain(config)["test_low"] > 0.4  # chance is 0.2
 
 
+@pytest.mark.parametrize("engine", ["vectorized", "learn2learn"])
+def test_gates_open_on_schedule_whatever_the_engine(digits: Make, engine: str) -> None:
+    if engine == "learn2learn":
+        pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    config = digits(model_activation="arelu", model_init="preserve", optim_open_gates=1.0, meta_engine=engine)
+    folder = Path(metatrain(config)["folder"])
+    checkpoints = [torch.load(path, weights_only=True) for path in sorted((folder / "checkpoints").iterdir())]
+    gates = {state["step"]: {v.item() for k, v in state["model"].items() if k.endswith(".t")} for state in checkpoints}
+    assert gates[4] == {1.0}
+    assert all(opened == {step / 4} for step, opened in gates.items())
+
+
+def test_a_start_that_is_fitted_looks_at_the_tasks_images(digits: Make) -> None:
+    config = digits(model_activation="arelu", model_init="fit", model_name="conv4_32", data_image_size=16)
+    saved = read_tensors(Path(metatrain(config)["folder"]) / "model.safetensors")
+    # ReLU's nearest slope, 0.01, from which four meta-steps move it a little.
+    assert all(abs(tensor.item() - 0.01) < 0.01 for name, tensor in saved.items() if name.endswith("alpha"))
+
+
 def test_the_same_seed_gives_the_same_run(digits: Make) -> None:
     first, second = metatrain(digits("a")), metatrain(digits("b"))
     assert first["test_accuracy"] == second["test_accuracy"]
