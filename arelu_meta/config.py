@@ -268,11 +268,16 @@ class SwapConfig:
 
     Args:
         model: the backbone.
+        data: images on which the drift is measured, which `fit` fits and `batch_norm` averages; default: pieces of
+            two photographs.
+        batch_norm: re-estimate the running statistics of batch normalisation on these images, after the swap.
         all: swap into every model of timm, without its data, and print the share that is fully swapped; minutes.
-        image: draw how far each activation's output moves on noise to this file (.png, .pdf, .svg).
+        image: draw how far each activation's output moves to this file (.png, .pdf, .svg).
     """
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(pretrained=False, activation="arelu"))
+    data: DataConfig = field(default_factory=DataConfig)
+    batch_norm: bool = False
     all: bool = False
     image: str | None = None
 

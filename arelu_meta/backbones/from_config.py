@@ -77,7 +77,7 @@ def build_backbone(
     channels = data_channels if config.name in PAPER_NETS or not config.pretrained else 3
     sized = size_argument(config.name, image_size)
     model = create_backbone(config.name, bool(config.pretrained), len(classes), channels, **sized)
-    inputs = _inputs_of(model, channels, image_size)
+    inputs = inputs_of(model, channels, image_size)
     init = _swap_in(model, config, "preserve" if config.pretrained else "paper", inputs, images)
     if config.pretrained and task == "finetune":
         _zero_head(model)
@@ -164,7 +164,14 @@ def _zero_head(model: nn.Module) -> None:
                     nn.init.zeros_(module.bias)
 
 
-def _inputs_of(model: nn.Module, channels: int, image_size: int | None) -> InputSpec:
+def inputs_of(model: nn.Module, channels: int, image_size: int | None) -> InputSpec:
+    """Say what a model takes as input.
+
+    Args:
+        model: a timm model or one of the papers' networks.
+        channels: of an image, 1 or 3.
+        image_size: side in pixels; None for the model's own.
+    """
     from timm.data import resolve_data_config
 
     found = resolve_data_config({}, model=model)

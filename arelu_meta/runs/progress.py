@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -95,18 +95,19 @@ def progress(label: str, total: int, unit: str) -> Iterator[ProgressBar]:
         yield bar
 
 
-def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+def print_table(title: str, header: list[str], rows: list[list[str]], ruled: Collection[int] = ()) -> None:
     """Print a table; columns of numbers are right-aligned.
 
     Args:
         title: what stands above it.
         header: the columns' names.
         rows: one text a column.
+        ruled: indices of the rows below which a line is drawn.
     """
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
         numbers = all(row[index][:1].isdigit() or row[index][:1] in "-+" for row in rows)
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*[str(cell).replace("[", r"\[") for cell in row])
+    for index, row in enumerate(rows):
+        table.add_row(*[str(cell).replace("[", r"\[") for cell in row], end_section=index in ruled)
     console().print(table)
