@@ -12,8 +12,11 @@ from torch.nn.utils import parametrize
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.activations.registry import create_activation
+from arelu_meta.backbones.called import functions_that_stay, settle, trace_and_lead
 from arelu_meta.backbones.calls import CallSequence, forget_calls, restart_calls
 from arelu_meta.backbones.drift import Collector, batches_of, drift_between, outputs_of, reestimate_batch_norm, run
+from arelu_meta.backbones.examples import Example
+from arelu_meta.backbones.fast_path import match_fast_paths
 from arelu_meta.backbones.functional import (
     functional_owners,
     is_rewritten,
@@ -23,6 +26,7 @@ from arelu_meta.backbones.functional import (
     unreadable_owners,
 )
 from arelu_meta.backbones.inits import INITS, fit_start, move_hooks
+from arelu_meta.backbones.leading import Led, is_led, take_back
 from arelu_meta.backbones.report import Kept, Swapped, SwapReport
 from arelu_meta.backbones.roles import (
     REPLACED_ROLES,
@@ -35,7 +39,7 @@ from arelu_meta.backbones.roles import (
     norms_with_activation,
 )
 from arelu_meta.backbones.timm_support import add_timm_support, drop_timm_support
-from arelu_meta.backbones.tracing import Trace, trace_forward
+from arelu_meta.backbones.tracing import Trace
 from arelu_meta.errors import InputError, nearest_names
 
 __all__ = ["SwapReport", "find_activations", "is_activation", "swap_activations", "unswap"]
@@ -75,7 +79,7 @@ def swap_activations(
     init: str | None = None,
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] | None = None,
-    example: Tensor | None = None,
+    example: Example | None = None,
     data: Tensor | Iterable[object] | None = None,
     trace: bool = True,
     share: Literal["call", "module"] = "call",
@@ -91,7 +95,8 @@ def swap_activations(
         include: replace only these: roles (`hidden`, `se_hidden`, `glu`, `gate`, `position`, `attention_kernel`),
             path patterns (`blocks.*`) or types.
         exclude: never replace these: the same.
-        example: an input for tracing; default: zeros of the model's pretrained_cfg input size, on a copy without data.
+        example: an input for tracing, or several in a tuple or a dict; default: zeros of the model's pretrained_cfg
+            input size, on a copy without data.
         data: a few unlabelled batches: for `fit`, for `batch_norm`, and for the report's drift, on the first of them.
         trace: look in one forward pass for activations that are called several times or as functions. Without it, or
             without an example and a pretrained_cfg, a module stays one module and `complete` is False.
@@ -112,12 +117,21 @@ def swap_activations(
     rewritten = [module for _, module in functional_owners(model)]
     for module in rewritten:
         rewrite(module)
+    led: list[Led] = []
     try:
-        return _swap(model, activation, start, (include, exclude), example, batches, trace, share, batch_norm)
+        first = batches[0] if example is None and batches else example
+        traces, led = trace_and_lead(model, first) if trace else (None, led)
+        report = _swap(model, activation, start, (include, exclude), traces, batches, share, batch_norm)
     except Exception:
+        for one in reversed(led):
+            one.undo()
         for module in rewritten:
             restore(module)
+        match_fast_paths(model)
         raise
+    settle(report, led)
+    match_fast_paths(model)
+    return report
 
 
 def unswap(model: nn.Module) -> None:
@@ -139,6 +153,9 @@ def unswap(model: nn.Module) -> None:
     for module in list(model.modules()):
         if is_rewritten(module):
             restore(module)
+        if is_led(module):
+            take_back(module)
+    match_fast_paths(model)
 
 
 def _swap(
@@ -146,18 +163,17 @@ def _swap(
     activation: str,
     start: str,
     patterns: tuple[Sequence[Pattern] | None, Sequence[Pattern] | None],
-    example: Tensor | None,
+    traces: tuple[Trace, Trace] | None,
     batches: list[Tensor],
-    trace: bool,
     share: str,
     batch_norm: bool,
 ) -> SwapReport:
     wanted = type(create_activation(activation))
     slots = list(find_slots(model))
-    if not slots and not any(norms_with_activation(model)):
+    functions = functions_that_stay(model, traces)
+    if not slots and not functions and not any(norms_with_activation(model)):
         raise InputError(f"model: {type(model).__name__} has no activation module; nothing to swap")
     _check_patterns(model, [pattern for some in patterns for pattern in some or ()])
-    traces = trace_forward(model, batches[0] if example is None and batches else example) if trace else None
     report = SwapReport()
     places: dict[tuple[int, str], _Place] = {}
     for slot in slots:
@@ -184,6 +200,7 @@ def _swap(
         _put_in(model, list(places.values()))
     _write_entries(report, slots, places, drift)
     _remember(model, list(places.values()))
+    report.kept += functions
     report.complete = _is_complete(model, report, traces)
     return report
 
@@ -299,6 +316,7 @@ def _put_in(model: nn.Module, places: list[_Place], hooks: bool = True) -> None:
         if hooks:
             move_hooks(place.slot.module, after)
         place.slot.owner._modules[place.slot.name] = after
+    match_fast_paths(model)
 
 
 def _path_of(place: _Place, call: int) -> str:
@@ -439,6 +457,4 @@ def _is_complete(model: nn.Module, report: SwapReport, traces: tuple[Trace, Trac
         report.kept.append(Kept(path, "hidden", type(norm).__name__, reason))
     for path in unreadable_owners(model):
         report.kept.append(Kept(path, "hidden", "relu", "called as a function, in code that is not known here"))
-    calls = [] if traces is None else list(dict.fromkeys([*traces[0].functions, *traces[1].functions]))
-    report.kept += [Kept(c.owner, "hidden", c.function, f"called as a function in {c.where}") for c in calls]
     return traces is not None and not any(entry.role in REPLACED_ROLES for entry in report.kept)

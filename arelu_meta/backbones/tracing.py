@@ -1,43 +1,34 @@
 """See, in one forward pass, how often each activation is called and which ones are called as functions."""
 
 import copy
+import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.overrides
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from arelu_meta.backbones.calls import call_site
+from arelu_meta.backbones.examples import Example, call_with, example_input, on_meta, two_of
+from arelu_meta.backbones.functions import name_of
 from arelu_meta.backbones.roles import Slot, find_slots, is_activation, is_gate_type
+from arelu_meta.backbones.sources import nested_codes
 
-_NAMES: tuple[str, ...] = (
-    "relu",
-    "relu6",
-    "hardtanh",
-    "leaky_relu",
-    "elu",
-    "selu",
-    "celu",
-    "gelu",
-    "silu",
-    "mish",
-    "hardswish",
-)
-_NAMES += ("softplus", "prelu", "rrelu", "relu_", "hardtanh_", "leaky_relu_", "elu_", "selu_", "celu_", "rrelu_")
-_FUNCTIONS = {
-    getattr(home, name): name
-    for home in (F, torch, torch.Tensor)
-    for name in _NAMES
-    if callable(getattr(home, name, None))
-}
+__all__ = ["Call", "FunctionCall", "Seen", "Trace", "example_input", "functional_activations", "trace_forward"]
+
 _TORCH = str(Path(torch.__file__).parent)
+# Between a function and the code that calls it: what torch does for a mode that looks on.
+_BETWEEN = (__file__, F.__file__, torch.overrides.__file__, torch._jit_internal.__file__)
 
 
 @dataclass(frozen=True)
@@ -64,11 +55,32 @@ class FunctionCall:
         owner: the path of the module whose code calls it.
         function: its name.
         where: file and line.
+        seen: what the trace knows of it; None where a module was called that is held out of a swap's reach.
     """
 
     owner: str
     function: str
     where: str
+    seen: "Seen | None" = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How an activation was called as a function.
+
+    Args:
+        function: which one.
+        caller: the code that calls it.
+        end: line and column where the call ends in the file.
+        method: the name of the owner's method that the code is in; None if it is in no method of a module's class.
+        on_parameter: whether it was applied to a parameter.
+    """
+
+    function: Callable[..., Any]
+    caller: CodeType
+    end: tuple[int, int]
+    method: str | None
+    on_parameter: bool
 
 
 @dataclass
@@ -84,41 +96,14 @@ class Trace:
     functions: list[FunctionCall] = field(default_factory=list)
 
 
-def example_input(model: nn.Module) -> Tensor | None:
-    """Make zeros of the size that a model says it takes.
-
-    Args:
-        model: a timm model, or any module with `pretrained_cfg` or `default_cfg`.
-
-    Returns:
-        Shape (1, channels, height, width), of the model's dtype, on its device; None if the model does not say.
-    """
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    size = (config or {}).get("input_size")
-    parameter = next((item for item in model.parameters() if item.is_floating_point()), None)
-    if size is None or parameter is None:
-        return None
-    # A model made for another size than its published one says so where it cuts the image into patches.
-    sides = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if isinstance(sides, tuple) and len(sides) == 2:
-        size = (size[0], *sides)
-    return torch.zeros(1, *_with_its_channels(model, size), dtype=parameter.dtype, device=parameter.device)
-
-
-def _with_its_channels(model: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
-    # pretrained_cfg keeps the published channels; a model made with in_chans=1 has others in its first convolution.
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return size if first is None or first.groups > 1 or first.in_channels > 4 else (first.in_channels, *size[1:])
-
-
-def trace_forward(model: nn.Module, example: Tensor | None = None) -> tuple[Trace, Trace] | None:
+def trace_forward(model: nn.Module, example: Example | None = None) -> tuple[Trace, Trace] | None:
     """Run a model once in evaluation mode and see its activations' calls; once more in training where that differs.
 
     Without an example the forward pass runs on a copy without data (torch's meta device): it costs no arithmetic.
 
     Args:
         model: left as it was.
-        example: an input; default: zeros of the size that the model says it takes.
+        example: an input, or several in a tuple or a dict; default: zeros of the size that the model says it takes.
 
     Returns:
         What evaluation did, and what training did; None if the forward pass fails or no example is known.
@@ -129,7 +114,7 @@ def trace_forward(model: nn.Module, example: Tensor | None = None) -> tuple[Trac
     if not given:
         try:
             twin = _without_data(model)
-            return _both_modes(twin, example.to("meta"))
+            return _both_modes(twin, on_meta(example))
         except Exception:  # it needs its values, or cannot be copied: a stranger's model may raise anything
             pass
     evaluation = _trace(model, example, training=False)
@@ -138,7 +123,7 @@ def trace_forward(model: nn.Module, example: Tensor | None = None) -> tuple[Trac
     training = None
     if _tells_training_apart(model):
         try:
-            training = _trace(_without_data(model), example.to("meta"), training=True)
+            training = _trace(_without_data(model), two_of(on_meta(example)), training=True)
         except Exception:
             training = None
     return evaluation, training or evaluation
@@ -161,14 +146,13 @@ def functional_activations(
     return None if trace is None else [(call.owner, call.function) for call in trace.functions]
 
 
-def _both_modes(twin: nn.Module, example: Tensor) -> tuple[Trace, Trace]:
+def _both_modes(twin: nn.Module, example: Example) -> tuple[Trace, Trace]:
     evaluation = _trace(twin, example, training=False)
     if evaluation is None:
         raise RuntimeError("the forward pass failed")
     training = None
     if _tells_training_apart(twin):
-        # Two images: batch normalisation has no variance over one value a channel.
-        training = _trace(twin, example.expand(2, *example.shape[1:]), training=True)
+        training = _trace(twin, two_of(example), training=True)
     return evaluation, training or evaluation
 
 
@@ -214,9 +198,31 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not self.inside and func in _FUNCTIONS:
-            self.found.functions.append(FunctionCall(self.stack[-1][1], _FUNCTIONS[func], _where()))
+        name = None if self.inside else name_of(func)
+        if name is not None:
+            self.found.functions.append(self._function_call(func, name, args))
         return func(*args, **(kwargs or {}))
+
+    def _function_call(self, function: Callable[..., Any], name: str, args: tuple[Any, ...]) -> FunctionCall:
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_code.co_filename in _BETWEEN:
+            frame = frame.f_back
+        owner, method = self._method_around(frame)
+        on_parameter = bool(args) and isinstance(args[0], nn.Parameter)
+        seen = Seen(function, frame.f_code, _end(frame), method, on_parameter)
+        return FunctionCall(self.stack[-1][1] if owner is None else owner, name, _where(), seen)
+
+    def _method_around(self, frame: FrameType) -> tuple[str | None, str | None]:
+        """Find the module in one of whose methods a frame's code is, or the function or comprehension in one."""
+        outer: FrameType | None = frame
+        while outer is not None:
+            code = outer.f_code
+            if outer is frame or frame.f_code in nested_codes(code):
+                module = outer.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+                if isinstance(module, nn.Module) and module in self.paths and runs(module, code):
+                    return self.paths[module], code.co_name
+            outer = outer.f_back
+        return None, None
 
     def enter(self, module: nn.Module, _: object) -> None:
         if module in self.slots and not self.inside:
@@ -236,6 +242,23 @@ class _Recorder(TorchFunctionMode):
         self.inside -= self.activation(module)
 
 
+def runs(module: nn.Module, code: CodeType) -> bool:
+    """Say whether a code is what a module's method of that name runs.
+
+    Args:
+        module: any module.
+        code: of a function.
+    """
+    method = inspect.getattr_static(type(module), code.co_name, None)
+    plain = isinstance(method, FunctionType) and code.co_name not in vars(module)
+    return plain and method.__code__ is code
+
+
+def _end(frame: FrameType) -> tuple[int, int]:
+    position = next(itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+    return position[1] or 0, position[3] or 0
+
+
 def _where() -> str:
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_TORCH, __file__)):
@@ -244,7 +267,7 @@ def _where() -> str:
 
 
 def _trace(
-    model: nn.Module, example: Tensor, training: bool, activation: Callable[[nn.Module], bool] = is_activation
+    model: nn.Module, example: Example, training: bool, activation: Callable[[nn.Module], bool] = is_activation
 ) -> Trace | None:
     recorder = _Recorder(model, activation)
     try:
@@ -257,7 +280,7 @@ def _trace(
             torch.backends.mha.set_fastpath_enabled(False)  # it hides a transformer layer's activation
             try:
                 with recorder:
-                    model(example)
+                    call_with(model, example)
             finally:
                 torch.backends.mha.set_fastpath_enabled(fast)
                 for handle in handles:

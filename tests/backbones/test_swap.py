@@ -370,23 +370,39 @@ class CallsFunctions(nn.Module):
         return logits
 
 
-def test_a_model_that_calls_relu_as_a_function_is_not_complete_and_the_report_says_where() -> None:
+def test_a_relu_called_as_a_function_is_replaced_as_any_other() -> None:
     model = nn.Sequential(CallsFunctions())
     report = swap_activations(model, example=torch.zeros(1, 4))
-    assert [entry.path for entry in report.swapped] == ["0.stem.1"]
+    assert [entry.path for entry in report.swapped] == ["0.stem.1", "0.forward_relu"]
+    assert report.kept == []
+    assert report.complete
+
+
+class CallsFree(CallsFunctions):
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.tail((lambda y: F.relu(y) + free_relu(y))(self.stem(x)))
+        return logits
+
+
+def free_relu(x: Tensor) -> Tensor:
+    return F.relu(x)
+
+
+def test_a_model_that_calls_relu_in_a_free_function_is_not_complete_and_the_report_says_where() -> None:
+    model = nn.Sequential(CallsFree())
+    report = swap_activations(model, example=torch.zeros(1, 4))
+    assert [entry.path for entry in report.swapped] == ["0.stem.1", "0.forward_relu"]
     assert [(entry.path, entry.before) for entry in report.kept] == [("0", "relu")]
-    # The line is that of `CallsFunctions.forward`, which makes the call.
-    line = CallsFunctions.forward.__code__.co_firstlineno + 1
-    assert report.kept[0].reason == f"called as a function in test_swap.py:{line}"
+    line = free_relu.__code__.co_firstlineno + 1
+    assert report.kept[0].reason.startswith(f"called as a function in test_swap.py:{line}")
     assert not report.complete
     assert str(report).endswith("not complete")
 
 
-def test_torchvisions_densenet_is_not_complete_for_its_last_relu_is_a_function() -> None:
+def test_torchvisions_densenet_is_complete_though_its_last_relu_is_a_function() -> None:
     report = swap_activations(build("torchvision", "densenet121"), example=meta_image())
-    assert len(report.swapped) == 2 * 58 + 3 + 1
-    assert [(entry.path, entry.before) for entry in report.kept] == [("", "relu")]
-    assert not report.complete
+    assert len(report.swapped) == 2 * 58 + 3 + 1 + 1
+    assert report.complete
 
 
 def test_without_a_forward_pass_nothing_is_called_complete(block: Block) -> None:
