@@ -6,6 +6,7 @@ Source: Chen, Li and Xu, "AReLU: Attention-based Rectified Linear Unit", 2020, s
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from arelu_meta.activations import kernels
 from arelu_meta.activations.aten_kernels import ALPHA_MAX, ALPHA_MIN, clamp_alpha
@@ -87,7 +88,7 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 # tensors again, and the operator may be used. Under torch.jit everything after the first branch does not exist.
 @torch.fx.wrap
 def _arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float, inplace: bool) -> Tensor:
-    if torch.jit.is_scripting():
+    if is_scripting():
         return _slopes_in_script(x, alpha, beta, 1.0).to(x.dtype)
     return _arelu_checked(x, alpha, beta, inplace)
 
@@ -124,7 +125,7 @@ def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
 @torch.fx.wrap
 def _elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
-    if torch.jit.is_scripting():
+    if is_scripting():
         return _slopes_in_script(x, alpha, beta, 0.0).to(x.dtype)
     return _elsa_checked(x, alpha, beta)
 
@@ -161,7 +162,7 @@ def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tenso
 
 @torch.fx.wrap
 def _gated(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float) -> Tensor:
-    if torch.jit.is_scripting():
+    if is_scripting():
         attention = _slopes_in_script(x, alpha, beta, 0.0)
         return (activated + _scalar_in_script(t, x) * attention).to(x.dtype)
     return _gated_checked(x, activated, alpha, beta, t)
@@ -262,14 +263,14 @@ class GatedAReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `base(x) + t * elsa(x)`, of x's shape and dtype."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             return _gated(x, self.base(x), self.alpha, self.beta, self.t)
         return self._eager(x)
 
     def _eager(self, x: Tensor) -> Tensor:
         kernel = kernels.kernel_of(self.base)
         # What torch.fx traces with is no tensor.
-        if kernel is not None and isinstance(x, Tensor) and x.is_floating_point():
-            if kernels.applies(x, self.alpha, self.beta, self.t):
-                return kernels.gated_arelu(kernel, x, None, self.alpha, self.beta, self.t)
+        fused = kernel is not None and isinstance(x, Tensor) and x.is_floating_point()
+        if fused and kernels.applies(x, self.alpha, self.beta, self.t):
+            return kernels.gated_arelu(kernel, x, None, self.alpha, self.beta, self.t)
         return gated_arelu(x, self.base(x), self.alpha, self.beta, self.t)

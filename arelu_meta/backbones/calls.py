@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]  # public, but not in its __all__
 
 _RESETS = "_arelu_meta_resets"
 _UNCOUNTED = "_arelu_meta_uncounted"
@@ -82,7 +83,7 @@ class CallSequence(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation whose call this is."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             return self._scripted(x)
         y: Tensor = self[self._index()](x)
         return y
@@ -126,7 +127,7 @@ def restart_calls(owner: nn.Module, path: str) -> None:
     """
     paths = owner.__dict__.setdefault(_RESETS, [])
     if not hasattr(type(owner), _UNCOUNTED):
-        owner.__class__ = _counted(type(owner))
+        _count(owner)
     if path not in paths:
         paths.append(path)
 
@@ -139,18 +140,22 @@ def forget_calls(model: nn.Module) -> None:
     """
     for module in model.modules():
         if module.__dict__.pop(_RESETS, None) is not None:
-            module.__class__ = getattr(type(module), _UNCOUNTED, type(module))
+            # Not where a class has been derived from it since, such as a parametrised module's.
+            module.__class__ = type(module).__dict__.get(_UNCOUNTED, type(module))
 
 
 @functools.cache
-def _counted(kind: type[nn.Module]) -> type[nn.Module]:
+def _counted(kind: Any) -> Any:
+    """Make the subclass of a class of modules whose calls restart the counts in it."""
+
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         _restart(self)
         return kind.__call__(self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         # What pickle and copy make of the class it was, whose name they find, and then the class it is now.
-        made, args, *rest = kind.__reduce_ex__(self, protocol)
+        reduced: Any = kind.__reduce_ex__(self, protocol)
+        made, args, *rest = reduced
         return _made_again, (made, *(kind if arg is type(self) else arg for arg in args)), *rest
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
@@ -159,13 +164,18 @@ def _counted(kind: type[nn.Module]) -> type[nn.Module]:
 
 def _made_again(made: Callable[..., nn.Module], *args: Any) -> nn.Module:
     module = made(*args)
-    module.__class__ = _counted(type(module))
+    _count(module)
     return module
+
+
+def _count(module: nn.Module) -> None:
+    kind: Any = type(module)
+    module.__class__ = _counted(kind)
 
 
 def _restart(owner: nn.Module) -> None:
     # The owner is an argument, so a replica, a copy and a pickled model each restart their own.
-    for path in owner.__dict__[_RESETS]:
+    for path in owner.__dict__.get(_RESETS, ()):
         sequence: object = owner
         for name in path.split("."):
             sequence = getattr(sequence, name, None)
