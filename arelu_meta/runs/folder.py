@@ -3,9 +3,11 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import json
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
@@ -23,6 +26,7 @@ from arelu_meta.runs.environment import environment
 
 _MARKS = ("config.yaml", "metrics.csv", "results.json", "model.safetensors", "checkpoints")
 _KEPT_CHECKPOINTS = 2
+_FULL_DISK = 1 << 20  # bytes left
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,10 +49,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         # mkstemp's files are private; a run folder is as open as the user's umask makes other files.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise RunError(f"{path}: could not be written ({error}); what was there before is intact") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _why_not_written(error, path.parent)
+        raise RunError(f"{path}: could not be written ({reason}); what was there before is intact") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _why_not_written(error: Exception, folder: Path) -> str:
+    """Say why a write failed; torch reports a full disk by the bytes that it missed."""
+    if not isinstance(error, OSError) and shutil.disk_usage(folder).free < _FULL_DISK:
+        return os.strerror(errno.ENOSPC)
+    return str(error).split("\n")[0]
 
 
 def _umask() -> int:

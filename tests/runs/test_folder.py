@@ -1,9 +1,11 @@
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError, RunError
@@ -22,6 +24,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
         write_atomically(file, _fail)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "raised", [SafetensorError("I/O error: No space left on device"), RuntimeError("unexpected pos 5760 vs 5654")]
+)
+def test_a_full_disk_is_named_whatever_the_writer_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    def write(path: Path) -> None:
+        raise raised
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(RunError, match=r"x\.bin: could not be written \(No space left on device\)"):
+        write_atomically(tmp_path / "x.bin", write)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_open_run_writes_nothing(tmp_path: Path) -> None:
