@@ -39,7 +39,7 @@ def activation_functions() -> Mapping[Callable[..., Any], str]:
     """List torch's activation functions, each with its name; one that works in place ends in an underscore."""
     return {
         getattr(home, name): name
-        for home in (F, torch, torch.Tensor, torch._C._nn)  # type: ignore[attr-defined]
+        for home in (F, torch, torch.Tensor, torch._C._nn)
         for plain in _MODULES
         for name in (plain, f"{plain}_")
         if callable(getattr(home, name, None))
@@ -74,6 +74,15 @@ def looks_like(name: str) -> bool:
         name: for example `relu_`.
     """
     return name.rstrip("_") in _MODULES
+
+
+def has_module(name: str) -> bool:
+    """Say whether there are modules that compute what a function does.
+
+    Args:
+        name: of the function.
+    """
+    return _MODULES[name.rstrip("_")][0] is not None
 
 
 def stand_in(name: str, arguments: Sequence[object], keywords: Mapping[str, object]) -> nn.Module:

@@ -4,37 +4,23 @@
 module holds, `self.act = F.relu`, becomes a module under that name. Both can then be swapped as any other activation.
 """
 
-import ast
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from arelu_meta.backbones.functional import is_rewritten
-from arelu_meta.backbones.functions import looks_like, name_of, stand_in
+from arelu_meta.backbones.judging import HELD, ON_PARAMETER, Refusal, judge, method_of
 from arelu_meta.backbones.mentions import Mention, mentions_in_class
 from arelu_meta.backbones.roles import is_activation
-from arelu_meta.backbones.sources import MISSING, Method, Position, fingerprint, meaning, read_method
+from arelu_meta.backbones.sources import Method, Position, fingerprint, nested_codes
 from arelu_meta.backbones.subclass import Recipe, is_made, kind_of, made_class, recipe_of, set_class
 from arelu_meta.backbones.tracing import FunctionCall, Trace
-from arelu_meta.backbones.writing import Lead, input_of, kept_as, must_overwrite, rebinds_owner
-
-_HELD = "_arelu_meta_held_functions"
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a call stays as it is.
-
-    Args:
-        why: in words.
-        role: what the call is for.
-    """
-
-    why: str
-    role: str = "hidden"
+from arelu_meta.backbones.writing import Lead
+from arelu_meta.backbones.written_out import WRITTEN_OUT
 
 
 @dataclass
@@ -60,13 +46,6 @@ class Led:
         set_class(self.module, self.kind)
 
 
-@dataclass(frozen=True)
-class _Site:
-    lead: Lead | None  # None where the module holds the function under the target's name
-    target: str
-    module: nn.Module
-
-
 def lead_calls(model: nn.Module, traces: tuple[Trace, Trace]) -> list[Led]:
     """Lead the function calls of a model to modules, wherever that is surely the same.
 
@@ -88,7 +67,7 @@ def lead_calls(model: nn.Module, traces: tuple[Trace, Trace]) -> list[Led]:
             continue  # a function held by the module, called a second time
         name, where = (call.function, call.where) if isinstance(call, FunctionCall) else (call.name, call.where)
         if site.lead is None:
-            module.__dict__.setdefault(_HELD, {})[site.target] = module.__dict__.pop(site.target)
+            module.__dict__.setdefault(HELD, {})[site.target] = module.__dict__.pop(site.target)
         else:
             leads.setdefault(path, {}).setdefault(method, []).append(site.lead)
         module._modules[site.target] = site.module.train(module.training)
@@ -98,77 +77,6 @@ def lead_calls(model: nn.Module, traces: tuple[Trace, Trace]) -> list[Led]:
     return [one for one in led.values() if one.targets]
 
 
-def judge(module: nn.Module, method_name: str | None, end: Position, call: FunctionCall | Mention) -> _Site | Refusal:
-    """Say to what a call is led, or why it stays.
-
-    Args:
-        module: in whose method the call is.
-        method_name: of that method.
-        end: where the call ends.
-        call: what is known of it.
-    """
-    if method_name is None:
-        return Refusal("in a function that belongs to no single module")
-    method = _method_of(module, method_name)
-    if isinstance(method, str):
-        return Refusal(method)
-    node = method.calls.get(end)
-    if node is None:
-        return Refusal("not by a plain call")
-    name = call.function if isinstance(call, FunctionCall) else call.name
-    if _holds(module, method, node):
-        return _held_site(module, node, name)
-    is_method = _is_tensor_method(method, node, call)
-    called = meaning(node.func, method.function)
-    if not is_method and (called is MISSING or name_of(called) != name):
-        return Refusal("through a variable, a partial function or getattr")
-    x = input_of(node, is_method)
-    if x is None or rebinds_owner(method):
-        return Refusal("its input or its module cannot be told from the code")
-    role = kept_as(method, node, x, name)
-    if role is not None:
-        return Refusal(role[1], role[0])
-    return _called_site(module, method, node, name, x, is_method)
-
-
-def _called_site(
-    module: nn.Module, method: Method, node: ast.Call, name: str, x: ast.expr, is_method: bool
-) -> _Site | Refusal:
-    positional = [
-        _value(one, module, method) for one in (node.args if is_method else [a for a in node.args if a is not x])
-    ]
-    named = {str(one.arg): _value(one.value, module, method) for one in node.keywords if one.value is not x}
-    if MISSING in [*positional, *named.values()]:
-        return Refusal("with arguments that are not constants")
-    try:
-        made = stand_in(name, positional, named)
-    except TypeError:
-        return Refusal("no module computes the same with these arguments")
-    over = False
-    settings: Any = made
-    if getattr(made, "inplace", False):
-        needed = must_overwrite(method, node, x)
-        if needed is None:
-            return Refusal("in place, on what is no variable")
-        over = needed
-        settings.inplace = not over
-    end = (node.end_lineno or 0, node.end_col_offset or 0)
-    target = _target(module, method, node, name)
-    return _Site(Lead(end, target, is_method, over), target, made)
-
-
-def _held_site(module: nn.Module, node: ast.Call, name: str) -> _Site | Refusal:
-    assert isinstance(node.func, ast.Attribute)
-    if len(node.args) != 1 or node.keywords or isinstance(node.args[0], ast.Starred):
-        return Refusal("through an attribute, with arguments of its own")
-    if hasattr(type(module), node.func.attr):
-        return Refusal("through an attribute that its class has, too")
-    try:
-        return _Site(None, node.func.attr, stand_in(name, (), {}))
-    except TypeError:
-        return Refusal("no module computes the same")
-
-
 def why_kept(model: nn.Module, call: FunctionCall) -> Refusal:
     """Say why a function call that a trace has seen stays.
 
@@ -176,14 +84,27 @@ def why_kept(model: nn.Module, call: FunctionCall) -> Refusal:
         model: that was traced.
         call: as it was seen.
     """
+    if call.function in WRITTEN_OUT:
+        return Refusal("written out, not called")
     if call.seen is None:
         return Refusal("held where no swap reaches it, in a list, a dict or a closure")
     if call.seen.on_parameter:
-        return Refusal("works on a parameter, not on features", "position")
-    if call.seen.caller.co_name == "<lambda>" and call.seen.method is None:
-        return Refusal("in a lambda")
-    found = judge(model.get_submodule(call.owner), call.seen.method, call.seen.end, call)
+        return ON_PARAMETER
+    owner = model.get_submodule(call.owner)
+    if call.seen.method is None:
+        return Refusal(_where_no_owner_is(owner, call.seen.caller))
+    found = judge(owner, call.seen.method, call.seen.end, call)
     return found if isinstance(found, Refusal) else Refusal("its module's class takes no other code")
+
+
+def _where_no_owner_is(module: nn.Module, code: CodeType) -> str:
+    if code.co_name == "<lambda>":
+        return "in a lambda"
+    members = [getattr(one, "__func__", one) for base in kind_of(module).__mro__ for one in vars(base).values()]
+    functions = [inspect.unwrap(one) for one in members if isinstance(one, FunctionType)]
+    if any(code in nested_codes(one.__code__) for one in functions):
+        return "in a method that is decorated, static, set on the instance or reached through super()"
+    return "in a function that is no module's method"
 
 
 def missed(model: nn.Module, seen: set[str]) -> Iterator[tuple[str, Mention, Refusal]]:
@@ -205,12 +126,14 @@ def missed(model: nn.Module, seen: set[str]) -> Iterator[tuple[str, Mention, Ref
             found = judge(module, mention.method, end, mention)
             if mention.is_method:
                 found = Refusal("what it is called on cannot be told")
+            elif mention.scripted:
+                found = Refusal("in a scripted function")
             yield path, mention, found if isinstance(found, Refusal) else Refusal("give an example that reaches it")
 
 
 def is_led(module: nn.Module) -> bool:
     """Say whether some of a module's function calls are led to modules."""
-    return bool(recipe_of(module)) or _HELD in module.__dict__
+    return bool(recipe_of(module)) or HELD in module.__dict__
 
 
 def take_back(module: nn.Module) -> None:
@@ -223,17 +146,17 @@ def take_back(module: nn.Module) -> None:
         for target in [lead.target for _, _, leads in recipe_of(module) for lead in leads]:
             _drop(module, target)
         module.__class__ = kind_of(module)
-    for target in list(module.__dict__.get(_HELD, {})):
+    for target in list(module.__dict__.get(HELD, {})):
         _drop(module, target)
 
 
 def _drop(module: nn.Module, target: str) -> None:
     module._modules.pop(target, None)
-    held: dict[str, Any] = module.__dict__.get(_HELD, {})
+    held: dict[str, Any] = module.__dict__.get(HELD, {})
     if target in held:
         module.__dict__[target] = held.pop(target)
     if not held:
-        module.__dict__.pop(_HELD, None)
+        module.__dict__.pop(HELD, None)
 
 
 def _give_class(led: Led, methods: dict[str, list[Lead]]) -> None:
@@ -264,15 +187,15 @@ def _calls(
     done: set[tuple[str, str, Position]] = set()
     for call in [*traces[0].functions, *traces[1].functions]:
         seen = call.seen
-        if seen is None or seen.method is None or seen.on_parameter:
+        if seen is None or seen.method is None or (call.owner, seen.method, seen.end) in done:
             continue
-        if (call.owner, seen.method, seen.end) not in done:
-            done.add((call.owner, seen.method, seen.end))
+        done.add((call.owner, seen.method, seen.end))
+        if not seen.on_parameter:
             yield call.owner, model.get_submodule(call.owner), seen.method, seen.end, call
     for path, module, mentions in list(_mentions(model)):
         for mention in mentions:
             end = _end_of_call(module, mention)
-            if mention.method is None or mention.is_method or end in _led_ends(module):
+            if mention.method is None or mention.is_method or mention.scripted or end in _led_ends(module):
                 continue
             if (path, mention.method, end) in done:
                 continue
@@ -294,55 +217,9 @@ def _led_ends(module: nn.Module) -> set[Position]:
 
 
 def _end_of_call(module: nn.Module, mention: Mention) -> Position:
-    method = None if mention.method is None else _method_of(module, mention.method)
+    method = None if mention.method is None else method_of(module, mention.method)
     if isinstance(method, Method):
         for end, call in method.calls.items():
             if (call.func.end_lineno, call.func.end_col_offset) == mention.end:
                 return end
     return 0, 0
-
-
-def _method_of(module: nn.Module, name: str) -> Method | str:
-    function = getattr(kind_of(module), name, None)
-    return read_method(function) if isinstance(function, FunctionType) else "its method is no plain function"
-
-
-def _holds(module: nn.Module, method: Method, node: ast.Call) -> bool:
-    func = node.func
-    if not isinstance(func, ast.Attribute) or not isinstance(func.value, ast.Name) or func.value.id != method.owner:
-        return False
-    return name_of(module.__dict__.get(func.attr)) is not None or func.attr in module.__dict__.get(_HELD, {})
-
-
-def _is_tensor_method(method: Method, node: ast.Call, call: FunctionCall | Mention) -> bool:
-    if not isinstance(call, FunctionCall) or call.seen is None or not isinstance(node.func, ast.Attribute):
-        return False
-    unknown = meaning(node.func, method.function) is MISSING
-    return unknown and call.seen.function == getattr(Tensor, node.func.attr, None)
-
-
-def _value(node: ast.expr, module: nn.Module, method: Method) -> object:
-    """Say what an argument is: a constant, a global one, or a plain attribute of the module as it is now."""
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        value = meaning(node, method.function)
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == method.owner:
-        value = MISSING if node.attr == "training" else module.__dict__.get(node.attr, MISSING)
-    return value if isinstance(value, bool | int | float | str) else MISSING
-
-
-def _target(module: nn.Module, method: Method, node: ast.Call, name: str) -> str:
-    """Name the module that a call gets: by method and function, numbered in the order of the file."""
-    plain = name.rstrip("_")
-    alike = [call for call in method.calls.values() if _last_name(call.func).rstrip("_") == plain]
-    number = alike.index(node) + 1 if node in alike else 0
-    target = f"{method.function.__name__.removeprefix('__')}_{plain}" + (f"_{number}" if number > 1 else "")
-    while hasattr(module, target):
-        target += "_act"
-    return target
-
-
-def _last_name(node: ast.expr) -> str:
-    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-    return name if looks_like(name) else ""

@@ -29,6 +29,7 @@ class Mention:
         where: file and line.
         end: line and column where the name ends.
         is_method: whether it is a tensor's method without arguments, `x.relu()`: then what it is called on is unknown.
+        scripted: whether it is called in a scripted function that the function calls, where no trace sees it.
     """
 
     function: FunctionType
@@ -37,6 +38,7 @@ class Mention:
     where: str
     end: Position
     is_method: bool = False
+    scripted: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -61,6 +63,9 @@ def mentions_in_function(function: FunctionType, method: str | None = None) -> I
     """
     for code in nested_codes(function.__code__):
         names = (*code.co_names, *code.co_freevars)
+        for name in (one for outer in names for one in _scripted(meaning_of_name(outer, function))):
+            place = f"{Path(code.co_filename).name}:{code.co_firstlineno}"
+            yield Mention(function, method, name, place, (0, 0), scripted=True)
         if any(looks_like(name) or name_of(function.__globals__.get(name)) for name in names):
             yield from _mentions(function, code, method)
 
@@ -75,18 +80,6 @@ def mentions_in_hooks(module: nn.Module) -> Iterator[Mention]:
         function = inspect.unwrap(getattr(hook, "__func__", hook))
         if isinstance(function, FunctionType) and not _is_torchs(function):
             yield from mentions_in_function(function)
-
-
-def scripted_activations(function: object) -> list[str]:
-    """List the activations in a scripted function, which runs where no trace sees it.
-
-    Args:
-        function: anything; what is not scripted has none.
-    """
-    if not isinstance(function, torch.jit.ScriptFunction):
-        return []
-    kinds = [node.kind().removeprefix("aten::") for node in function.inlined_graph.nodes()]  # type: ignore[attr-defined]
-    return [kind for kind in kinds if looks_like(kind)]
 
 
 def _reachable(kind: type[nn.Module]) -> list[tuple[FunctionType, str | None]]:
@@ -109,6 +102,13 @@ def _reachable(kind: type[nn.Module]) -> list[tuple[FunctionType, str | None]]:
         if wrapped is not function:
             wanted.append((wrapped, None))
     return list(found.items())
+
+
+def _scripted(function: object) -> list[str]:
+    if not isinstance(function, torch.jit.ScriptFunction):
+        return []
+    kinds = [node.kind().removeprefix("aten::") for node in function.inlined_graph.nodes()]  # type: ignore[attr-defined]
+    return [kind for kind in kinds if looks_like(kind)]
 
 
 def _is_torchs(function: FunctionType) -> bool:

@@ -47,6 +47,15 @@ class Method:
         """The name of the method's first argument."""
         return self.function.__code__.co_varnames[0]
 
+    def private(self, name: str) -> str:
+        """Say under which name an attribute is kept: Python renames those with two leading underscores.
+
+        Args:
+            name: as it is written in the method.
+        """
+        is_private = self.class_name is not None and name.startswith("__") and not name.endswith("__")
+        return f"_{(self.class_name or '').lstrip('_')}{name}" if is_private else name
+
 
 @functools.lru_cache(maxsize=256)
 def read_method(function: FunctionType) -> Method | str:

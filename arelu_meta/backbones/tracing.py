@@ -21,8 +21,10 @@ from torch.overrides import TorchFunctionMode
 from arelu_meta.backbones.calls import call_site
 from arelu_meta.backbones.examples import Example, call_with, example_input, on_meta, two_of
 from arelu_meta.backbones.functions import name_of
+from arelu_meta.backbones.mentions import mentions_in_class
 from arelu_meta.backbones.roles import Slot, find_slots, is_activation, is_gate_type
 from arelu_meta.backbones.sources import nested_codes
+from arelu_meta.backbones.written_out import Watch
 
 __all__ = ["Call", "FunctionCall", "Seen", "Trace", "example_input", "functional_activations", "trace_forward"]
 
@@ -124,6 +126,9 @@ def trace_forward(model: nn.Module, example: Example | None = None) -> tuple[Tra
     if _tells_training_apart(model):
         try:
             training = _trace(_without_data(model), two_of(on_meta(example)), training=True)
+            if training is None:  # it may need its values
+                with torch.random.fork_rng(devices=_cuda_devices(model)):
+                    training = _trace(copy.deepcopy(model), two_of(example), training=True)
         except Exception:
             training = None
     return evaluation, training or evaluation
@@ -146,6 +151,10 @@ def functional_activations(
     return None if trace is None else [(call.owner, call.function) for call in trace.functions]
 
 
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({parameter.get_device() for parameter in model.parameters() if parameter.is_cuda})
+
+
 def _both_modes(twin: nn.Module, example: Example) -> tuple[Trace, Trace]:
     evaluation = _trace(twin, example, training=False)
     if evaluation is None:
@@ -157,13 +166,15 @@ def _both_modes(twin: nn.Module, example: Example) -> tuple[Trace, Trace]:
 
 
 def _tells_training_apart(model: nn.Module) -> bool:
-    """Say whether the code of a module that holds an activation reads `self.training`."""
-    kinds = {type(slot.owner) for slot in find_slots(model)} | {type(model)}
+    """Say whether the code of a module that holds an activation, or calls a function, reads `self.training`."""
+    kinds: set[Any] = {type(slot.owner) for slot in find_slots(model)} | {type(model)}
+    every: set[Any] = {type(module) for module in model.modules()}
+    kinds |= {kind for kind in every if mentions_in_class(kind)}
     return any(
         "training" in function.__code__.co_names
-        for kind in kinds
-        if not kind.__module__.startswith("torch.")
-        for function in vars(kind).values()
+        for base in {base for kind in kinds for base in kind.__mro__}
+        if not base.__module__.startswith("torch.")
+        for function in vars(base).values()
         if hasattr(function, "__code__")
     )
 
@@ -192,6 +203,7 @@ class _Recorder(TorchFunctionMode):
         self.stack: list[tuple[nn.Module, str, int]] = [(model, "", 0)]
         self.entries = 0
         self.inside = 0
+        self.watch = Watch()
         self.found = Trace()
         self.slots: dict[nn.Module, tuple[str, nn.Module]] = {}
 
@@ -201,7 +213,11 @@ class _Recorder(TorchFunctionMode):
         name = None if self.inside else name_of(func)
         if name is not None:
             self.found.functions.append(self._function_call(func, name, args))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        written = self.watch.sees(func, args, result)
+        if written is not None and not self.inside:
+            self.found.functions.append(FunctionCall(self.stack[-1][1], written, _where()))
+        return result
 
     def _function_call(self, function: Callable[..., Any], name: str, args: tuple[Any, ...]) -> FunctionCall:
         frame = sys._getframe(2)
@@ -219,8 +235,10 @@ class _Recorder(TorchFunctionMode):
             code = outer.f_code
             if outer is frame or frame.f_code in nested_codes(code):
                 module = outer.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-                if isinstance(module, nn.Module) and module in self.paths and runs(module, code):
-                    return self.paths[module], code.co_name
+                if isinstance(module, nn.Module) and module in self.paths:
+                    method = method_name(module, code)
+                    if method is not None:
+                        return self.paths[module], method
             outer = outer.f_back
         return None, None
 
@@ -242,16 +260,22 @@ class _Recorder(TorchFunctionMode):
         self.inside -= self.activation(module)
 
 
-def runs(module: nn.Module, code: CodeType) -> bool:
-    """Say whether a code is what a module's method of that name runs.
+def method_name(module: nn.Module, code: CodeType) -> str | None:
+    """Say under which name a module's class holds the method that runs a code.
 
     Args:
         module: any module.
         code: of a function.
+
+    Returns:
+        None if it is no plain method of the class, or one that another of that name hides.
     """
-    method = inspect.getattr_static(type(module), code.co_name, None)
-    plain = isinstance(method, FunctionType) and code.co_name not in vars(module)
-    return plain and method.__code__ is code
+    for base in type(module).__mro__:
+        for name, method in vars(base).items():
+            if isinstance(method, FunctionType) and method.__code__ is code:
+                hidden = name in vars(module) or inspect.getattr_static(type(module), name) is not method
+                return None if hidden else name
+    return None
 
 
 def _end(frame: FrameType) -> tuple[int, int]:
