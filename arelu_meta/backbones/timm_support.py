@@ -1,7 +1,8 @@
 """What timm offers around a model, kept right after a swap: learning rates by layer, checkpoints, `act_layer` names."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -26,7 +27,8 @@ def add_timm_support(model: nn.Module) -> None:
     Args:
         model: changed in place; `drop_timm_support` takes it back.
     """
-    if callable(getattr(type(model), _MATCHER, None)):
+    # Where timm knows no patterns, it cuts the list of parameters into pieces; a stranger's module it leaves whole.
+    if callable(getattr(type(model), _MATCHER, None)) or hasattr(model, "pretrained_cfg"):
         model.__dict__[_MATCHER] = GroupMatcher(model)
     model.__dict__[_LOADER] = Loader(model)
 
@@ -88,20 +90,43 @@ class GroupMatcher:
         Args:
             coarse: whether by stages instead of blocks.
         """
+        if not hasattr(type(self.model), _MATCHER):
+            return _pieces(self.model)
         matcher = getattr(type(self.model), _MATCHER)(self.model, coarse=coarse)
         if not isinstance(matcher, dict):
             return matcher
         found = dict(matcher)
         before: str | None = None
         for name, _ in self.model.named_parameters():
-            owner, _, last = name.rpartition(".")
+            owner = name.rpartition(".")[0]
             key = _first_match(matcher, name)
-            scalar = last in _SCALARS and isinstance(self.model.get_submodule(owner), AReLU | GatedAReLU)
+            scalar = _is_scalar(self.model, name)
             if scalar and key is None and before is not None and isinstance(found[before], str):
                 found[before] = f"{found[before]}|{re.escape(owner)}\\."
             elif not scalar:
                 before = key
         return found
+
+
+def _is_scalar(model: nn.Module, name: str) -> bool:
+    owner, _, last = name.rpartition(".")
+    return last in _SCALARS and isinstance(model.get_submodule(owner), AReLU | GatedAReLU)
+
+
+def _pieces(model: nn.Module) -> Callable[[str], int]:
+    """Cut the parameters into layers as timm did before the swap, and let each scalar follow the one before it."""
+    from timm.optim._param_groups import auto_group_layers
+
+    leaders: dict[str, str] = {}
+    before: str | None = None
+    for name, _ in model.named_parameters():
+        if before is None or not _is_scalar(model, name):
+            before = name
+        leaders[name] = before
+    plain = [(name, None) for name in dict.fromkeys(leaders.values())]
+    config = getattr(model, "pretrained_cfg", {})
+    layers = auto_group_layers(SimpleNamespace(named_parameters=lambda: plain, pretrained_cfg=config))
+    return lambda name: layers[leaders[name]]
 
 
 def _first_match(matcher: dict[str, Any], name: str) -> str | None:
