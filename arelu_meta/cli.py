@@ -1,12 +1,15 @@
 """The command line `arelu-meta TASK …`: it parses, validates and calls one function; no torch before that."""
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -78,14 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # File names may hold what the terminal's encoding cannot say; as on stderr, its code is shown then.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _main(arguments)
+        with _terminated_as_by_ctrl_c():
+            _main(arguments)
+        # What waits for the interpreter's end would fail there, where nobody can say so.
+        sys.stdout.flush()
+        return 0
     except InputError as error:
         return _fail(error, BAD_INPUT)
     except RunError as error:
         return _fail(error, CANNOT_GO_ON)
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`); Python would complain once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough (`| head`). A run that it ends is a RunError (runs/folder.py).
+        _drop_output()
         return 0
     except OSError as error:
         # A disk that fills up, a folder that may not be written: the machine's fault, said in one line.
@@ -101,20 +108,61 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, status: int) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    with contextlib.suppress(OSError):  # nobody reads it: the status still counts
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return status
 
 
-def _main(arguments: list[str]) -> int:
+def _drop_output() -> None:
+    """Send standard output nowhere: Python would complain once more when it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _handling(number: int, handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle a signal inside the block, unless its sender's shell has it ignored (nohup) or this is no main thread."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _terminated_as_by_ctrl_c() -> contextlib.AbstractContextManager[None]:
+    """Let SIGTERM, which Slurm and `kill` send, end a run as Ctrl-C does."""
+    return _handling(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Leave at once when interrupted: torch swallows the exception where it imports NumPy, and goes on with half."""
+
+    def leave(number: int, frame: Any) -> None:
+        os._exit(_fail("interrupted", INTERRUPTED))
+
+    with _handling(signal.SIGINT, leave), _handling(signal.SIGTERM, leave):
+        yield
+
+
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(_overview())
-        return 0
+        return
     name, *rest = arguments
     if name == "--version":
         from arelu_meta import __version__
 
         print(__version__)
-        return 0
+        return
     if name not in TASKS:
         raise InputError(f"task: {name!r} is not known; {nearest_names(name, TASKS)}")
     config = parse(name, rest)
@@ -122,12 +170,12 @@ def _main(arguments: list[str]) -> int:
         if TASKS[name].greeting:
             print(TASKS[name].greeting, flush=True)
         _function(TASKS[name])(config)
-    return 0
 
 
 def _function(task: Task) -> Callable[[Any], object]:
     module, function = task.run.split(":")
-    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    with _interrupted_at_once():  # nothing is written before a task's function runs
+        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
 
 def _overview() -> str:
@@ -153,7 +201,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     positional, flags = _split_positional(task, list(arguments))
     known = _known_flags(task.config)
     if {"-h", "--help"} & set(flags):
-        _parser(name, task).print_help()
+        print(_parser(name, task).format_help(), end="")
         return None
     files = {file: _check_yaml(file, known, name) for file in _check_flags(name, flags, known)}
     in_files = {key: value for content in files.values() for key, value in content.items()}

@@ -449,6 +449,15 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("words", ["--version", "finetune --help"])
+def test_output_that_cannot_be_written_is_status_3_in_one_line(words: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "arelu_meta.cli", *words.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (3, "error: No space left on device\n")
+
+
 def test_a_terminal_without_unicode_gets_the_help_all_the_same() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "arelu_meta.cli", "--help"], capture_output=True, env={"PYTHONIOENCODING": "ascii"}

@@ -125,13 +125,18 @@ class _Run:
             self._save_checkpoint()
         elif not self.folder.model_file.exists():
             self._count_from_here()
+        with resumable(lambda: self.checkpoint):
+            self._train()
+            results = self._finish()
+        report_results(results)
+        return results
+
+    def _train(self) -> None:
         epochs = self.config.train.epochs
         with progress("fine-tuning", (epochs - self.epoch) * len(self.splits.train), "images") as bar:
             bar.line(self._headline())
-            with resumable(lambda: self.checkpoint):
-                while self.epoch < epochs:
-                    self._one_epoch(bar)
-        return self._finish()
+            while self.epoch < epochs:
+                self._one_epoch(bar)
 
     def _headline(self) -> str:
         parts = f"{len(self.splits.train)} training, {len(self.splits.validation)} validation and "
@@ -237,5 +242,4 @@ class _Run:
             "folder": str(self.folder.path),
         }
         self.folder.finish(results)
-        report_results(results)
         return results

@@ -148,13 +148,18 @@ class _Run:
             self._save_checkpoint()
         elif not self.folder.model_file.exists():
             self._count_from_here()
+        with resumable(lambda: self.checkpoint):
+            self._train()
+            results = self._finish()
+        report_results(results)
+        return results
+
+    def _train(self) -> None:
         steps, batch = self.config.meta.steps, self.config.meta.batch_tasks
         with progress("meta-training", (steps - self.step) * batch, "tasks") as bar:
             bar.line(self._headline())
-            with resumable(lambda: self.checkpoint):
-                while self.step < steps:
-                    self._interval(bar, min(self.config.eval.every, steps - self.step))
-        return self._finish()
+            while self.step < steps:
+                self._interval(bar, min(self.config.eval.every, steps - self.step))
 
     def _headline(self) -> str:
         described = self.splits.describe()
@@ -324,5 +329,4 @@ class _Run:
             "folder": str(self.folder.path),
         }
         self.folder.finish(results)
-        report_results(results)
         return results

@@ -248,18 +248,23 @@ def _check_place(path: Path) -> None:
 
 @contextlib.contextmanager
 def resumable(checkpoint: Callable[[], str]) -> Iterator[None]:
-    """Name the last checkpoint where a person interrupts the block.
+    """Name the last checkpoint where a person interrupts the block, or whoever reads the output stops.
 
     Args:
         checkpoint: tells its path when asked.
 
     Raises:
         KeyboardInterrupt: as it came, with how to go on.
+        RunError: if standard output is closed (`| head`).
     """
     try:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{checkpoint()} is written; --run.resume auto goes on from it") from None
+    except BrokenPipeError as error:
+        raise RunError(
+            f"standard output was closed; {checkpoint()} is written; --run.resume auto goes on from it"
+        ) from error
 
 
 def default_folder(task: str) -> Path:

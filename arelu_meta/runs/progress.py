@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -13,10 +14,16 @@ from rich.table import Table
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave the exit status to the command line: rich would exit with 1, which stands for a bug."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Make a console for standard output; a table is never narrower than its words when piped."""
     terminal = sys.stdout.isatty()
-    return Console(file=sys.stdout, width=None if terminal else 140, highlight=False, soft_wrap=not terminal)
+    return _Console(file=sys.stdout, width=None if terminal else 140, highlight=False, soft_wrap=not terminal)
 
 
 class ProgressBar:
@@ -72,7 +79,8 @@ class ProgressBar:
             self._bar.update(self._task, completed=self.done, rate=rate, metrics=self.metrics)
         elif now - self.last_line >= _SECONDS_BETWEEN_LINES:
             self.last_line = now
-            print(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate}, {self.metrics}", flush=True)
+            counted = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate}"
+            print(f"{counted}, {self.metrics}" if metrics else counted, flush=True)
 
     def line(self, text: str) -> None:
         """Print a line that stays."""

@@ -1,3 +1,4 @@
+import io
 import time
 
 import pytest
@@ -27,6 +28,25 @@ def test_piped_progress_is_silent_between_lines(capsys: pytest.CaptureFixture[st
         for _ in range(1000):
             bar.advance(1)
     assert capsys.readouterr().out == ""
+
+
+def test_piped_progress_without_a_metric_ends_with_the_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
+    with progress("reading", 4, "images") as bar:
+        bar.advance(2)
+    assert capsys.readouterr().out.endswith(" images/s\n")
+
+
+def test_a_table_whose_reader_stops_leaves_the_status_to_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(BrokenPipeError):  # rich would exit with 1
+        print_table("a title", ["name"], [["a"]])
 
 
 def test_tables_show_brackets_of_class_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
