@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning.optimizer import head_parameters, restore_optimizer
-from arelu_meta.runs.compute import autocast
+from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.progress import ProgressBar
 
 
@@ -107,7 +107,8 @@ def train_epoch(
         value = loss.item()
         check_finite(value, "training", trainer, checkpoint)
         trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.scaler.scale(loss).backward()
+        with naming_anomaly(lambda what: diverged(what, trainer, checkpoint)):
+            trainer.scaler.scale(loss).backward()
         trainer.scaler.step(trainer.optimizer)
         trainer.scaler.update()
         trainer.updates += 1
@@ -134,11 +135,22 @@ def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str) -> N
         RunError: if the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
-        raise RunError(
-            f"the {kind} loss became {loss} at step {trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, "
-            f"learning rate {trainer.learning_rate():.3g} at that step); the last good checkpoint is {checkpoint}; "
-            "try a smaller --optim.lr"
-        )
+        raise diverged(f"the {kind} loss became {loss}", trainer, checkpoint)
+
+
+def diverged(what: str, trainer: Trainer, checkpoint: str) -> RunError:
+    """Make the error of a run that has diverged.
+
+    Args:
+        what: became NaN or infinite.
+        trainer: for the step and the learning rate.
+        checkpoint: the last good one.
+    """
+    return RunError(
+        f"{what} at step {trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, "
+        f"learning rate {trainer.learning_rate():.3g} at that step); the last good checkpoint is {checkpoint}; "
+        "try a smaller --optim.lr"
+    )
 
 
 @torch.no_grad()

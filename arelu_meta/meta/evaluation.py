@@ -8,7 +8,7 @@ from torch import nn
 from arelu_meta.data.episodes import Sampler
 from arelu_meta.errors import RunError
 from arelu_meta.meta.engines import adapted_probabilities, why_not_vectorized
-from arelu_meta.runs.compute import autocast
+from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.progress import ProgressBar
 
 _MOST_IMAGES = 2048  # at once, of all tasks: memory does not grow with the number of tasks
@@ -55,7 +55,7 @@ def task_accuracies(
     size = task_chunk or max(1, min(32, _MOST_IMAGES // images)) if vectorized else 1
     for start in range(0, len(tasks), size):
         batch = sampler.batch(tasks[start : start + size]).to(device)
-        with autocast(precision, device):
+        with autocast(precision, device), naming_anomaly(lambda what: RunError(f"{what} in an inner step")):
             probabilities = adapted_probabilities(model, batch, inner_lr, inner_steps)
         finite = probabilities.isfinite().flatten(1).all(1)
         if not finite.all():

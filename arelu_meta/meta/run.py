@@ -31,7 +31,7 @@ from arelu_meta.intervals import mean_interval
 from arelu_meta.meta.engines import Inner, build_engine
 from arelu_meta.meta.evaluation import task_accuracies
 from arelu_meta.meta.normalization import set_normalization, train_mode
-from arelu_meta.runs.compute import prepare, random_state, restore_random_state
+from arelu_meta.runs.compute import naming_anomaly, prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, open_run, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
@@ -214,7 +214,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         first = self.step * meta.batch_tasks
         tasks = self.train_tasks.batch(range(first, first + meta.batch_tasks)).to(self.device)
-        with self._attention():
+        with self._attention(), naming_anomaly(lambda what: self._diverged(what, self.step + 1)):
             losses, accuracies = self.engine.meta_gradient(tasks)
         if not losses.isfinite().all():
             raise self._diverged(f"the query loss became {losses[~losses.isfinite()][0].item()}", self.step + 1)

@@ -2,14 +2,16 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from arelu_meta.config import RunConfig
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, RunError
 
 
 def choose_device(name: str) -> torch.device:
@@ -69,6 +71,27 @@ def autocast(precision: str, device: torch.device) -> Iterator[None]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     with torch.autocast(device.type, dtype=dtype):
         yield
+
+
+@contextlib.contextmanager
+def naming_anomaly(diverged: Callable[[str], RunError]) -> Iterator[None]:
+    """Turn what run.detect_anomaly finds in a backward pass inside the block into the error of a run that diverged.
+
+    Args:
+        diverged: makes the error of what became NaN.
+
+    Raises:
+        RunError: naming the operation whose gradient became NaN.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Error detected in")  # the forward's traceback, in many lines
+            yield
+    except RuntimeError as error:
+        found = re.search(r"Function '(\w+)' returned nan values", str(error))
+        if found is None:
+            raise
+        raise diverged(f"the gradient of {found[1]} became nan") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from arelu_meta.config import RunConfig
-from arelu_meta.errors import InputError
-from arelu_meta.runs.compute import autocast, choose_device, prepare, random_state, restore_random_state
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.runs.compute import autocast, choose_device, naming_anomaly, prepare, random_state, restore_random_state
 
 
 def _draw() -> tuple[float, float, float]:
@@ -55,3 +55,18 @@ def test_deterministic_is_switched_off_again_by_the_next_run() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     prepare(RunConfig(device="cpu"))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_anomaly_becomes_one_sentence_that_names_the_operation() -> None:
+    x = torch.zeros(1, requires_grad=True)
+    with (
+        torch.autograd.set_detect_anomaly(True),
+        pytest.raises(RunError, match=r"^the gradient of SqrtBackward0 became nan$"),
+        naming_anomaly(RunError),
+    ):
+        (x.sqrt() * 0).sum().backward()
+
+
+def test_other_errors_of_a_backward_pass_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="does not require grad"), naming_anomaly(RunError):
+        torch.zeros(1).sum().backward()
