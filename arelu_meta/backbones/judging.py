@@ -60,6 +60,8 @@ def judge(module: nn.Module, method_name: str | None, end: Position, call: Funct
     """
     if method_name is None:
         return Refusal("in a function that is no module's method, or one reached through super()")
+    if method_name in vars(module):
+        return Refusal("in a method that another hides, set on the instance")
     method = method_of(module, method_name)
     if isinstance(method, str):
         return Refusal(method)

@@ -89,18 +89,21 @@ def _reachable(kind: type[nn.Module]) -> list[tuple[FunctionType, str | None]]:
     while wanted:
         what, method = wanted.pop()
         function = what if isinstance(what, FunctionType) else getattr(what, "__func__", None)
-        if not isinstance(function, FunctionType) or function in found or _is_torchs(function):
+        if not isinstance(function, FunctionType) or function in found:
             continue
-        found[function] = method if function is what else None
-        for name in {name for code in nested_codes(function.__code__) for name in code.co_names}:
-            if method is not None:
-                wanted.append((inspect.getattr_static(kind, name, None), name))
-                if "super" in function.__code__.co_names:
-                    wanted += [(vars(base).get(name), None) for base in kind.__mro__[1:]]
-            wanted.append((meaning_of_name(name, function), None))
         wrapped = inspect.unwrap(function)
         if wrapped is not function:
             wanted.append((wrapped, None))
+        if _is_torchs(function):
+            continue
+        found[function] = method if function is what else None
+        for name in {name for code in nested_codes(function.__code__) for name in code.co_names}:
+            wanted.append((meaning_of_name(name, function), None))
+            if method is not None:
+                if "super" in function.__code__.co_names:
+                    wanted += [(vars(base).get(name), None) for base in kind.__mro__[1:]]
+                # Looked at first: what both ways lead to is a method.
+                wanted.append((inspect.getattr_static(kind, name, None), name))
     return list(found.items())
 
 
