@@ -51,13 +51,14 @@ class FullName(Part):
 
 class TensorMethod(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return self.first(x).relu()
+        y: Tensor = self.first(x).relu()
+        return y
 
 
 class OverSeveralLines(Part):
     def forward(self, x: Tensor) -> Tensor:
         # fmt: off
-        return (
+        y: Tensor = (
             self.first(x)
             .relu()
             .add(1)
@@ -66,6 +67,7 @@ class OverSeveralLines(Part):
             inplace=True,
         )
         # fmt: on
+        return y
 
 
 class Arguments(Part):
@@ -86,7 +88,7 @@ class InPlace(Part):
     """With code that looks at the input again, where it finds the result."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
+        y: Tensor = self.first(x)
         z = y
         y.relu_()
         w = F.relu(self.second(z), inplace=True)

@@ -106,7 +106,7 @@ class Variable(Part):
 
 class Unpacked(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(*[self.before(x)])
+        return F.gelu(*[self.before(x)])  # type: ignore[arg-type]
 
 
 class OwnWeight(Part):
