@@ -8,6 +8,7 @@ import ast
 import copyreg
 import functools
 import inspect
+import linecache
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -135,11 +136,6 @@ def _prune(self: nn.Module, *args: Any, **kwargs: Any) -> list[int]:
     return kept
 
 
-def _value(self: nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = self._modules[VALUE](x)  # type: ignore[misc]
-    return y
-
-
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     # What pickle and copy make of any module, but the class is made anew: no file holds it.
     kind = type(self)._arelu_meta_original  # type: ignore[attr-defined]
@@ -166,7 +162,7 @@ def _made(file: str, name_of_class: str) -> type[nn.Module] | None:
         if method is None:
             return None
         methods[name] = method
-    methods |= {"_arelu_meta_original": kind, "_tap": _tap, "_value": _value, "__reduce_ex__": _reduce}
+    methods |= {"_arelu_meta_original": kind, "_tap": _tap, "__reduce_ex__": _reduce}
     if not any(VALUE in calls for calls in _CALLS[kind.__module__, kind.__name__].values()):
         methods["prune_intermediate_layers"] = _prune
     methods |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
@@ -186,10 +182,14 @@ def _led_to_modules(method: Callable[..., Any] | None, calls: tuple[str, ...]) -
     if leader.seen != len(calls):
         return None
     definition.decorator_list = []
-    code = compile(ast.fix_missing_locations(ast.Module([definition], [])), inspect.getfile(function), "exec")
+    # The text is put where Python looks for the lines of a file: torch.jit.script reads it.
+    text, file = ast.unparse(definition) + "\n", f"<arelu_meta: {function.__module__}.{function.__qualname__}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    code = compile(text, file, "exec")
     namespace: dict[str, Any] = {}
     exec(code, function.__globals__, namespace)
     made: Callable[..., Any] = namespace[function.__name__]
+    made.__dict__.update(function.__dict__)  # where torch.jit.ignore leaves its mark
     return made
 
 
@@ -204,7 +204,7 @@ class _Leader(ast.NodeTransformer):
             return node
         what = self.calls[self.seen] if self.seen < len(self.calls) else VALUE
         self.seen += 1
-        text = "self._value(x)" if what == VALUE else f"self._tap({what}, x)"
+        text = f"self.{VALUE}(x)" if what == VALUE else f"self._tap({what}, x)"
         call = ast.parse(text, mode="eval").body
         assert isinstance(call, ast.Call)
         call.args[-1] = node.args[0]
