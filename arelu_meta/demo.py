@@ -23,11 +23,11 @@ from arelu_meta.config import (
     TrainConfig,
     validate,
 )
-from arelu_meta.data.images import Splits, load_images
+from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.finetuning import finetune
 from arelu_meta.meta import metatrain
 from arelu_meta.runs.curves import COLOURS
-from arelu_meta.runs.folder import open_run, write_atomically, write_json
+from arelu_meta.runs.folder import check_apart, open_run, write_atomically, write_json
 from arelu_meta.runs.progress import print_table
 
 SMALL_LEARNING_RATE = 1e-3
@@ -80,7 +80,9 @@ def demo(config: DemoConfig | None = None) -> dict[str, Any]:
     config = config or DemoConfig()
     validate(config)
     own_images = config.data.root is not None or config.data.name is not None
-    folder = open_run(replace(config.run, resume="never"), "demo").path
+    opened = open_run(replace(config.run, resume="never"), "demo")
+    check_apart(opened, class_holders(config.data))
+    folder = opened.path
     started = time.monotonic()
     rows = _finetune_rows(config, folder, own_images)
     if not own_images:

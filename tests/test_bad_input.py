@@ -337,6 +337,24 @@ CASES: dict[str, tuple[list[str], str]] = {
         task=FINETUNE,
         says=r"run\.folder: 'file/x/y' lies below .*/file', which is no folder",
     ),
+    "output folder among the images": _case(
+        *["--data.root", "good", "--run.folder", "good/a/../out"],
+        task=FINETUNE,
+        says=r"run\.folder: 'good/a/\.\./out' lies among the images in 'good'; give another folder",
+    ),
+    "output folder is the images, metatrain": _case(
+        *["--data.root", "good", "--run.folder", "good"],
+        task=METATRAIN,
+        says=r"run\.folder: 'good' lies among the images in 'good'; give another folder",
+    ),
+    "output folder is the images, demo": _case(
+        "demo", "--data.root", "good", "--run.folder", "good", says=r"run\.folder: 'good' lies among the images"
+    ),
+    "output folder of another run than the checkpoint": _case(
+        *["--run.folder", "meta", "--run.resume", "run/checkpoints/epoch-0001.pt"],
+        task=FINETUNE,
+        says=r"run\.folder: 'meta' already holds a run \(config\.yaml\), and not the one of run\.resume 'run/",
+    ),
     "output folder is empty": _case("--run.folder", "", task=METATRAIN, says=r"run\.folder: '' is empty"),
     # and what else a newcomer meets
     "choice": _case(

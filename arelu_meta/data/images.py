@@ -145,6 +145,21 @@ def find_root(root: str) -> Path:
     raise InputError(f"data.root: {root!r} does not exist; give a folder with one sub-folder a class")
 
 
+def class_holders(config: DataConfig) -> list[Path]:
+    """List the folders whose sub-folders a config reads as classes; none for a set that goes by another name.
+
+    Args:
+        config: name and root.
+
+    Raises:
+        InputError: if the root is missing.
+    """
+    if config.root is None or (config.name or "folder").lower() != "folder":
+        return []
+    root = find_root(config.root)
+    return list(part_folders(root).values()) or [root]
+
+
 def load_images(config: DataConfig, seed: int) -> Splits:
     """Load the images that a config names, split into training, validation and test.
 

@@ -12,7 +12,7 @@ from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import FinetuneConfig, validate
-from arelu_meta.data.images import Splits, load_images
+from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.data.loading import Batches, build_transform, unlabelled_batches
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.loop import (
@@ -27,7 +27,7 @@ from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, che
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.runs.compute import prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
-from arelu_meta.runs.folder import RunFolder, open_run, restoring, resumable
+from arelu_meta.runs.folder import RunFolder, check_apart, open_run, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.results import finished_results, report_results
 
@@ -56,6 +56,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     folder = open_run(config.run, "finetune")
     if folder.finished:
         return finished_results(folder, "finetune")
+    check_apart(folder, class_holders(config.data))
     splits = load_images(config.data, config.run.seed)
     model, spec = build_backbone(
         config.model,

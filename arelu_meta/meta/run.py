@@ -24,6 +24,7 @@ from arelu_meta.data.episodes import (
     load_pool,
     unlabelled_images,
 )
+from arelu_meta.data.images import class_holders
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.extras import import_learn2learn
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, restore_optimizer
@@ -33,7 +34,7 @@ from arelu_meta.meta.evaluation import task_accuracies
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.runs.compute import naming_anomaly, prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
-from arelu_meta.runs.folder import RunFolder, open_run, restoring, resumable
+from arelu_meta.runs.folder import RunFolder, check_apart, open_run, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.results import finished_results, report_results
 
@@ -62,6 +63,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     folder = open_run(config.run, "metatrain")
     if folder.finished:
         return finished_results(folder, "metatrain")
+    check_apart(folder, class_holders(config.data))
     if config.meta.engine == "learn2learn":
         import_learn2learn()
     device = prepare(config.run)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,8 +185,8 @@ def open_run(config: RunConfig, task: str) -> RunFolder:
         The folder, with the state to resume from if there is one.
 
     Raises:
-        InputError: if the folder holds a run already (with resume=never), cannot be made or written, or the checkpoint
-            is missing.
+        InputError: if the folder holds a run already (with resume=never, or a checkpoint of another folder), cannot be
+            made or written, or the checkpoint is missing.
     """
     path = Path(os.path.expanduser(config.folder)) if config.folder else default_folder(task)  # noqa: PTH111
     _check_place(path)
@@ -207,8 +207,30 @@ def open_run(config: RunConfig, task: str) -> RunFolder:
             folder.resumed, folder.resumed_from = load_checkpoint(saved[-1]), saved[-1]
         return folder
     folder.resumed_from = Path(os.path.expanduser(config.resume))  # noqa: PTH111
+    if held and folder.resumed_from.resolve().parent != folder.checkpoints.resolve():
+        raise InputError(
+            f"run.folder: {str(path)!r} already holds a run ({held[0]}), and not the one of run.resume "
+            f"{config.resume!r}; give another folder"
+        )
     folder.resumed = load_checkpoint(folder.resumed_from)
     return folder
+
+
+def check_apart(folder: RunFolder, images: Sequence[Path]) -> None:
+    """Refuse to write a run among the images that it reads: the next run would take its files for a class.
+
+    Args:
+        folder: of the run.
+        images: the folders that hold the classes.
+
+    Raises:
+        InputError: naming both.
+    """
+    for place in images:
+        if folder.path.resolve().is_relative_to(place.resolve()):
+            raise InputError(
+                f"run.folder: {str(folder.path)!r} lies among the images in {str(place)!r}; give another folder"
+            )
 
 
 @contextlib.contextmanager
