@@ -357,6 +357,7 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "rounds": (1, True),
 }
 _LARGEST = 2**32 - 1
+LARGEST_IMAGE = 2**14  # pixels a side; beyond it torch counts elements in numbers that overflow
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; what Linux allows
 
 
@@ -394,7 +395,8 @@ def validate(config: object) -> None:
             if isinstance(text, str):
                 _check_text(name, text)
         if name in _RANGES and value not in (None, "auto"):
-            _check_number(name, value, *_RANGES[name])
+            high = LARGEST_IMAGE if name == "data.image_size" else _LARGEST
+            _check_number(name, value, *_RANGES[name], high)
     share = flatten(config).get("optim.open_gates")
     if share is not None and share > 1:
         raise InputError(f"optim.open_gates: {share!r} is not allowed; give a number above 0 and at most 1")
@@ -412,10 +414,10 @@ def _check_text(name: str, text: str) -> None:
         raise InputError(f"{name}: {text[:20] + '…'!r} is too long ({len(text)} characters) to name anything")
 
 
-def _check_number(name: str, value: float, low: float, inclusive: bool) -> None:
+def _check_number(name: str, value: float, low: float, inclusive: bool, high: int) -> None:
     allowed = f"{'at least' if inclusive else 'above'} {low:g}"
     # Whole numbers beyond this overflow inside torch and NumPy, each in its own way.
-    if isinstance(value, int) and value > _LARGEST:
-        raise InputError(f"{name}: {value} is not allowed; give a number {allowed} and at most {_LARGEST}")
+    if isinstance(value, int) and value > high:
+        raise InputError(f"{name}: {value} is not allowed; give a number {allowed} and at most {high}")
     if not math.isfinite(value) or value < low or (value == low and not inclusive):
         raise InputError(f"{name}: {value!r} is not allowed; give a number {allowed}")

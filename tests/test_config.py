@@ -87,11 +87,14 @@ def _is_number(hint: object) -> bool:
     return bool({int, float} & {hint, *typing.get_args(hint)})
 
 
-@pytest.mark.parametrize("name", ["run.seed", "data.batch_size", "train.epochs", "data.image_size"])
-def test_whole_numbers_that_overflow_are_refused(name: str) -> None:
-    validate(_set(FinetuneConfig(), name, 2**32 - 1))
-    with pytest.raises(InputError, match=rf"^{name}: {2**32} is not allowed; .* at most {2**32 - 1}$"):
-        validate(_set(FinetuneConfig(), name, 2**32))
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [*[(name, 2**32 - 1) for name in ("run.seed", "data.batch_size", "train.epochs")], ("data.image_size", 2**14)],
+)
+def test_whole_numbers_that_overflow_are_refused(name: str, largest: int) -> None:
+    validate(_set(FinetuneConfig(), name, largest))
+    with pytest.raises(InputError, match=rf"^{name}: {largest + 1} is not allowed; .* at most {largest}$"):
+        validate(_set(FinetuneConfig(), name, largest + 1))
 
 
 @pytest.mark.parametrize("name", ["run.folder", "data.root", "data.name", "model.name", "run.resume", "optim.name"])

@@ -1,9 +1,10 @@
 """Weights on disk: one safetensors file that says in its header how to rebuild its model. Nothing in it is code."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,11 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
+from arelu_meta.config import LARGEST_IMAGE, Normalization
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.runs.folder import write_atomically
 
 _HEADER = "arelu_meta"
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 @dataclass
@@ -31,7 +34,7 @@ class ModelSpec:
         inputs: what the model takes.
         classes: the classes' names; for a meta-learner those it was trained on.
         mirrored: whether a mirror image means the same in the data.
-        meta: for a meta-learner: ways, shots, inner_lr, inner_steps, normalization.
+        meta: for a meta-learner: ways, shots, queries, inner_lr, inner_steps, normalization, inverted.
         config: the run's whole config, for the record and for `evaluate`.
     """
 
@@ -129,12 +132,49 @@ def _spec(content: Any) -> ModelSpec:
 
 
 def _check_consistent(spec: ModelSpec) -> None:
-    """Refuse a header whose parts contradict each other: TypeError."""
-    channels = spec.inputs.channels
-    if {len(spec.inputs.mean), len(spec.inputs.std)} != {channels} or not all(spec.inputs.std):
+    """Refuse a header whose parts contradict each other or nobody can compute with: TypeError."""
+    _check_inputs(spec.inputs)
+    if not all(isinstance(name, str) for name in spec.classes):
+        raise TypeError("its header names classes that are no texts")
+    if spec.task == "finetune":
+        if len(spec.classes) != spec.num_classes:
+            raise TypeError(f"its header names {len(spec.classes)} classes of {spec.num_classes}")
+    elif spec.task == "metatrain":
+        _check_meta(spec.meta, spec.num_classes)
+    else:
+        raise TypeError(f"its header says {spec.task!r} for task")
+
+
+def _check_inputs(inputs: InputSpec) -> None:
+    channels = inputs.channels
+    if {len(inputs.mean), len(inputs.std)} != {channels} or not all(inputs.std):
         raise TypeError(f"its header's mean and std do not fit {channels} channels")
-    if spec.task == "finetune" and len(spec.classes) != spec.num_classes:
-        raise TypeError(f"its header names {len(spec.classes)} classes of {spec.num_classes}")
+    if not all(_is_number(value) for value in (*inputs.mean, *inputs.std)):
+        raise TypeError("its header's mean and std are not numbers")
+    if not 1 <= inputs.image_size <= LARGEST_IMAGE:
+        raise TypeError(f"its header says {inputs.image_size} for image_size")
+    if not 0.1 < inputs.crop_pct < 10:  # above 1 in a few of timm's models
+        raise TypeError(f"its header says {inputs.crop_pct} for crop_pct")
+    if inputs.interpolation not in _INTERPOLATIONS:
+        raise TypeError(f"its header says {inputs.interpolation!r} for interpolation")
+
+
+def _check_meta(meta: dict[str, Any], num_classes: int) -> None:
+    for name in ("ways", "shots", "queries", "inner_steps"):
+        if type(meta[name]) is not int or meta[name] < 1:
+            raise TypeError(f"its header says {meta[name]!r} for {name}")
+    if meta["ways"] != num_classes:
+        raise TypeError(f"its header says {meta['ways']} ways for {num_classes} outputs")
+    if not _is_number(meta["inner_lr"]) or meta["inner_lr"] <= 0:
+        raise TypeError(f"its header says {meta['inner_lr']!r} for inner_lr")
+    if meta["normalization"] not in get_args(Normalization):
+        raise TypeError(f"its header says {meta['normalization']!r} for normalization")
+    if not isinstance(meta["inverted"], bool):
+        raise TypeError(f"its header says {meta['inverted']!r} for inverted")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -189,5 +229,7 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str, skip:
                 f"{where} is of another architecture than the model: "
                 f"{name!r} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
             )
+        if given[name].is_floating_point() != tensor.is_floating_point():
+            raise InputError(f"{where} is damaged: {name!r} holds {given[name].dtype}, not {tensor.dtype}")
     with torch.no_grad():
         model.load_state_dict(given, strict=False)

@@ -18,6 +18,11 @@ from arelu_meta.backbones.saving import ModelSpec, load_model, load_tensors, rea
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
 
+META = {
+    **{"ways": 4, "shots": 1, "queries": 5, "inner_lr": 0.4, "inner_steps": 1},
+    **{"normalization": "transductive", "inverted": False},
+}
+
 
 def spec_of(name: str, activation: str | None = None, init: str | None = None, **changes: Any) -> ModelSpec:
     size, channels = {"test_resnet": (32, 3), "test_vit": (48, 3)}.get(name, (28, 1))
@@ -76,7 +81,7 @@ def test_a_run_folder_stands_for_the_model_in_it(saved: Path) -> None:
 
 
 def test_everything_that_a_run_notes_comes_back(tmp_path: Path) -> None:
-    spec = spec_of("conv4_32", task="metatrain", meta={"ways": 5, "inner_lr": 0.4}, config={"optim": {"lr": 1e-3}})
+    spec = spec_of("conv4_32", task="metatrain", meta=META, config={"optim": {"lr": 1e-3}})
     save_model(tmp_path / "m.safetensors", spec.build(), spec)
     assert read_spec(tmp_path / "m.safetensors")[1] == spec
 
@@ -216,6 +221,9 @@ def test_a_header_that_holds_something_else_is_a_damaged_file(saved: Path, conte
         ("meta", 3),
         ("meta", {"normalization": "no_such"}),
         ("classes", "abc"),
+        ("classes", ["a", 2, "c", "d"]),
+        ("task", "no_such_task"),
+        ("task", "metatrain"),  # it has no meta
         ("surprise", 1),
     ],
 )
@@ -239,6 +247,42 @@ def test_a_header_whose_inputs_contradict_each_other_is_bad_input(saved: Path, f
     content = asdict(read_spec(saved)[1])
     content["inputs"][field] = value
     refused(rewrite(saved, content), "mean and std do not fit")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("image_size", 0), ("image_size", 10**9), ("mean", ["0.5"]), ("mean", [float("nan")]), ("std", [True])],
+        *[("crop_pct", 0.0), ("crop_pct", -1.0), ("crop_pct", 1e9), ("interpolation", "no_such")],
+    ],
+)
+def test_a_header_whose_inputs_nobody_can_compute_with_is_bad_input(saved: Path, field: str, value: object) -> None:
+    content = asdict(read_spec(saved)[1])
+    content["inputs"][field] = value
+    refused(rewrite(saved, content), "is damaged or no model of this toolkit")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("ways", None), ("ways", "x"), ("ways", -1), ("ways", 50), ("shots", 0), ("queries", 1.5), ("inner_lr", "x")],
+        *[("inner_lr", float("nan")), ("inner_lr", 0), ("inner_steps", -1), ("inner_steps", True)],
+        *[("normalization", 3), ("normalization", "no_such"), ("inverted", "x")],
+    ],
+)
+def test_a_meta_learner_s_header_with_a_wrong_value_is_bad_input(saved: Path, field: str, value: object) -> None:
+    content = asdict(read_spec(saved)[1]) | {"task": "metatrain", "meta": META}
+    assert read_spec(rewrite(saved, content))[1].meta == META
+    refused(rewrite(saved, content | {"meta": META | {field: value}}), "is damaged or no model of this toolkit")
+    lacking = {key: kept for key, kept in META.items() if key != field}
+    refused(rewrite(saved, content | {"meta": lacking}), "is damaged or no model of this toolkit")
+
+
+def test_weights_that_are_no_fractions_are_refused(saved: Path) -> None:
+    tensors = {name: tensor.long() for name, tensor in read_tensors(saved).items()}
+    with safe_open(saved, framework="pt") as opened:
+        save_file(tensors, saved, metadata=opened.metadata())
+    refused(saved, "holds torch.int64, not torch.float32")
 
 
 def test_a_header_that_names_another_number_of_classes_than_the_head_has_is_bad_input(saved: Path) -> None:
