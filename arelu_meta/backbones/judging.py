@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
+import torch.fx
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from arelu_meta.backbones.functions import has_module, looks_like, name_of, stand_in
 from arelu_meta.backbones.mentions import Mention
@@ -62,6 +64,10 @@ def judge(module: nn.Module, method_name: str | None, end: Position, call: Funct
         return Refusal("in a function that is no module's method, or one reached through super()")
     if method_name in vars(module):
         return Refusal("in a method that another hides, set on the instance")
+    if isinstance(module, torch.fx.GraphModule):
+        return Refusal("in code that torch.fx has made and may make again: swap before torch.fx")
+    if parametrize.is_parametrized(module):
+        return Refusal("its module is parametrised: remove its parametrisation before the swap")
     method = method_of(module, method_name)
     if isinstance(method, str):
         return Refusal(method)

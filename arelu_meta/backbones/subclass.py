@@ -55,7 +55,7 @@ def made_class(kind: Any, recipe: Recipe) -> type[nn.Module]:
     """
     members: dict[str, Any] = {_KIND: kind, _RECIPE: recipe, "__reduce_ex__": _reduce}
     members |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    members["__prepare_scriptable__"] = _refuse_script
+    members |= {"__init__": _init, "__prepare_scriptable__": _refuse_script}
     for name, print_of_it, leads in recipe:
         function = getattr(kind, name, None)
         method = read_method(function) if isinstance(function, FunctionType) else "it is not there"
@@ -82,6 +82,13 @@ def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
     module.__class__ = vars(kind).get(_UNCOUNTED, kind)
     for path in list(module.__dict__.get(_RESETS, ())):
         restart_calls(module, path)
+
+
+def _init(self: nn.Module, *arguments: Any, **named: Any) -> None:
+    # A user's code that makes a module like this one, by `type(self)(…)`, gets one as it was written.
+    kind = kind_of(self)
+    self.__class__ = kind
+    kind.__init__(self, *arguments, **named)
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:

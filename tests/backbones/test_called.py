@@ -94,7 +94,7 @@ class InPlace(Part):
         w = F.relu(self.second(z), inplace=True)
         s = w - 1
         v = F.leaky_relu(s, 0.1, inplace=True)
-        u = self.second(x)
+        u: Tensor = self.second(x)
         F.relu6(u[:, :2], inplace=True)
         return y + z + w + s + v + u
 
