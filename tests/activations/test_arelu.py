@@ -6,6 +6,7 @@ Only behaviour is asked for, so that another way of computing it has to pass the
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,7 @@ import timm.layers
 import timm.models.metaformer
 import timm.models.nfnet
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
@@ -620,6 +622,71 @@ def test_torch_export_keeps_function_and_scalars(gated: bool) -> None:
     x = torch.randn(2, 5)
     torch.testing.assert_close(program.module()(x), module(x))
     assert {"alpha", "beta"} <= set(program.state_dict)
+
+
+def scripted(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        script: Callable[[Tensor], Tensor] = torch.jit.script(module)
+    return script
+
+
+def graph(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.fx.symbolic_trace(module)
+
+
+class Functional(nn.Module):
+    """Calls the functional forms, with scalars that are numbers or tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha, self.t = nn.Parameter(torch.tensor([0.3])), nn.Parameter(torch.tensor([0.4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = arelu(x, self.alpha, 1.5)
+        return gated_arelu(y, elsa(y, 0.25, 0.5), self.alpha, -1.0, self.t)
+
+
+@pytest.mark.parametrize("way", [scripted, graph, lambda module: scripted(torch.fx.symbolic_trace(module))])
+@pytest.mark.parametrize(
+    "module",
+    [
+        AReLU(0.3, -0.5),
+        AReLU(alpha=2.0, inplace=True),
+        GatedAReLU(nn.ReLU6(), alpha=-1.0, t=0.4),
+        GatedAReLU(nn.PReLU(), t=0.4),
+        GatedAReLU(timm.models.metaformer.StarReLU(), t=-2.0),
+        Functional(),
+    ],
+    ids=["arelu", "clamped", "gated", "prelu", "star_relu", "functional"],
+)
+def test_scripted_or_traced_by_fx_it_computes_and_learns_the_same(
+    module: nn.Module, way: Callable[[nn.Module], Callable[[Tensor], Tensor]]
+) -> None:
+    results = []
+    for run in (module, way(module)):
+        torch.manual_seed(4)
+        x = torch.randn(3, 7, requires_grad=True)
+        module.zero_grad()
+        y = run(x * 1)
+        y.square().sum().backward()
+        results.append([y, x.grad, *(copy_of_grad(p) for p in module.parameters())])
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_scripted_it_keeps_half_precision_and_takes_shapes_without_dimensions() -> None:
+    module = AReLU(0.3, -0.5)
+    script = scripted(module)
+    for x in (torch.randn(5).half(), torch.randn(5).bfloat16(), torch.tensor(-2.0), torch.tensor([-0.0, 0.0])):
+        assert script(x).dtype == x.dtype
+        assert torch.equal(script(x), module(x))
+
+
+def test_in_the_graph_of_fx_the_activation_is_one_call_and_its_scalars_are_the_modules() -> None:
+    module = AReLU()
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), module))
+    assert [node.op for node in traced.graph.nodes].count("call_function") == 1
+    assert traced.get_parameter("1.alpha") is module.alpha
 
 
 # The gated residual

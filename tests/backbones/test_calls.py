@@ -2,15 +2,21 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from arelu_meta.activations.arelu import AReLU
 from arelu_meta.backbones.calls import CallSequence
@@ -137,7 +143,8 @@ def test_a_checkpoint_around_the_owner_repeats_the_same_calls(reentrant: bool) -
 
     plain = [g.clone() if g is not None else None for g in gradients(lambda: model(x))]
     again = gradients(lambda: checkpoint(model, x, use_reentrant=reentrant))
-    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+    # To rounding: how a sum is vectorised depends on where in memory its terms happen to lie.
+    torch.testing.assert_close(again, plain)
 
 
 def test_a_checkpoint_inside_the_owner_repeats_the_same_calls() -> None:
@@ -151,7 +158,7 @@ def test_a_checkpoint_inside_the_owner_repeats_the_same_calls() -> None:
 
     plain = gradients(lambda: expected(model, x))
     for _ in range(2):
-        torch.testing.assert_close(gradients(lambda: model(x)), plain, rtol=0, atol=0)
+        torch.testing.assert_close(gradients(lambda: model(x)), plain)
     assert {"act.0.alpha", "act.1.alpha", "act.2.alpha"} <= set(plain)
 
 
@@ -182,6 +189,162 @@ def test_export_and_trace_keep_each_calls_scalars() -> None:
         warnings.simplefilter("ignore")  # torch.jit is on its way out, and warns of every look at a shape
         traced = torch.jit.trace(model, x)
     torch.testing.assert_close(traced(x), expected(model, x))
+
+
+def scripted(model: nn.Module) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        script: torch.jit.ScriptModule = torch.jit.script(model)
+    return script
+
+
+def test_scripted_each_call_keeps_its_scalars_in_every_forward_of_either_mode() -> None:
+    model = swapped().train()
+    model(torch.randn(3, 4))  # an odd number of calls before it: the script counts for itself
+    script = scripted(model)
+    for training in (True, True, False, False, True):
+        model.train(training)
+        script.train(training)
+        for run in (script, copy.deepcopy(script)):
+            x = torch.randn(3, 4)
+            torch.testing.assert_close(run(x), expected(model, x))
+        assert used(model, lambda x=x: script(x)) == ({0, 1, 2, 3} if training else {0, 1, 2})  # type: ignore[misc]
+
+
+def test_the_model_that_was_scripted_and_its_copies_go_on_as_before() -> None:
+    model = swapped().eval()
+    x = torch.randn(3, 4)
+    wanted = expected(model, x)
+    scripted(model)
+    for other in (model, copy.deepcopy(model)):
+        assert torch.equal(other(x), wanted)
+        torch.testing.assert_close(scripted(other)(x), wanted)
+    unswap(model)
+    assert type(model) is Thrice
+    scripted(model)
+
+
+def test_two_starts_are_scripted_in_one_process() -> None:
+    x = torch.randn(3, 4)
+    for init in ("paper", "preserve", "paper"):
+        model = Thrice().eval()
+        swap_activations(model, init=init, example=X)
+        torch.testing.assert_close(scripted(model)(x), model(x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_in_the_graph_of_fx_each_call_is_its_own_activation(training: bool) -> None:
+    model = swapped().train(training)
+    x = torch.randn(3, 4)
+    for trace in (torch.fx.symbolic_trace, lambda model: create_feature_extractor(model, ["act"])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training calls it once more, and torchvision says so
+            graph = trace(model)
+        calls = [node.target for node in graph.graph.nodes if str(node.target).endswith("alpha")]
+        assert calls == [f"act.{i}.alpha" for i in ((3, 0, 1, 2) if training else (0, 1, 2))]
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(x), expected(model, x), rtol=0, atol=0)
+    assert used(model, lambda: traced(x)) == ({0, 1, 2, 3} if training else {0, 1, 2})
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_in_onnx_each_call_keeps_its_scalars(dynamo: bool, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, x, file = swapped().eval(), torch.randn(3, 4), str(tmp_path / "model.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporters warn of what in torch they use themselves
+        torch.onnx.export(model, (x,), file, dynamo=dynamo, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), expected(model, x).detach())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_to_machine_code_each_call_keeps_its_scalars(training: bool) -> None:
+    torch._dynamo.reset()
+    model, x = swapped().train(training), torch.randn(3, 4)
+    results = []
+    for run in (lambda x: expected(model, x), torch.compile(model, backend="inductor")):
+        model.zero_grad()
+        y = run(x)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(results[1], results[0])
+    torch._dynamo.reset()
+
+
+PROCESS = """
+import sys, torch, timm
+from torch.nn.parallel import DistributedDataParallel
+from arelu_meta.backbones.swap import swap_activations
+
+rank, file = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
+for name, init in (("legacy_seresnet18", "paper"), ("test_resnet", "preserve")):
+    torch.manual_seed(0)
+    # Without statistics of the batch: those of half a batch are others.
+    model = timm.create_model(name, num_classes=3).double().eval()
+    swap_activations(model, init=init)
+    for parameter in model.parameters():
+        if parameter.numel() == 1:
+            torch.nn.init.uniform_(parameter, 0.1, 0.9)
+    images = torch.randn(4, 3, 64, 64).double()
+    model(images).square().mean().backward()
+    wanted = {key: p.grad.clone() for key, p in model.named_parameters()}
+    parallel = DistributedDataParallel(model)
+    for _ in range(2):
+        parallel.zero_grad(set_to_none=True)
+        parallel(images[2 * rank : 2 * rank + 2]).square().mean().backward()
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[key], msg=lambda text: f"{name} {key}: {text}")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_with_half_a_batch_each_get_the_gradients_of_the_whole(tmp_path: Path) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("torch.distributed is not built here")
+    script, file = tmp_path / "process.py", tmp_path / "rendezvous"
+    script.write_text(PROCESS)
+    processes = [
+        subprocess.Popen([sys.executable, script, str(rank), file], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+
+def test_a_module_that_is_parametrised_after_the_swap_still_counts_and_stays_parametrised() -> None:
+    class Scales(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    model = swapped().eval()
+    model.scale = nn.Parameter(torch.ones(1))
+    register_parametrization(model, "scale", Scales())
+    x = torch.randn(3, 4)
+    assert torch.equal(model(x), expected(model, x))
+    unswap(model)
+    assert isinstance(model.act, nn.ReLU)
+    assert model(x).shape == x.shape
+    assert model.scale.item() == 2
+
+
+def test_a_module_whose_calls_are_counted_is_still_of_its_class_by_name() -> None:
+    model = swapped()
+    assert isinstance(model, Thrice)
+    assert (type(model).__name__, type(model).__module__) == (Thrice.__name__, Thrice.__module__)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        other = pickle.loads(pickle.dumps(model, protocol)).eval()
+        assert type(other) is type(model)
 
 
 def test_the_replicas_of_data_parallel_training_do_not_count_for_each_other() -> None:

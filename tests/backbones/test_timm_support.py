@@ -5,11 +5,14 @@ import io
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 
 import pytest
 import timm
 import torch
+import torch.fx
 from timm.layers import convert_sync_batchnorm
+from timm.models._features_fx import FeatureGraphNet
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3, reparameterize_model
 from torch import Tensor, nn
@@ -182,6 +185,91 @@ def test_compile_export_and_trace_give_the_same_logits(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is on its way out
         torch.testing.assert_close(torch.jit.trace(model, x)(x), wanted)
+
+
+@pytest.mark.parametrize("activation", ["paper", "preserve", "elsa"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_nfnet", "legacy_seresnet18"])
+def test_what_scripts_in_timm_scripts_after_a_swap(name: str, activation: str) -> None:
+    model = timm.create_model(name, num_classes=5, scriptable=True).double().eval()
+    if activation == "elsa":
+        swap_activations(model, activation)
+    else:
+        swap_activations(model, "arelu", init=activation)
+    scatter_scalars(model)
+    x = image(name).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        script = torch.jit.script(model)
+    for _ in range(2):
+        torch.testing.assert_close(script(x), model(x))
+    torch.testing.assert_close(gradients_of(script, model, x), gradients_of(model, model, x))
+
+
+@pytest.mark.parametrize("init", ["paper", "preserve"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_nfnet", "legacy_seresnet18"])
+def test_the_graphs_of_fx_compute_and_learn_the_same(name: str, init: str) -> None:
+    model = made(name, init=init).double()
+    scatter_scalars(model)
+    x = image(name).double()
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(x), model(x))
+    torch.testing.assert_close(gradients_of(traced, model, x), gradients_of(model, model, x))
+    features = FeatureGraphNet(model, (0, 1))(x)
+    taps = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)  # type: ignore[operator]
+    torch.testing.assert_close(features, taps)
+
+
+def scatter_scalars(model: nn.Module) -> None:
+    """Give every scalar a value of its own, so that none can be taken for another."""
+    for parameter in model.parameters():
+        if parameter.numel() == 1:
+            nn.init.uniform_(parameter, 0.1, 0.9)
+
+
+def gradients_of(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    run(x).square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("init", ["paper", "preserve"])
+@pytest.mark.parametrize("name", [*SAMPLE, "test_mambaout", "test_efficientnet_ln"])
+def test_every_parameter_gets_a_gradient_and_heads_and_shapes_are_timms(name: str, init: str) -> None:
+    plain, model, x = made(name, swapped=False), made(name, init=init), image(name)
+    model.train()(x).mean().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+    model.eval()
+    assert model.forward_features(x).shape == plain.forward_features(x).shape  # type: ignore[operator]
+    for head in ((7,), (0,), (0, "")):
+        for one in (model, plain):
+            one.reset_classifier(*head)  # type: ignore[operator]
+        assert model(x).shape == plain(x).shape
+
+
+@pytest.mark.parametrize("name", ["caformer_s18", "pit_ti_224", "resnet18d"])
+def test_layer_decay_moves_no_parameter_and_takes_a_base_with_its_scalars(name: str) -> None:
+    """Models that timm cuts into pieces, and bases with parameters of their own: StarReLU's and PReLU's."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=5, **({"act_layer": "prelu"} if name == "resnet18d" else {}))
+
+    def scales() -> dict[str, float]:
+        groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.5)
+        scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+        return {key: scale[id(p)] for key, p in model.named_parameters()}
+
+    before = scales()
+    swap_activations(model, "arelu", init="preserve")
+    after, layer = scales(), 0.0
+    assert {key: after[key] for key in before if key in after} == {k: v for k, v in before.items() if k in after}
+    for key, scale in after.items():
+        if re.search(r"\.(alpha|beta|t|base\.weight)$", key):
+            assert scale == layer, key
+        elif ".base." not in key:  # timm itself may cut between a StarReLU's scale and its bias
+            layer = scale
+        elif name == "caformer_s18":
+            assert scale == before[key.replace(".base", "")]
+    unswap(model)
+    assert scales() == before
 
 
 def test_branches_can_be_merged_after_a_swap() -> None:
