@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.runs.progress import progress
 
 _EVO = "EvoNorm: the activation, x * sigmoid(v * x), is divided by the norm's own variance"
 _FRN = "filter response norm: the activation is the norm's learned threshold, max(x, tau)"
@@ -91,14 +93,11 @@ def swap_all(activation: str = "arelu", init: str | None = None, names: list[str
     if init == "fit":
         raise InputError("model.init: 'fit' looks at images; `swap --all` has none, give another")
     names = timm.list_models() if names is None else names
-    workers = min(2, os.cpu_count() or 1)
-    if len(names) < 20:
-        outcomes = [swap_one(name, activation, init) for name in names]
-    else:
-        # Not forked: torch's threads do not survive that.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-            count = len(names)
-            outcomes = list(pool.map(swap_one, names, [activation] * count, [init] * count, chunksize=8))
+    outcomes: list[Outcome] = []
+    with progress("swapping", len(names), "models") as bar:
+        for outcome in _outcomes(names, activation, init):
+            outcomes.append(outcome)
+            bar.advance(1, complete=sum(one.complete for one in outcomes) / len(outcomes))
     _print(outcomes)
     failed = [outcome for outcome in outcomes if not outcome.complete and outcome.name not in EXCUSED]
     if failed:
@@ -107,6 +106,17 @@ def swap_all(activation: str = "arelu", init: str | None = None, names: list[str
             + ", ".join(outcome.name for outcome in failed)
         )
     return outcomes
+
+
+def _outcomes(names: list[str], activation: str, init: str | None) -> Iterator[Outcome]:
+    if len(names) < 20:
+        yield from (swap_one(name, activation, init) for name in names)
+        return
+    # Not forked: torch's threads do not survive that.
+    start = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), start, initializer=_one_thread) as pool:
+        count = len(names)
+        yield from pool.map(swap_one, names, [activation] * count, [init] * count, chunksize=4)
 
 
 def _one_thread() -> None:
