@@ -4,10 +4,12 @@ Flags (`--optim.lr 1e-3`) and YAML keys (`optim: {lr: 1e-3}`) are these fields. 
 """
 
 import math
+import os
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, nearest_names
 
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
 Init = Literal["paper", "preserve", "nearest", "fit"]
@@ -385,11 +387,12 @@ def validate(config: object) -> None:
     """Check every value that can be checked without reading anything.
 
     Args:
-        config: one of this module's dataclasses.
+        config: one of this module's dataclasses; a path in it becomes its text.
 
     Raises:
         InputError: naming the field, its value and what is allowed; no text may be empty.
     """
+    _check_fields(config)
     for name, value in flatten(config).items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
@@ -403,6 +406,47 @@ def validate(config: object) -> None:
     device = flatten(config).get("run.device")
     if device is not None and device.split(":")[0] not in {"auto", "cpu", "cuda", "mps", "xpu"}:
         raise InputError(f"run.device: {device!r} is not known; give auto, cpu, cuda, cuda:N, mps or xpu")
+
+
+def _check_fields(config: object, prefix: str = "") -> None:
+    """Check what a command line or a YAML file cannot get wrong, but Python code can: names and types of fields."""
+    hints = get_type_hints(type(config))
+    for name in vars(config).keys() - hints.keys():
+        raise InputError(f"{prefix}{name}: no such field; {nearest_names(name, hints)}")
+    for name, hint in hints.items():
+        value = getattr(config, name)
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+            setattr(config, name, value)
+        if not _is_a(value, hint):
+            raise InputError(f"{prefix}{name}: {value!r} is not allowed; give {_described(hint)}")
+        if is_dataclass(hint):
+            _check_fields(value, f"{prefix}{name}.")
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_a(value, one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_is_a(one, get_args(hint)[0]) for one in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _described(hint: Any) -> str:
+    """Say in words what a field takes."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_described(one) for one in get_args(hint) if one is not type(None))
+    if get_origin(hint) is Literal:
+        choices = ", ".join(repr(choice) for choice in get_args(hint))
+        return choices if len(get_args(hint)) == 1 else f"one of {choices}"
+    if get_origin(hint) is list:
+        return "a list of texts"
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    return words.get(hint) or f"a {hint.__name__}"
 
 
 def _check_text(name: str, text: str) -> None:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,14 @@ def _example(kind: type) -> Any:
     required = [
         field for field in dataclasses.fields(kind) if dataclasses.MISSING is field.default is field.default_factory
     ]
-    return kind(**{field.name: ["x"] if "list" in str(field.type) else "x" for field in required})
+    hints = typing.get_type_hints(kind)
+    return kind(**{field.name: _example_of(hints[field.name]) for field in required})
+
+
+def _example_of(hint: object) -> object:
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)[0]
+    return ["x"] if typing.get_origin(hint) is list else "x"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -152,3 +160,36 @@ def test_the_config_needs_no_torch() -> None:
     code = "import sys, arelu_meta.config; print({'torch', 'numpy', 'timm', 'jsonargparse'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("optim.lr", "0.1", "a number"),
+        ("optim.lr", True, "a number"),
+        ("train.epochs", 2.5, "a whole number"),
+        ("data.per_class", True, "a whole number"),
+        ("data.root", 5, "a text"),
+        ("data.skip_broken", "no", "true or false"),
+        ("model.pretrained", None, "true or false or a text"),
+        ("run.precision", "fp32", "one of 'float32', 'bf16', 'fp16'"),
+        ("run.seed", None, "a whole number"),
+        ("data", None, "a DataConfig"),
+    ],
+)
+def test_a_value_of_another_type_set_in_python_is_refused(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(InputError) as raised:
+        validate(_set(FinetuneConfig(), name, value))
+    assert str(raised.value) == f"{name}: {value!r} is not allowed; give {allowed}"
+
+
+def test_a_field_mistyped_in_python_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"^data\.per_clas: no such field; nearest: 'per_class'"):
+        validate(_set(FinetuneConfig(), "data.per_clas", 5))
+
+
+def test_a_path_set_in_python_becomes_its_text(tmp_path: Path) -> None:
+    config = FinetuneConfig()
+    config.data.root = tmp_path  # type: ignore[assignment]
+    validate(config)
+    assert config.data.root == str(tmp_path)
