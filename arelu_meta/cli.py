@@ -210,7 +210,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     given = list(zip(flags[::2], flags[1::2], strict=True))
     # An empty file is an error to jsonargparse.
     pairs = [(flag, value) for flag, value in given if flag != "--config" or files[value]]
-    values = _parse_values(_parser(name, task), pairs)
+    values = _parse_values(_parser(name, task), pairs, known)
     config = task.config(**{item.name: getattr(values, item.name) for item in fields(task.config)})
     typed = {flag.removeprefix("--"): None if value == "null" else value for flag, value in pairs}
     _keep_texts(config, in_files | typed, known)
@@ -328,7 +328,7 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
     if not os.path.isfile(file):  # noqa: PTH113 (pathlib's raises where the name is too long)
         raise InputError(f"config: {file!r} does not exist or is not a file; give a YAML file")
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = _load_yaml(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config: {file!r} cannot be read ({error.strerror}); give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -352,6 +352,23 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
                 f"such as `{fields_below[0]}:`, or leave it out"
             )
     return keys
+
+
+def _load_yaml(text: str) -> Any:
+    """Read YAML, but refuse a key that stands twice: YAML's own reader keeps the last without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for number, key in enumerate(keys):
+                if key.value in {earlier.value for earlier in keys[:number]}:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
 
 
 def _yaml_keys(content: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -392,7 +409,7 @@ def _shown(task: Task) -> list[str]:
     return [word.split(".")[0].upper() for word in task.positional]
 
 
-def _parse_values(parser: Any, flags: list[tuple[str, str]]) -> Any:
+def _parse_values(parser: Any, flags: list[tuple[str, str]], known: dict[str, Any]) -> Any:
     import jsonargparse
 
     # Later values win, and flags are to win over files wherever they stand.
@@ -401,20 +418,20 @@ def _parse_values(parser: Any, flags: list[tuple[str, str]]) -> Any:
         # One word each: a value such as -inf would pass for a flag.
         return parser.instantiate(parser.parse_args([f"{flag}={value}" for flag, value in in_order]))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        raise InputError(_readable(str(error))) from error
+        raise InputError(_readable(str(error), known)) from error
 
 
-def _readable(message: str) -> str:
+def _readable(message: str, known: dict[str, Any]) -> str:
     """Say in a person's words what jsonargparse says of a value that has the wrong type."""
-    expected = r'key "(?P<key>[^"]+)":.*?Expected an? (?P<kind>[^\n]+?)(\. Got value: |\n.*Given value: )(?P<value>.*)'
-    found = re.search(expected, message, re.S)
-    if not found:
+    found = re.search(r'key "([^"]+)":', message)
+    value = (
+        message.rpartition("Given value: ")[2] if "Given value: " in message else message.rpartition("Got value: ")[2]
+    )
+    if not found or found[1] not in known or value == message:
         return message
-    kind = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match.group(1) or "", found["kind"])
-    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text (quoted in YAML)"}
-    literal = re.search(r"Literal\[(?P<choices>[^\]]*)\]", kind)
-    allowed = f"one of {literal['choices']}" if literal else words.get(kind.split(" |")[0], kind)
-    return f"{found['key']}: {found['value'].strip()!r} is not allowed; give {allowed}"
+    allowed = configs.describe_type(known[found[1]])
+    quoted = " (quoted in YAML)" if allowed == "a text" else ""
+    return f"{found[1]}: {value.strip()!r} is not allowed; give {allowed}{quoted}"
 
 
 if __name__ == "__main__":

@@ -419,7 +419,7 @@ def _check_fields(config: object, prefix: str = "") -> None:
             value = os.fspath(value)
             setattr(config, name, value)
         if not _is_a(value, hint):
-            raise InputError(f"{prefix}{name}: {value!r} is not allowed; give {_described(hint)}")
+            raise InputError(f"{prefix}{name}: {value!r} is not allowed; give {describe_type(hint)}")
         if is_dataclass(hint):
             _check_fields(value, f"{prefix}{name}.")
 
@@ -436,10 +436,14 @@ def _is_a(value: object, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def _described(hint: Any) -> str:
-    """Say in words what a field takes."""
+def describe_type(hint: Any) -> str:
+    """Say in words what a field takes.
+
+    Args:
+        hint: the field's type.
+    """
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_described(one) for one in get_args(hint) if one is not type(None))
+        return " or ".join(describe_type(one) for one in get_args(hint) if one is not type(None))
     if get_origin(hint) is Literal:
         choices = ", ".join(repr(choice) for choice in get_args(hint))
         return choices if len(get_args(hint)) == 1 else f"one of {choices}"
