@@ -14,7 +14,7 @@ from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, TaskConfig,
 from arelu_meta.data.episodes import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole
 from arelu_meta.data.images import ImageSet, concatenate, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
-from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.loop import loss_and_accuracy, predict_logits
 from arelu_meta.intervals import mean_interval, proportion_interval
 from arelu_meta.meta.evaluation import task_accuracies
@@ -80,6 +80,10 @@ def _evaluate_images(
     batches = Batches(images, build_transform(spec.inputs, training=False), (data or own).batch_size)
     with progress("evaluating", len(images), "images") as bar:
         logits, labels = predict_logits(model, _counted(batches.epoch(0), bar), device, run.precision)
+    if not logits.isfinite().all():
+        raise RunError(
+            "the checkpoint's predictions are NaN or infinite: its weights are, or the images lead them there"
+        )
     loss, accuracy = loss_and_accuracy(logits, labels)
     low, high = proportion_interval(int((logits.argmax(1) == labels).sum()), len(labels))
     return {
@@ -116,7 +120,7 @@ def _test_images(data: DataConfig) -> ImageSet:
         return load_images(data, 0).test
     root = find_root(data.root)
     parts = part_folders(root)
-    folder = parts.get("test") or parts.get("validation") or root
+    folder = parts.get("test") or parts.get("validation") or parts.get("train") or root
     return read_folder(folder, root, data.skip_broken)
 
 

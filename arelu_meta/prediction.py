@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import PredictConfig, RunConfig, validate
 from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.data.images import find_candidates, read_folder
+from arelu_meta.data.images import check_encodable, find_candidates, read_folder
 from arelu_meta.data.loading import build_transform
 from arelu_meta.data.reading import read_image
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, RunError
 from arelu_meta.meta.engines import adapted_probabilities
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import open_run, write_atomically
@@ -56,6 +56,7 @@ def predict(
 
     Raises:
         InputError: if a file is missing or no image, or the support does not fit the model.
+        RunError: if a prediction is NaN or infinite.
     """
     model, spec = load_model(checkpoint)
     if spec.task == "metatrain" and support is None:
@@ -70,6 +71,12 @@ def predict(
         classes, support_images, labels = _read_support(Path(support), spec, skip_broken)
         few_shot = _adapt if spec.task == "metatrain" else _nearest_centroid
         probabilities = few_shot(model, spec, support_images.to(device), labels.to(device), tensors.to(device))
+    finite = probabilities.isfinite().all(1)
+    if not finite.all():
+        first = kept[int(finite.int().argmin())]
+        raise RunError(
+            f"the prediction for {str(first)!r} is NaN or infinite: check the weights of {str(checkpoint)!r}"
+        )
     best = probabilities.max(1)
     return [
         Prediction(path, classes[int(label)], float(probability))
@@ -117,6 +124,8 @@ def _find_images(images: Sequence[str | Path]) -> list[Path]:
             paths.append(path)
         else:
             raise InputError(f"images: {str(path)!r} does not exist; give image files or folders")
+    for path in paths:
+        check_encodable(path, "images")
     return paths
 
 
@@ -162,7 +171,7 @@ def _as_trained(image: object, spec: ModelSpec) -> Tensor:
 def _read_support(folder: Path, spec: ModelSpec, skip_broken: bool) -> tuple[list[str], Tensor, Tensor]:
     if not folder.is_dir():
         raise InputError(f"support: {str(folder)!r} does not exist; give a folder with one sub-folder a class")
-    images = read_folder(folder, folder, skip_broken)
+    images = read_folder(folder, folder, skip_broken, "support")
     _tell_skipped(len(images.skipped))
     if spec.task == "metatrain" and len(images.classes) > spec.num_classes:
         raise InputError(
@@ -179,8 +188,13 @@ def _classify(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
 
 
 def _adapt(model: nn.Module, spec: ModelSpec, support: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-    task = TaskBatch(support[None], labels[None], images[None], labels.new_zeros(1, len(images)))
+    queries = images
+    if spec.meta["normalization"] == "transductive":
+        # It was trained on query batches of all classes; one photograph alone has no statistics to be normalised by.
+        queries = torch.cat([images, support])
+    task = TaskBatch(support[None], labels[None], queries[None], labels.new_zeros(1, len(queries)))
     probabilities = adapted_probabilities(model.eval(), task, spec.meta["inner_lr"], spec.meta["inner_steps"])[0]
+    probabilities = probabilities[: len(images)]
     # Fewer classes than ways: the outputs that no support image has stand for nothing.
     shown = probabilities[:, : int(labels.max()) + 1]
     return (shown / shown.sum(1, keepdim=True)).cpu()

@@ -49,6 +49,8 @@ def _make_world(root: Path) -> None:
     cut = (root / "spoilt" / "c" / "0.png").read_bytes()
     (root / "spoilt" / "c" / "cut.png").write_bytes(cut[: len(cut) // 2])
     (root / "weeds" / "nothing").mkdir()
+    for name in "ab":
+        _fill(root / "two" / name, 3)
     (root / "nothing").mkdir()
     (root / "file").write_text("just a file")
     for name, text in {
@@ -177,6 +179,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "task": _case("fintune", says=r"task: 'fintune' is not known; nearest: 'finetune'"),
     "data set": _case(
         "--data.name", "mnits", task=FINETUNE, says=r"data\.name: 'mnits' is not known; nearest: .*'mnist'"
+    ),
+    "data set that is a folder": _case(
+        "--data.name", "good", task=FINETUNE, says=r"data\.name: 'good' .*; a folder goes by --data\.root good"
+    ),
+    "few classes": _case(
+        *["--data.root", "two", "--task.ways", "2"],
+        task=METATRAIN,
+        says=r"task\.ways: 2 is too many for 2 classes, .*; at least 4 classes are needed",
     ),
     "data set, metatrain": _case("--data.name", "omniglt", task=METATRAIN, says=r"data\.name: .*nearest: 'omniglot'"),
     "data set that is not there": _case(

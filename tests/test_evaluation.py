@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from arelu_meta import evaluate, finetune, metatrain
+from arelu_meta.backbones.saving import read_spec, read_tensors, save_model
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.prediction import predict
 
 Photos = Callable[[str, int], Path]
 
@@ -51,6 +53,25 @@ def test_evaluating_on_another_folder_counts_all_its_images(classifier: dict[str
     found = evaluate(str(classifier["folder"]), DataConfig(root=str(photos("new", 7))))
     assert found["test_n"] == 21
     assert found["test_accuracy"] > 0.9
+
+
+def test_a_folder_that_brings_train_alone_is_evaluated_whole(
+    classifier: dict[str, object], photos: Photos, tmp_path: Path
+) -> None:
+    photos("lone", 4).rename(tmp_path / "train")
+    assert evaluate(str(classifier["folder"]), DataConfig(root=str(tmp_path)))["test_n"] == 12
+
+
+def test_weights_that_are_nan_are_no_accuracy(classifier: dict[str, object], tmp_path: Path, photos: Photos) -> None:
+    file, spec = read_spec(str(classifier["folder"]))
+    model = spec.build()
+    model.load_state_dict({name: tensor * float("nan") for name, tensor in read_tensors(file).items()})
+    save_model(tmp_path / "nan.safetensors", model, spec)
+    with pytest.raises(RunError, match="predictions are NaN or infinite"):
+        evaluate(tmp_path / "nan.safetensors")
+    image = photos("nan", 3) / "red" / "0.png"
+    with pytest.raises(RunError, match=r"red/0\.png' is NaN or infinite"):
+        predict(tmp_path / "nan.safetensors", [image])
 
 
 def test_a_folder_with_some_of_the_classes_is_numbered_as_the_model_does(

@@ -1,4 +1,5 @@
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,41 @@ def test_a_meta_learner_without_support_or_with_too_many_classes_says_what_it_ne
         _photograph(tmp_path / f"class {index}" / "0.png", 0, index)
     with pytest.raises(InputError, match=r"has 6 classes, the model was trained for 5 ways"):
         predict(meta_learner, [colours], support=tmp_path)
+
+
+def test_one_photograph_alone_is_predicted_by_a_learner_normalised_by_the_batch_at_hand(
+    colours: Path, tmp_path: Path
+) -> None:
+    config = MetatrainConfig()
+    config.run.folder, config.data.root = str(tmp_path / "m"), str(tmp_path / "six")
+    for index in range(6):
+        for number in range(4):
+            _photograph(tmp_path / "six" / f"class {index}" / f"{number}.png", index % 3, 10 * index + number)
+    config.model.name, config.data.image_size = "test_resnet", 32  # its last maps have one pixel
+    config.task.ways, config.task.queries, config.meta.steps, config.meta.batch_tasks = 3, 2, 1, 2
+    config.eval.tasks = 2
+    folder = metatrain(config)["folder"]
+    support = tmp_path / "support"
+    for channel, colour in enumerate(("red", "green", "blue")):
+        _photograph(support / colour / "0.png", channel, 300 + channel)
+    found = predict(folder, [colours / "red" / "0.png"], support=support)
+    assert len(found) == 1
+    assert 1 / 3 < found[0].probability <= 1
+
+
+def test_a_support_folder_that_does_not_do_is_named_as_the_support(
+    classifier: str, colours: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "only" / "one").mkdir(parents=True)
+    image = colours / "red" / "0.png"
+    with pytest.raises(InputError, match=r"^support: '.*only' has 1 sub-folders; at least 2 classes"):
+        predict(classifier, [image], support=tmp_path / "only")
+    (tmp_path / "only" / "two").mkdir()
+    with pytest.raises(InputError, match=r"^support: class 'one' in '.*only' has no image"):
+        predict(classifier, [image], support=tmp_path / "only")
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named(classifier: str, tmp_path: Path) -> None:
+    _photograph(tmp_path / os.fsdecode(b"caf\xe9.png"), 0, 1)
+    with pytest.raises(InputError, match=r"^images: the name .* is not UTF-8; rename it"):
+        predict(classifier, [tmp_path])

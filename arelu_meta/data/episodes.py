@@ -202,9 +202,9 @@ def class_counts(classes: int, ways: int) -> tuple[int, int, int]:
         InputError: if there are fewer than twice as many classes as ways.
     """
     if classes < 2 * ways:
+        allowed = f"give at most {classes // 2}" if classes >= 4 else "at least 4 classes are needed"
         raise InputError(
-            f"task.ways: {ways} is too many for {classes} classes, half of which stay unseen for the test; "
-            f"give at most {classes // 2}"
+            f"task.ways: {ways} is too many for {classes} classes, half of which stay unseen for the test; {allowed}"
         )
     if classes < 3 * ways:
         test = max(ways, round(0.4 * classes))

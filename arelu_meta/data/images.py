@@ -196,8 +196,13 @@ def _load(config: DataConfig, seed: int) -> Splits:
         )
     if name not in NAMED_SETS:
         known = ["folder", "digits", "omniglot-small", *NAMED_SETS]
-        raise InputError(f"data.name: {config.name!r} is not known; {nearest_names(name, known)}")
+        folder = f"; a folder goes by --data.root {config.name}" if _is_folder(config.name or "") else ""
+        raise InputError(f"data.name: {config.name!r} is not known; {nearest_names(name, known)}{folder}")
     return load_named(name, config, seed)
+
+
+def _is_folder(name: str) -> bool:
+    return any((place / name).is_dir() for place in (Path(), data_home()))
 
 
 def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
@@ -272,21 +277,22 @@ def training_parts(root: Path) -> dict[str, Path]:
     return parts
 
 
-def _class_folders(folder: Path) -> list[Path]:
+def _class_folders(folder: Path, where: str = "data.root") -> list[Path]:
     """List the sub-folders that are classes: all but hidden ones."""
     try:
         return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     except OSError as error:
-        raise InputError(f"data.root: {str(folder)!r} cannot be read ({error.strerror}); give another") from error
+        raise InputError(f"{where}: {str(folder)!r} cannot be read ({error.strerror}); give another") from error
 
 
-def read_folder(folder: Path, root: Path, skip_broken: bool) -> ImageSet:
+def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.root") -> ImageSet:
     """Read a folder with one sub-folder a class; images may lie deeper.
 
     Args:
         folder: what holds the classes.
         root: what names are relative to.
         skip_broken: leave out files that are not images.
+        where: the flag that named it, for errors.
 
     Returns:
         The images; `skipped` lists the files left out.
@@ -294,22 +300,20 @@ def read_folder(folder: Path, root: Path, skip_broken: bool) -> ImageSet:
     Raises:
         InputError: naming the class or the file.
     """
-    found = {child.name: find_candidates(child) for child in _class_folders(folder)}
+    found = {child.name: find_candidates(child) for child in _class_folders(folder, where)}
     for path in itertools.chain([folder / name for name in found], *found.values()):
-        _check_encodable(path)
+        check_encodable(path, where)
     if len(found) < 2:
-        raise InputError(f"data.root: {str(folder)!r} has {len(found)} sub-folders; at least 2 classes are needed")
+        raise InputError(f"{where}: {str(folder)!r} has {len(found)} sub-folders; at least 2 classes are needed")
     broken = set(find_broken([path for paths in found.values() for path in paths]))
     if broken and not skip_broken:
         first = min(broken)
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise InputError(f"data.root: {str(first)!r}{more} is not a whole image; remove it or give --data.skip_broken")
+        raise InputError(f"{where}: {str(first)!r}{more} is not a whole image; remove it or give --data.skip_broken")
     for name, paths in found.items():
         found[name] = [path for path in paths if path not in broken]
         if not found[name]:
-            raise InputError(
-                f"data.root: class {name!r} in {str(folder)!r} has no image; every class needs at least one"
-            )
+            raise InputError(f"{where}: class {name!r} in {str(folder)!r} has no image; every class needs at least one")
     classes = tuple(found)
     return ImageSet(
         classes=classes,
@@ -333,11 +337,20 @@ def find_candidates(folder: Path) -> list[Path]:
     )
 
 
-def _check_encodable(path: Path) -> None:
+def check_encodable(path: Path, where: str) -> None:
+    """Refuse a name that no file of ours could hold.
+
+    Args:
+        path: of an image or a class.
+        where: the flag that named it, for errors.
+
+    Raises:
+        InputError: if the name is not UTF-8.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"data.root: the name {str(path)!r} is not UTF-8; rename it (convmv does)") from error
+        raise InputError(f"{where}: the name {str(path)!r} is not UTF-8; rename it (convmv does)") from error
 
 
 def _read_below(root: Path, name: str) -> Image.Image:
