@@ -10,8 +10,11 @@ from arelu_meta.errors import MissingExtraError
 INSTALL_LEARN2LEARN = "pip install learn2learn==0.2.0 --config-settings=--build-option=build_ext"
 
 
-def import_learn2learn() -> ModuleType:
+def import_learn2learn(what: str = "meta.engine learn2learn") -> ModuleType:
     """Import learn2learn, which takes seconds, without the notices that its own imports print.
+
+    Args:
+        what: needs it, for the error.
 
     Returns:
         The package.
@@ -25,6 +28,6 @@ def import_learn2learn() -> ModuleType:
             import learn2learn
     except ImportError as error:
         raise MissingExtraError(
-            f"learn2learn: cannot be imported ({error}); meta-learning needs it: {INSTALL_LEARN2LEARN}"
+            f"learn2learn: cannot be imported ({error}); {what} needs it: {INSTALL_LEARN2LEARN}"
         ) from error
     return learn2learn  # type: ignore[no-any-return]

@@ -59,6 +59,15 @@ def test_what_does_not_need_it_works_without(tmp_path: Path, capfd: pytest.Captu
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("without_learn2learn")
+def test_a_run_that_needs_it_whatever_the_engine_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--model.name", "conv4_32", "--meta.normalization", "running", "--run.folder", str(tmp_path / "run")]
+    assert cli.main(["metatrain", *words]) == 2
+    err = capfd.readouterr().err
+    assert "this run (running averages are updated task after task) needs it: pip install" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_importing_it_prints_nothing() -> None:
     pytest.importorskip("learn2learn", reason="learn2learn is not installed (the extra `meta`)")
     code = "from arelu_meta.extras import import_learn2learn as load; print(load().__name__)"

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError
+from arelu_meta.extras import import_learn2learn
 from arelu_meta.meta.algorithms import build_maml, check_labels, query_loss
 from arelu_meta.meta.stacked import StackedOperators, twin
 from arelu_meta.runs.compute import autocast
@@ -343,4 +344,5 @@ def build_engine(
         return VectorizedEngine(model, inner, task_chunk, precision), "vectorized engine"
     if name == "vectorized":
         raise InputError(f"meta.engine: 'vectorized' cannot do this: {reason}; give learn2learn, which can")
+    import_learn2learn(f"this run ({reason})")
     return Learn2learnEngine(model, inner, precision), f"learn2learn engine ({reason})"
