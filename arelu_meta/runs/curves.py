@@ -1,10 +1,14 @@
 """A picture of a run's curves."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from arelu_meta.runs.folder import write_atomically
+
+# Where the home folder is read-only, matplotlib would print to stderr that it keeps its cache elsewhere.
+logging.getLogger("matplotlib").addHandler(logging.NullHandler())
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
