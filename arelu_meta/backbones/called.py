@@ -7,6 +7,7 @@ from arelu_meta.backbones.leading import Led, lead_calls, missed, why_kept
 from arelu_meta.backbones.mentions import mentions_in_hooks
 from arelu_meta.backbones.report import Kept, SwapReport
 from arelu_meta.backbones.tracing import Trace, trace_forward
+from arelu_meta.backbones.walking import named_modules
 
 Traces = tuple[Trace, Trace]
 
@@ -52,7 +53,7 @@ def functions_that_stay(model: nn.Module, traces: Traces | None) -> list[Kept]:
     for path, mention, refusal in missed(model, seen):
         reason = f"called as a function in {mention.where}, which the trace did not reach: {refusal.why}"
         kept.append(Kept(path, refusal.role, mention.name, reason))
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         for mention in mentions_in_hooks(module):
             if mention.where not in seen:
                 kept.append(Kept(path, "hidden", mention.name, f"called as a function in {mention.where}: in a hook"))

@@ -12,6 +12,8 @@ import torch.fx
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # public, but not in its __all__
 
+from arelu_meta.backbones.walking import named_modules
+
 _RESETS = "_arelu_meta_resets"
 _UNCOUNTED = "_arelu_meta_uncounted"
 # What lies between a call and the module that it calls: torch's machinery, and that of what traces with torch.fx.
@@ -138,7 +140,7 @@ def forget_calls(model: nn.Module) -> None:
     Args:
         model: changed in place, with all that is in it.
     """
-    for module in model.modules():
+    for _, module in named_modules(model):
         if module.__dict__.pop(_RESETS, None) is not None:
             # Not where a class has been derived from it since, such as a parametrised module's.
             module.__class__ = type(module).__dict__.get(_UNCOUNTED, type(module))

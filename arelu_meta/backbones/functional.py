@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arelu_meta.backbones.walking import named_modules
+
 VALUE = "value_act"
 """Where a linear attention gets the activation of its values."""
 
@@ -46,7 +48,7 @@ def functional_owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Yields:
         Path and module. Those of a timm whose code reads otherwise are left out.
     """
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         kind = type(module)
         if (kind.__module__, kind.__name__) in _CALLS and not is_rewritten(module) and _rewritten(kind) is not None:
             yield path, module
@@ -92,7 +94,7 @@ def remember_taps(module: nn.Module) -> None:
 
 def unreadable_owners(model: nn.Module) -> Iterator[str]:
     """List the paths of modules whose function calls are known of, but whose code reads otherwise than expected."""
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         kind = type(module)
         if (kind.__module__, kind.__name__) in _CALLS and not is_rewritten(module) and _rewritten(kind) is None:
             yield path

@@ -225,8 +225,7 @@ def gate_schedule(model: nn.Module, share: float | None) -> Callable[[float], fl
 
 def move_hooks(source: nn.Module, target: nn.Module) -> None:
     """Give a module's hooks to the one that takes its place: the very same dictionaries, so that handles still work."""
-    for hooks in HOOKS:
-        setattr(target, hooks, getattr(source, hooks))
+    vars(target).update({hooks: vars(source)[hooks] for hooks in HOOKS})
 
 
 def out_of_place_copy(original: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from arelu_meta.backbones.roles import is_activation
 from arelu_meta.backbones.sources import Method, Position, fingerprint, nested_codes
 from arelu_meta.backbones.subclass import Recipe, is_made, kind_of, made_class, recipe_of, set_class
 from arelu_meta.backbones.tracing import FunctionCall, Trace
+from arelu_meta.backbones.walking import named_modules
 from arelu_meta.backbones.writing import Lead
 from arelu_meta.backbones.written_out import WRITTEN_OUT
 
@@ -205,7 +206,7 @@ def _calls(
 
 def _mentions(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Mention, ...]]]:
     inside: set[nn.Module] = set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if module in inside or is_activation(module):
             inside.update(module.modules())
         elif not is_rewritten(module):

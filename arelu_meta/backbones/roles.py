@@ -12,6 +12,7 @@ from torch import nn
 from arelu_meta.activations import modern, pau, torch_gaps, zoo
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.calls import CallSequence
+from arelu_meta.backbones.walking import named_modules
 
 ROLES = ("hidden", "se_hidden", "gate", "glu", "position", "attention_kernel")
 REPLACED_ROLES = ("hidden", "se_hidden", "glu")
@@ -30,7 +31,7 @@ _NOT_ELEMENTWISE = ("MultiheadAttention", "GLU")
 # Activations that timm builds from others, outside its activation files: they are replaced whole.
 _COMPOSITES = ("StarReLU", "SquaredReLU", "GammaAct")
 # Position biases from coordinates: swin v2's, and the networks with relative positions in an MLP.
-_POSITION_NAME = re.compile(r"(^|_)(cpb|rel_?pos|pos_mlp|pos_proj)")
+_POSITION_NAME = re.compile(r"(^|[._])(cpb|rel_?pos|pos_mlp|pos_proj)")
 _POSITION_OWNERS = ("RelPosMlp", "DynamicPosBias", "PosConv")
 _KERNEL_NAMES = ("kernel_func", "kernel_fn", "feature_map")
 # A gated MLP: its activation is the nonlinearity of the branch that scales the other one.
@@ -83,18 +84,20 @@ def find_slots(model: nn.Module) -> Iterator[Slot]:
     Args:
         model: any module.
     """
+    slots: list[Slot] = []
 
-    def walk(owner: nn.Module, prefix: str, owners: tuple[nn.Module, ...]) -> Iterator[Slot]:
+    def walk(owner: nn.Module, prefix: str, owners: tuple[nn.Module, ...]) -> None:
+        owners = (*owners, owner)
         for name, child in owner._modules.items():
             if child is None or child in owners:
                 continue
             if is_activation(child):
-                role = _role((*owners, owner), prefix + name, name, child)
-                yield Slot(prefix + name, owner, name, child, role)
-            else:
-                yield from walk(child, f"{prefix}{name}.", (*owners, owner))
+                slots.append(Slot(prefix + name, owner, name, child, _role(owners, prefix + name, name, child)))
+            elif child._modules:
+                walk(child, f"{prefix}{name}.", owners)
 
-    yield from walk(model, "", ())
+    walk(model, "", ())
+    return iter(slots)
 
 
 def is_activation(module: nn.Module | None) -> bool:
@@ -121,7 +124,7 @@ def norms_with_activation(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         Path and module of each EvoNorm with its `x * sigmoid(v * x)`, and of each filter response norm with its
         learned threshold: taking that out would leave another norm.
     """
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         kind = type(module)
         if kind.__module__.startswith("timm.") and _NORMS_WITH_ACTIVATION.match(kind.__name__):
             applies = getattr(module, "apply_act", True)
@@ -157,16 +160,16 @@ def _not_elementwise_types() -> tuple[type[nn.Module], ...]:
 
 def _role(owners: tuple[nn.Module, ...], path: str, name: str, module: nn.Module) -> str:
     owner = owners[-1]
-    kinds = [type(one).__name__ for one in owners]
+    kind = type(owner).__name__
     if name in _GATE_NAMES or is_gate_type(module):
         return "gate"
-    if any(_POSITION_NAME.search(part) for part in path.split(".")) or set(kinds) & set(_POSITION_OWNERS):
+    if _POSITION_NAME.search(path) or any(type(one).__name__ in _POSITION_OWNERS for one in owners):
         return "position"
     if name in _KERNEL_NAMES:
         return "attention_kernel"
-    if _GLU_OWNER.search(kinds[-1]) or (type(owner).__module__, kinds[-1]) in _GLU_OWNERS:
+    if _GLU_OWNER.search(kind) or (type(owner).__module__, kind) in _GLU_OWNERS:
         return "glu"
     # A squeeze-excite block is known by its gate beside the activation, in timm and in torchvision, or by its name.
-    has_gate = any(is_activation(getattr(owner, gate, None)) for gate in _GATE_NAMES)
-    named = any(_SE_OWNER.search(kind) for kind in kinds[-2:]) or name in _SE_NAMES.get(kinds[-1], ())
+    has_gate = any(is_activation(owner._modules.get(gate)) for gate in _GATE_NAMES)
+    named = any(_SE_OWNER.search(type(one).__name__) for one in owners[-2:]) or name in _SE_NAMES.get(kind, ())
     return "se_hidden" if has_gate or named else "hidden"

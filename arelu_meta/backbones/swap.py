@@ -40,6 +40,7 @@ from arelu_meta.backbones.roles import (
 )
 from arelu_meta.backbones.timm_support import add_timm_support, drop_timm_support
 from arelu_meta.backbones.tracing import Trace
+from arelu_meta.backbones.walking import named_modules
 from arelu_meta.errors import InputError, nearest_names
 
 __all__ = ["SwapReport", "find_activations", "is_activation", "swap_activations", "unswap"]
@@ -150,7 +151,7 @@ def unswap(model: nn.Module) -> None:
     object.__setattr__(model, _ORIGINALS, {})
     forget_calls(model)
     drop_timm_support(model)
-    for module in list(model.modules()):
+    for _, module in named_modules(model):
         if is_rewritten(module):
             restore(module)
         if is_led(module):
@@ -352,7 +353,7 @@ def _remember(model: nn.Module, places: list[_Place]) -> None:
         for path in place.paths:
             originals.setdefault(path, place.slot.module)
     object.__setattr__(model, _ORIGINALS, originals)
-    for module in model.modules():
+    for _, module in named_modules(model):
         if is_rewritten(module):
             remember_taps(module)
     add_timm_support(model)
@@ -381,11 +382,12 @@ def _check_model(model: nn.Module) -> None:
         raise InputError(f"model: {name} is scripted or frozen and cannot be changed; swap before torch.jit")
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise InputError(f"model: {name} is under torch.compile already; swap before it, or swap model._orig_mod")
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if isinstance(module, torch.jit.ScriptModule):  # what is in it cannot even be seen
             raise InputError(f"model: {path!r} is scripted or frozen and cannot be changed; swap before torch.jit")
-    if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
-        raise InputError(f"model: {name} has lazy layers that have not seen an input; run it once before the swap")
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        if any(is_lazy(tensor) for tensor in tensors if tensor is not None):
+            raise InputError(f"model: {name} has lazy layers that have not seen an input; run it once before the swap")
 
 
 def _check_slot(slot: Slot) -> None:
@@ -396,6 +398,8 @@ def _check_slot(slot: Slot) -> None:
 
 
 def _check_patterns(model: nn.Module, patterns: Sequence[Pattern]) -> None:
+    if not patterns:
+        return
     found = list(find_activations(model))
     found += [(slot.path, slot.module, slot.role) for slot in find_slots(model)]
     for pattern in patterns:

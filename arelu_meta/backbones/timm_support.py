@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.backbones.walking import named_modules
 
 _MATCHER, _LOADER = "group_matcher", "load_state_dict"
 _SCALARS = ("alpha", "beta", "t")
@@ -62,7 +63,7 @@ class Loader:
         """
         scalars = {
             f"{path}.{name}"
-            for path, module in self.model.named_modules()
+            for path, module in named_modules(self.model)
             if isinstance(module, AReLU | GatedAReLU)
             for name in module._parameters
         }

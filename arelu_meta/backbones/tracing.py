@@ -24,6 +24,7 @@ from arelu_meta.backbones.functions import name_of
 from arelu_meta.backbones.mentions import mentions_in_class
 from arelu_meta.backbones.roles import Slot, find_slots, is_activation, is_gate_type
 from arelu_meta.backbones.sources import nested_codes
+from arelu_meta.backbones.walking import named_modules
 from arelu_meta.backbones.written_out import Watch
 
 __all__ = ["Call", "FunctionCall", "Seen", "Trace", "example_input", "functional_activations", "trace_forward"]
@@ -170,7 +171,7 @@ def _both_modes(twin: nn.Module, example: Example) -> tuple[Trace, Trace]:
 def _tells_training_apart(model: nn.Module) -> bool:
     """Say whether the code of a module that holds an activation, or calls a function, reads `self.training`."""
     kinds: set[Any] = {type(slot.owner) for slot in find_slots(model)} | {type(model)}
-    every: set[Any] = {type(module) for module in model.modules()}
+    every: set[Any] = {type(module) for _, module in named_modules(model)}
     kinds |= {kind for kind in every if mentions_in_class(kind)}
     return any(
         "training" in function.__code__.co_names
@@ -191,7 +192,7 @@ def _without_data(model: nn.Module) -> nn.Module:
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     # A hook may belong to a stranger: on the copy it would report calls that never were.
     if type(model).__name__ != "FeatureHookNet":
-        for module in model.modules():
+        for _, module in named_modules(model):
             if module._forward_hooks:
                 memo[id(module._forward_hooks)] = type(module._forward_hooks)()
     return copy.deepcopy(model, memo)
@@ -200,7 +201,7 @@ def _without_data(model: nn.Module) -> nn.Module:
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, activation: Callable[[nn.Module], bool]) -> None:
         super().__init__()
-        self.paths = {module: path for path, module in model.named_modules()}
+        self.paths = {module: path for path, module in named_modules(model)}
         self.activation = activation
         self.stack: list[tuple[nn.Module, str, int]] = [(model, "", 0)]
         self.entries = 0
@@ -320,7 +321,7 @@ def _trace(
 
 @contextmanager
 def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for _, module in named_modules(model)]
     model.train(training)
     try:
         yield
