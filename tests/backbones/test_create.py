@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.create import check_model_name, create_backbone, model_names
 from arelu_meta.backbones.swap import unswap
+from arelu_meta.backbones.weights import embedded_models
 from arelu_meta.errors import InputError
 
 LITE0 = "tf_efficientnet_lite0"
@@ -103,7 +104,7 @@ def test_without_a_network_the_error_is_one_line_that_names_what_there_is(
         create_backbone("resnet18", pretrained=True)
     message = str(caught.value)
     assert message.startswith("model.pretrained: weights of 'resnet18' cannot be had (")
-    assert message.endswith(f"without a network there are: {LITE0}")
+    assert message.endswith(f"without a network there are: {', '.join(embedded_models())}")
     assert "\n" not in message
 
 
