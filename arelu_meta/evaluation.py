@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: a classifier on images, a meta-learner on tasks of unseen classes."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -49,9 +50,9 @@ def evaluate(
     model.to(device)
     own = data is None or (data.root is None and data.name is None)
     if spec.task == "metatrain":
-        found = _evaluate_tasks(model, spec, None if own else data, device, run, tasks)
+        found = _evaluate_tasks(model, spec, None if own else data, device, run, tasks, Path(checkpoint))
     else:
-        found = _evaluate_images(model, spec, None if own else data, device, run)
+        found = _evaluate_images(model, spec, None if own else data, device, run, Path(checkpoint))
     return found | {"model": spec.name, "activation": spec.activation, "seconds": round(time.monotonic() - started, 2)}
 
 
@@ -73,10 +74,12 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _evaluate_images(
-    model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig
+    model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig, checkpoint: Path
 ) -> dict[str, Any]:
     own, seed = _of_its_run(spec)
-    images = load_images(own, seed).test if data is None else relabel(_test_images(data), spec.classes)
+    images = relabel(load_images(own, seed).test if data is None else _test_images(data), spec.classes)
+    if data is None:
+        _check_unchanged(checkpoint, images)
     batches = Batches(images, build_transform(spec.inputs, training=False), (data or own).batch_size)
     with progress("evaluating", len(images), "images") as bar:
         logits, labels = predict_logits(model, _counted(batches.epoch(0), bar), device, run.precision)
@@ -101,11 +104,27 @@ def _evaluate_images(
 def _of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
     """Read the data and the seed of the run that wrote a checkpoint."""
     try:
-        return DataConfig(**spec.config["data"]), spec.config["run"]["seed"]
-    except (KeyError, TypeError) as error:
+        run = EvaluateConfig("its own", RunConfig(seed=spec.config["run"]["seed"]), DataConfig(**spec.config["data"]))
+        validate(run)
+        return run.data, run.run.seed
+    except (KeyError, TypeError, InputError) as error:
         raise InputError(
             f"checkpoint: it does not say what its run was tested on ({error}); it was not written by a run"
         ) from error
+
+
+def _check_unchanged(checkpoint: Path, images: ImageSet) -> None:
+    """Refuse a test set that is not the run's any more: the split falls otherwise, into what was trained on."""
+    file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "split.json"
+    try:
+        then = json.loads(file.read_text(encoding="utf-8"))["test"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a model file that was taken out of its run's folder
+    if then != list(images.names):
+        raise InputError(
+            f"checkpoint: the images of its run have changed since ({len(then)} to test on then, {len(images)} now, or "
+            "other ones); give --data.root FOLDER with images that it was not trained on"
+        )
 
 
 def _counted(batches: Any, bar: Any) -> Any:
@@ -143,13 +162,20 @@ def relabel(images: ImageSet, classes: list[str]) -> ImageSet:
 
 
 def _evaluate_tasks(
-    model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig, tasks: int
+    model: nn.Module,
+    spec: ModelSpec,
+    data: DataConfig | None,
+    device: torch.device,
+    run: RunConfig,
+    tasks: int,
+    checkpoint: Path,
 ) -> dict[str, Any]:
     meta = spec.meta
     own, seed = _of_its_run(spec)
     task = TaskConfig(ways=meta["ways"], shots=meta["shots"], queries=meta["queries"])
     if data is None:
         images = load_class_splits(own, task, seed).test
+        _check_unchanged(checkpoint, images)
     else:
         images = concatenate(load_whole(data))
         check_class_sizes(images, task)

@@ -55,6 +55,42 @@ def test_evaluating_on_another_folder_counts_all_its_images(classifier: dict[str
     assert found["test_accuracy"] > 0.9
 
 
+def test_a_test_set_that_is_not_the_run_s_any_more_is_refused(photos: Photos, tmp_path: Path) -> None:
+    config = FinetuneConfig()
+    config.run.folder, config.data.root = str(tmp_path / "c"), str(photos("changing", 8))
+    config.model.name, config.model.pretrained, config.data.image_size = "mnist_linear", False, 16
+    config.train.epochs = 1
+    run = finetune(config)
+    added = Path(config.data.root) / "red" / "new.png"
+    added.write_bytes((added.parent / "0.png").read_bytes())
+    with pytest.raises(
+        InputError, match=r"^checkpoint: the images of its run have changed since .*--data\.root FOLDER"
+    ):
+        evaluate(run["folder"])
+    (added.parent.parent / "amber").mkdir()
+    added.unlink()
+    for number in range(8):  # a class before the others would shift every label
+        copy = added.parent.parent / "amber" / f"{number}.png"
+        copy.write_bytes((added.parent / "0.png").read_bytes())
+    with pytest.raises(InputError, match=r"class 'amber' is not one of the checkpoint's"):
+        evaluate(run["folder"])
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"), [("run", "seed", "x"), ("data", "root", 5), ("data", "batch_size", -3)]
+)
+def test_a_header_whose_config_is_none_is_bad_input(
+    classifier: dict[str, object], tmp_path: Path, group: str, name: str, value: object
+) -> None:
+    file, spec = read_spec(str(classifier["folder"]))
+    model = spec.build()
+    model.load_state_dict(read_tensors(file))
+    spec.config[group][name] = value
+    save_model(tmp_path / "m.safetensors", model, spec)
+    with pytest.raises(InputError, match=r"^checkpoint: it does not say what its run was tested on"):
+        evaluate(tmp_path / "m.safetensors")
+
+
 def test_a_folder_that_brings_train_alone_is_evaluated_whole(
     classifier: dict[str, object], photos: Photos, tmp_path: Path
 ) -> None:
