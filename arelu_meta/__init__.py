@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from arelu_meta.activations.arelu import AReLU, GatedAReLU, arelu
     from arelu_meta.activations.registry import create_activation, list_activations
     from arelu_meta.backbones.create import create_backbone
+    from arelu_meta.backbones.inits import fold
     from arelu_meta.backbones.swap import SwapReport, swap_activations, unswap
     from arelu_meta.evaluation import evaluate
     from arelu_meta.finetuning import finetune
@@ -26,6 +27,7 @@ __all__ = [
     "create_backbone",
     "evaluate",
     "finetune",
+    "fold",
     "list_activations",
     "metatrain",
     "swap_activations",
@@ -39,6 +41,7 @@ _HOMES = {
     "create_activation": "arelu_meta.activations.registry",
     "list_activations": "arelu_meta.activations.registry",
     "create_backbone": "arelu_meta.backbones.create",
+    "fold": "arelu_meta.backbones.inits",
     "SwapReport": "arelu_meta.backbones.swap",
     "swap_activations": "arelu_meta.backbones.swap",
     "unswap": "arelu_meta.backbones.swap",

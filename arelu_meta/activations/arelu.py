@@ -3,6 +3,8 @@
 Source: Chen, Li and Xu, "AReLU: Attention-based Rectified Linear Unit", 2020, section 3.
 """
 
+import math
+
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -266,6 +268,39 @@ class GatedAReLU(nn.Module):
         if is_scripting():
             return _gated(x, self.base(x), self.alpha, self.beta, self.t)
         return self._eager(x)
+
+    def fold(self) -> AReLU:
+        """Write a trained gated residual over ReLU, or over a leaky one, as a plain AReLU.
+
+        `relu(x) + t * elsa(x)` has the slopes `1 + t * sigmoid(beta)` and `t * alpha`: an AReLU's, where
+        `0 < t * sigmoid(beta) < 1` and `0.01 <= t * alpha <= 0.99`.
+
+        Returns:
+            The same function to rounding; this module is left as it is.
+
+        Raises:
+            ValueError: if no AReLU has these slopes, or the base has more than two.
+        """
+        if type(self.base) is nn.ReLU:
+            slope = 0.0
+        elif type(self.base) is nn.LeakyReLU:
+            slope = float(self.base.negative_slope)
+        else:
+            raise ValueError(
+                f"base: {self.base} has other pieces than AReLU's two; only over ReLU can a gate be folded"
+            )
+        gate, logit = self.t.detach().double(), self.beta.detach().double()
+        attention = (gate * torch.sigmoid(logit)).item()
+        alpha = slope + (gate * self.alpha.detach().double().clamp(ALPHA_MIN, ALPHA_MAX)).item()
+        # Rounded to the scalars' dtype, alpha may not leave its range either: AReLU would clamp it silently.
+        if not (0 < attention < 1 and ALPHA_MIN - 1e-9 <= alpha <= ALPHA_MAX + 1e-9):
+            raise ValueError(
+                f"t: {gate.item():.3g} gives the slopes {1 + attention:.3g} and {alpha:.3g}, and an AReLU's lie "
+                f"between 1 and 2 and from {ALPHA_MIN} to {ALPHA_MAX}"
+            )
+        beta = math.log(attention) - math.log1p(-attention)
+        folded = AReLU(alpha=alpha, beta=beta, device=self.alpha.device, dtype=self.alpha.dtype)
+        return folded.train(self.training)
 
     def _eager(self, x: Tensor) -> Tensor:
         kernel = kernels.kernel_of(self.base)

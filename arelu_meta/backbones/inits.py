@@ -133,35 +133,6 @@ def moments_of(x: Tensor, y: Tensor) -> Moments:
     return Moments(sums(above), sums(~above))
 
 
-def fold_gate(module: GatedAReLU) -> AReLU | None:
-    """Write a trained gated residual over ReLU, or over a leaky one, as a plain AReLU.
-
-    `relu(x) + t * elsa(x)` has the slopes `1 + t * sigmoid(beta)` and `t * alpha`: an AReLU's, where
-    `0 < t * sigmoid(beta) < 1` and `0.01 <= t * alpha <= 0.99`.
-
-    Args:
-        module: left as it is.
-
-    Returns:
-        The same function to rounding; None where no AReLU has these slopes, or the base has more than two.
-    """
-    if type(module.base) is nn.ReLU:
-        slope = 0.0
-    elif type(module.base) is nn.LeakyReLU:
-        slope = float(module.base.negative_slope)
-    else:
-        return None
-    gate, logit = module.t.detach().double(), module.beta.detach().double()
-    attention = (gate * torch.sigmoid(logit)).item()
-    alpha = slope + (gate * module.alpha.detach().double().clamp(ALPHA_MIN, ALPHA_MAX)).item()
-    # Rounded to the scalars' dtype, alpha may not leave its range either: AReLU would clamp it silently.
-    if not (0 < attention < 1 and ALPHA_MIN - 1e-9 <= alpha <= ALPHA_MAX + 1e-9):
-        return None
-    beta = math.log(attention) - math.log1p(-attention)
-    folded = AReLU(alpha=alpha, beta=beta, device=module.alpha.device, dtype=module.alpha.dtype)
-    return folded.train(module.training)
-
-
 def fold(model: nn.Module) -> list[str]:
     """Write every trained gated residual in a model as a plain AReLU, where its values allow it.
 
@@ -176,8 +147,9 @@ def fold(model: nn.Module) -> list[str]:
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, GatedAReLU) or not path:
             continue
-        plain = folded.get(module) or fold_gate(module)
-        if plain is None:
+        try:
+            plain = folded.get(module) or module.fold()
+        except ValueError:
             continue
         folded[module] = plain
         move_hooks(module, plain)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from arelu_meta import config
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.inits import INITS, fold, fold_gate, nearest_start, open_gates, paper_start, preserve_start
+from arelu_meta.backbones.inits import INITS, fold, nearest_start, open_gates, paper_start, preserve_start
 from arelu_meta.backbones.swap import swap_activations, unswap
 
 
@@ -148,7 +148,7 @@ def test_a_trained_gate_over_relu_folds_into_the_arelu_of_the_same_values(
     if isinstance(base, nn.LeakyReLU) and alpha > 0.85:
         t = 0.5
         nn.init.constant_(gated.t, t)
-    folded = fold_gate(gated)
+    folded = gated.fold()
     assert isinstance(folded, AReLU)
     x = torch.randn(1000)
     torch.testing.assert_close(folded(x), gated(x), rtol=1e-5, atol=1e-6)
@@ -165,7 +165,8 @@ def test_a_trained_gate_over_relu_folds_into_the_arelu_of_the_same_values(
     ],
 )
 def test_a_gate_whose_function_no_arelu_has_stays(gated: GatedAReLU) -> None:
-    assert fold_gate(gated) is None
+    with pytest.raises(ValueError, match="AReLU"):
+        gated.fold()
 
 
 def test_fold_takes_what_can_be_folded_and_keeps_the_function() -> None:
