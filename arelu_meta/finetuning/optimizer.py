@@ -137,18 +137,27 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs
     """
     from timm.scheduler import create_scheduler_v2
 
+    warmup = min(config.warmup_epochs, epochs)
+    updates = (epochs - warmup) * updates_per_epoch  # after the warm-up
+    decay = {"step": max(1, epochs // 3), "wsd": _wsd_share(updates)}
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=config.schedule,
+        # Where the warm-up takes the whole run, the others would end it at a rate of 0, or not be made at all.
+        sched=config.schedule if updates else "constant",
         num_epochs=epochs,
-        warmup_epochs=min(config.warmup_epochs, epochs),
+        warmup_epochs=warmup,
         warmup_lr=0.0,
         # timm calls the polynomial's power decay_rate too; 1 is the straight line.
         decay_rate=1.0 if config.schedule == "poly" else 0.1,
-        decay_epochs=max(1, epochs // 3) if config.schedule == "step" else None,
+        decay_epochs=decay.get(config.schedule),
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
     )
     # Update 0 has the schedule's first rate, which warm-up puts at 0: the first step would teach nothing.
     scheduler.step_update(1 if config.warmup_epochs else 0)
     return scheduler
+
+
+def _wsd_share(updates: int) -> float:
+    """Choose the share of a wsd schedule that decays: a fifth, at least one update; timm reads 1 as an epoch."""
+    return min(0.99, max(0.2, 1 / max(1, updates)))

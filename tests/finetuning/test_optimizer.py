@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from arelu_meta import create_backbone, swap_activations
-from arelu_meta.config import OptimConfig
+from arelu_meta.config import OptimConfig, Schedule
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import (
     activation_parameters,
@@ -107,3 +107,13 @@ def test_every_offered_schedule_lowers_the_rate_by_the_end(schedule: str) -> Non
     rates = _rates(OptimConfig(lr=1.0, schedule=schedule), epochs=6, updates=10)  # type: ignore[arg-type]
     assert rates[0] == pytest.approx(1.0, abs=0.01)
     assert rates[-1] < 0.2
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "poly", "step", "tanh", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 1, 9])
+@pytest.mark.parametrize(("epochs", "updates"), [(1, 1), (1, 2), (2, 1), (3, 1), (1, 4)])
+def test_every_offered_schedule_takes_a_run_however_short(
+    schedule: Schedule, warmup: int, epochs: int, updates: int
+) -> None:
+    rates = _rates(OptimConfig(lr=1.0, schedule=schedule, warmup_epochs=warmup), epochs, updates)
+    assert all(0 < rate <= 1 for rate in rates)
