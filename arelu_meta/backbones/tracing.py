@@ -1,6 +1,8 @@
 """See, in one forward pass, how often each activation is called and which ones are called as functions."""
 
 import copy
+import dis
+import functools
 import inspect
 import itertools
 import sys
@@ -174,12 +176,28 @@ def _tells_training_apart(model: nn.Module) -> bool:
     every: set[Any] = {type(module) for _, module in named_modules(model)}
     kinds |= {kind for kind in every if mentions_in_class(kind)}
     return any(
-        "training" in function.__code__.co_names
+        _asks_for_training(function.__code__)
         for base in {base for kind in kinds for base in kind.__mro__}
-        if not base.__module__.startswith("torch.")
-        for function in vars(base).values()
-        if hasattr(function, "__code__")
+        # A norm's own statistics depend on the mode, the activation behind it does not.
+        if not base.__module__.startswith(("torch.", "timm.layers.norm_act"))
+        for name, function in vars(base).items()
+        if hasattr(function, "__code__") and name != "reset_classifier"  # timm's; no forward calls it
     )
+
+
+@functools.cache
+def _asks_for_training(code: CodeType) -> bool:
+    """Say whether a function reads `training` for more than to hand it to a dropout: what it calls may depend on it."""
+    if "training" not in code.co_names:
+        return False
+    drops = any("dropout" in name for name in code.co_names)
+    steps = list(dis.get_instructions(code))
+    for step, after in itertools.pairwise(steps):
+        # The names of a call's keywords: before Python 3.13 an instruction of its own, since then a constant.
+        names = code.co_consts[after.arg or 0] if after.opname == "KW_NAMES" else after.argval
+        if step.argval == "training" and not (drops and isinstance(names, tuple) and names[-1:] == ("training",)):
+            return True
+    return False
 
 
 def _without_data(model: nn.Module) -> nn.Module:

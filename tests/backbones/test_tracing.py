@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.backbones.swap import is_activation
-from arelu_meta.backbones.tracing import example_input, functional_activations
+from arelu_meta.backbones.tracing import example_input, functional_activations, trace_forward
 
 
 class Calls(nn.Module):
@@ -149,3 +149,31 @@ def test_an_example_follows_dtype_and_device() -> None:
 def test_a_model_that_does_not_say_what_it_takes_has_no_example() -> None:
     assert example_input(nn.Linear(3, 3)) is None
     assert example_input(nn.ReLU()) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "apart"),
+    [("resnet18", False), ("efficientnet_b0", False), ("densenet121", False), ("levit_128s", True)],
+)
+def test_training_is_traced_apart_only_where_a_forward_asks_for_more_than_dropout(name: str, apart: bool) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    found = trace_forward(model)
+    assert found is not None
+    assert (found[0] is not found[1]) == apart
+
+
+def test_a_forward_that_branches_on_training_is_traced_in_both_modes() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.dropout(self.act(x), p=0.5, training=self.training)
+            y: Tensor = self.act(x) if self.training else x
+            return y
+
+    found = trace_forward(Branches(), torch.randn(2, 3))
+    assert found is not None
+    assert [len(trace.calls["act"]) for trace in found] == [1, 2]
