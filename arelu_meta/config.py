@@ -270,9 +270,8 @@ class SwapConfig:
 
     Args:
         model: the backbone.
-        data: images on which the drift is measured, which `fit` fits and `batch_norm` averages; default: pieces of
-            two photographs.
-        batch_norm: re-estimate the running statistics of batch normalisation on these images, after the swap.
+        data: images to measure the drift on; default: pieces of two photographs.
+        batch_norm: re-estimate the running statistics of batch normalisation on the images, after the swap.
         all: swap into every model of timm, without its data, and print the share that is fully swapped; minutes.
         image: draw how far each activation's output moves to this file (.png, .pdf, .svg).
     """

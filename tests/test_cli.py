@@ -307,6 +307,13 @@ def test_help_lists_every_flag_of_the_contract(task: str, capsys: pytest.Capture
     assert err == ""
 
 
+def test_help_says_what_each_flag_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["finetune", "-h"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--optim.head_lr HEAD_LR learning rate of the head; default: lr." in out
+    assert "--data.image_size IMAGE_SIZE side in pixels; default: the model's own" in out
+
+
 def test_help_shows_defaults_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
     main(["finetune", "-h"])
     out = " ".join(capsys.readouterr().out.split())

@@ -15,6 +15,7 @@ _PACKAGES = (
     "timm",
     "learn2learn",
     "scikit-learn",
+    "numba",
     "numpy",
     "scipy",
     "safetensors",
