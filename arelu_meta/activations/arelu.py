@@ -212,8 +212,8 @@ class AReLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.alpha = _parameter(alpha, device, dtype)
-        self.beta = _parameter(beta, device, dtype)
+        self.register_parameter("alpha", _parameter(alpha, device, dtype))
+        self.register_parameter("beta", _parameter(beta, device, dtype))
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
@@ -259,9 +259,9 @@ class GatedAReLU(nn.Module):
         if any(getattr(module, "inplace", False) for module in base.modules()):
             raise ValueError(f"base: {base} works in place and would overwrite the input; give one with inplace=False")
         self.base = base
-        self.alpha = _parameter(alpha, device, dtype)
-        self.beta = _parameter(beta, device, dtype)
-        self.t = _parameter(t, device, dtype)
+        self.register_parameter("alpha", _parameter(alpha, device, dtype))
+        self.register_parameter("beta", _parameter(beta, device, dtype))
+        self.register_parameter("t", _parameter(t, device, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `base(x) + t * elsa(x)`, of x's shape and dtype."""

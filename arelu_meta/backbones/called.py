@@ -53,7 +53,8 @@ def functions_that_stay(model: nn.Module, traces: Traces | None) -> list[Kept]:
     for path, mention, refusal in missed(model, seen):
         reason = f"called as a function in {mention.where}, which the trace did not reach: {refusal.why}"
         kept.append(Kept(path, refusal.role, mention.name, reason))
-    for path, module in named_modules(model):
+    hooked = ((p, m) for p, m in named_modules(model) if m._forward_hooks or m._forward_pre_hooks)
+    for path, module in hooked:
         for mention in mentions_in_hooks(module):
             if mention.where not in seen:
                 kept.append(Kept(path, "hidden", mention.name, f"called as a function in {mention.where}: in a hook"))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ HOOKS = (
 """Where torch keeps a module's hooks."""
 
 _OF_ANY_MODULE = frozenset(vars(nn.Module()))
+_CONSTANTS = (bool, int, float, str, NoneType)
 _CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 BETA_LIMIT = 6.0
@@ -206,9 +208,15 @@ def out_of_place_copy(original: nn.Module) -> nn.Module:
     Args:
         original: it is not changed.
     """
-    bare = _without_hooks(original)
-    # Copying deeply takes longer than all else that a swap does, and most activations are a few constants.
-    base = bare if _is_plain(original) else copy.deepcopy(bare)
+    if _is_plain(original):
+        # Copying deeply takes longer than all else that a swap does, and most activations are a few constants.
+        base: nn.Module = object.__new__(type(original))
+        vars(base).update(vars(original))
+        vars(base).update(vars(nn.Module()) | {"training": original.training})
+        if vars(base).get("inplace"):
+            vars(base)["inplace"] = False
+        return base
+    base = copy.deepcopy(_without_hooks(original))
     for module in base.modules():
         # The attention reads the input after the base has run.
         if getattr(module, "inplace", False):
@@ -220,16 +228,15 @@ def _without_hooks(module: nn.Module) -> nn.Module:
     """Copy the module itself, not what is in it: its hooks move to the activation that takes its place."""
     bare, fresh = copy.copy(module), vars(nn.Module())
     vars(bare).update({hooks: fresh[hooks] for hooks in HOOKS})
-    if _is_plain(module):
-        vars(bare).update({content: fresh[content] for content in _CONTENTS})
     return bare
 
 
 def _is_plain(module: nn.Module) -> bool:
     """Say whether a module has no tensors, no parts, and nothing else that a copy could share."""
-    plain = not any(vars(module)[content] for content in _CONTENTS)
-    own = (value for name, value in vars(module).items() if name not in _OF_ANY_MODULE)
-    return plain and all(isinstance(value, bool | int | float | str | None) for value in own)
+    attributes = vars(module)
+    if any(attributes[content] for content in _CONTENTS):
+        return False
+    return all(isinstance(attributes[name], _CONSTANTS) for name in attributes.keys() - _OF_ANY_MODULE)
 
 
 def _start_at(

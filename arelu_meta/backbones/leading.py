@@ -119,7 +119,7 @@ def missed(model: nn.Module, seen: set[str]) -> Iterator[tuple[str, Mention, Ref
         The path of the module that may call it, the call, and why it stays.
     """
     for path, module, mentions in _mentions(model):
-        led = _led_ends(module)
+        led = _led_ends(module) if mentions else set()
         for mention in mentions:
             end = _end_of_call(module, mention)
             if mention.where in seen or end in led:

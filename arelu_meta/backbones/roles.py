@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -100,13 +101,22 @@ def find_slots(model: nn.Module) -> Iterator[Slot]:
     return iter(slots)
 
 
+# A look at some hundred types for each module of a model is a good part of a swap.
+_known_kinds: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+
 def is_activation(module: nn.Module | None) -> bool:
     """Say whether a module is an activation, as a whole.
 
     Args:
         module: any module; None is none.
     """
-    return isinstance(module, _activation_types()) and not isinstance(module, _not_elementwise_types())
+    kind = type(module)
+    known = _known_kinds.get(kind)
+    if known is None:
+        known = issubclass(kind, _activation_types()) and not issubclass(kind, _not_elementwise_types())
+        _known_kinds[kind] = known
+    return known
 
 
 def is_gate_type(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -241,7 +241,7 @@ def _maker(
         key = (id(slot.module), call)
         if tied and key in made:
             return made[key]
-        device, dtype = _where(model, slot.path)
+        device, dtype = _where(model, slot)
         if activation != "arelu":
             after = create_activation(activation, device=device, dtype=dtype)
         elif start == "fit":
@@ -274,6 +274,7 @@ def _fill_by_data(
             place.filled = [Collector(place.slot.module) for _ in range(place.calls)]
         collectors = [place.filled for place in places]
         _put_in(model, places, hooks=False)
+        match_fast_paths(model)
         names = [[_path_of(place, call) for call in range(place.calls)] for place in places]
         before = outputs_of(model, batches[0], _names(collectors, names))
         if start == "fit" and activation == "arelu":
@@ -282,6 +283,7 @@ def _fill_by_data(
             looked = [one if isinstance(one, Collector) else None for one in place.filled]
             place.filled = [make(place.slot, call, collector) for call, collector in enumerate(looked)]
         _put_in(model, places)
+        match_fast_paths(model)
         if batch_norm:
             reestimate_batch_norm(model, batches)
         return drift_between(before, outputs_of(model, batches[0], _names([p.filled for p in places], names)))
@@ -317,7 +319,6 @@ def _put_in(model: nn.Module, places: list[_Place], hooks: bool = True) -> None:
         if hooks:
             move_hooks(place.slot.module, after)
         place.slot.owner._modules[place.slot.name] = after
-    match_fast_paths(model)
 
 
 def _path_of(place: _Place, call: int) -> str:
@@ -335,9 +336,10 @@ def _write_entries(
         for call, after in enumerate(place.filled):
             path = f"{slot.path}.{call}" if place.calls > 1 else slot.path
             moved = drift.get(_path_of(place, call))
-            entry = Swapped(path, slot.role, _describe(slot.module), _describe(after), drift=moved)
+            alpha, beta = None, None
             if isinstance(after, AReLU | GatedAReLU) and not after.alpha.is_meta:
-                entry = replace(entry, alpha=after.alpha.item(), beta=after.beta.item())
+                alpha, beta = after.alpha.item(), after.beta.item()
+            entry = Swapped(path, slot.role, _describe(slot.module), _describe(after), alpha, beta, moved)
             report.swapped.append(entry)
             if id(after) not in counted:
                 counted.add(id(after))
@@ -434,16 +436,17 @@ def _reason_to_keep(slot: Slot, include: Sequence[Pattern] | None, exclude: Sequ
     return None if slot.role in REPLACED_ROLES else WHY_KEPT[slot.role]
 
 
-def _where(model: nn.Module, path: str) -> tuple[torch.device | None, torch.dtype | None]:
+def _where(model: nn.Module, slot: Slot) -> tuple[torch.device | None, torch.dtype | None]:
     """Take device and dtype from the nearest parameter around the activation."""
-    owner = path
+    owner, path = slot.owner, slot.path.rpartition(".")[0]
     while True:
-        owner = owner.rpartition(".")[0]
-        for parameter in model.get_submodule(owner).parameters():
+        for parameter in owner.parameters():
             if parameter.is_floating_point():
                 return parameter.device, parameter.dtype
-        if not owner:
+        if not path:
             return None, None
+        path = path.rpartition(".")[0]
+        owner = model.get_submodule(path)
 
 
 def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -34,8 +34,9 @@ __all__ = ["Call", "FunctionCall", "Seen", "Trace", "example_input", "functional
 _TORCH = str(Path(torch.__file__).parent)
 # Between a function and the code that calls it: what torch does for a mode that looks on.
 _BETWEEN = (__file__, F.__file__, torch.overrides.__file__, torch._jit_internal.__file__)
-# Without data their result is their input's shape, and torch takes longer to find that out than all else together.
-_NORMS = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm)
+# Their result has their input's shape, as an activation's has. Without data that is all there is to know, and torch
+# takes longer to find it out than for all else together.
+_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.hardsigmoid)
 
 
 @dataclass(frozen=True)
@@ -231,12 +232,15 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = None if self.inside else name_of(func)
-        if name is not None:
+        name, kwargs = name_of(func), kwargs or {}
+        if name is not None and not self.inside:
             self.found.functions.append(self._function_call(func, name, args))
-        if func in _NORMS and args and args[0].is_meta:
-            return torch.empty_like(args[0])
-        result = func(*args, **(kwargs or {}))
+        if (name is not None or func in _KEEP_SHAPE) and args and args[0].is_meta:
+            asked = any(one is True for one in (*args[1:], kwargs.get("inplace")))
+            inplace = name is not None and (name.endswith("_") or asked)
+            result = args[0] if inplace else torch.empty_like(args[0])
+        else:
+            result = func(*args, **kwargs)
         written = self.watch.sees(func, args, result)
         if written is not None and not self.inside:
             self.found.functions.append(FunctionCall(self.stack[-1][1], written, _where()))
