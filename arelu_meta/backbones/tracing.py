@@ -27,6 +27,7 @@ from arelu_meta.backbones.mentions import mentions_in_class
 from arelu_meta.backbones.roles import Slot, find_slots, is_activation, is_gate_type
 from arelu_meta.backbones.sources import nested_codes
 from arelu_meta.backbones.walking import named_modules
+from arelu_meta.backbones.without_data import without_data
 from arelu_meta.backbones.written_out import Watch
 
 __all__ = ["Call", "FunctionCall", "Seen", "Trace", "example_input", "functional_activations", "trace_forward"]
@@ -121,9 +122,9 @@ def trace_forward(model: nn.Module, example: Example | None = None) -> tuple[Tra
         return None
     if not given:
         try:
-            twin = _without_data(model)
-            return _both_modes(twin, on_meta(example))
-        except Exception:  # it needs its values, or cannot be copied: a stranger's model may raise anything
+            with without_data(model):
+                return _both_modes(model, on_meta(example))
+        except Exception:  # it needs its values: a stranger's model may raise anything
             pass
     evaluation = _trace(model, example, training=False)
     if evaluation is None:
@@ -131,7 +132,8 @@ def trace_forward(model: nn.Module, example: Example | None = None) -> tuple[Tra
     training = None
     if _tells_training_apart(model):
         try:
-            training = _trace(_without_data(model), two_of(on_meta(example)), training=True)
+            with without_data(model):
+                training = _trace(model, two_of(on_meta(example)), training=True)
             if training is None:  # it may need its values
                 with torch.random.fork_rng(devices=_cuda_devices(model)):
                     training = _trace(copy.deepcopy(model), two_of(example), training=True)
@@ -161,13 +163,13 @@ def _cuda_devices(model: nn.Module) -> list[int]:
     return sorted({parameter.get_device() for parameter in model.parameters() if parameter.is_cuda})
 
 
-def _both_modes(twin: nn.Module, example: Example) -> tuple[Trace, Trace]:
-    evaluation = _trace(twin, example, training=False)
+def _both_modes(model: nn.Module, example: Example) -> tuple[Trace, Trace]:
+    evaluation = _trace(model, example, training=False)
     if evaluation is None:
         raise RuntimeError("the forward pass failed")
     training = None
-    if _tells_training_apart(twin):
-        training = _trace(twin, two_of(example), training=True)
+    if _tells_training_apart(model):
+        training = _trace(model, two_of(example), training=True)
     return evaluation, training or evaluation
 
 
@@ -199,22 +201,6 @@ def _asks_for_training(code: CodeType) -> bool:
         if step.argval == "training" and not (drops and isinstance(names, tuple) and names[-1:] == ("training",)):
             return True
     return False
-
-
-def _without_data(model: nn.Module) -> nn.Module:
-    """Copy a model with tensors that have a shape and no values, and without the hooks that look at outputs."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    # A hook may belong to a stranger: on the copy it would report calls that never were.
-    if type(model).__name__ != "FeatureHookNet":
-        for _, module in named_modules(model):
-            if module._forward_hooks:
-                memo[id(module._forward_hooks)] = type(module._forward_hooks)()
-    return copy.deepcopy(model, memo)
 
 
 class _Recorder(TorchFunctionMode):
