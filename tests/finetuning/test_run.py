@@ -68,7 +68,8 @@ def test_a_start_that_is_fitted_looks_at_the_training_images(digits: Make) -> No
     assert fitted.keys() == nearest.keys()
     # Both are least squares for a ReLU, whose slopes do not depend on the inputs: the same answer, by two ways.
     name = next(name for name in fitted if name.endswith("alpha"))
-    assert fitted[name].item() == pytest.approx(nearest[name].item(), abs=1e-4) == pytest.approx(0.01)
+    assert fitted[name].item() == pytest.approx(nearest[name].item(), abs=1e-4)
+    assert fitted[name].item() == pytest.approx(0.01, abs=1e-4)
     smooth = digits("smooth", model_activation="arelu", model_init="fit", model_name="test_vit", data_image_size=32)
     smooth.train.epochs, smooth.data.per_class = 1, 2
     split = read_tensors(Path(finetune(smooth)["folder"]) / "model.safetensors")
