@@ -28,6 +28,7 @@ class RunConfig:
         resume: never (a folder that holds a run is an error), auto (start or continue), or a checkpoint's path.
         deterministic: bit-identical results for the same command on the same machine, where PyTorch can.
         detect_anomaly: name the operation whose gradient becomes NaN; slow.
+        trackers: finetune: where else metrics go, through accelerate: tensorboard, wandb, mlflow …
     """
 
     folder: str | None = None
@@ -37,6 +38,7 @@ class RunConfig:
     resume: str = "never"
     deterministic: bool = False
     detect_anomaly: bool = False
+    trackers: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -55,6 +57,14 @@ class DataConfig:
         skip_broken: leave out files that are not images, and count them, instead of stopping.
         download: let torchvision download a named set that data.root does not hold.
         rotations: meta-training only: every quarter turn of a training class is a class of its own.
+        folds: finetune: cross-validate over this many stratified folds; each is the test set once.
+        fold: finetune: only this fold, from 1; default: all, one after the other.
+        augmentation: finetune: none, crop (random crops, and mirror images where they mean the same), or crop and one
+            of timm's policies, as rand-m6-n2 or augmix-m3-w3; auto takes none where features are computed once, else
+            crop.
+        workers: finetune: processes that decode images; auto: none on a CPU, up to 8 beside a GPU.
+        cache: finetune: keep decoded images in memory; auto does so where they take less than a gigabyte and a tenth of
+            the memory.
     """
 
     name: str | None = None
@@ -65,6 +75,11 @@ class DataConfig:
     skip_broken: bool = False
     download: bool = True
     rotations: bool = False
+    folds: int | None = None
+    fold: int | None = None
+    augmentation: str = "auto"
+    workers: int | Literal["auto"] = "auto"
+    cache: bool | Literal["auto"] = "auto"
 
 
 @dataclass
@@ -78,6 +93,9 @@ class ModelConfig:
         init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; nearest comes
             as near as an AReLU can to what it replaces; fit does so on the training images.
         reset_head: start a new head where the checkpoint's has another number of classes.
+        head_init: finetune: how a new head starts: zero, random, or probe (logistic regression on the frozen features
+            of the training images); auto takes probe on pretrained features, else random.
+        drop_rate: finetune: dropout before the head; default: the model's own.
     """
 
     name: str = "tf_efficientnet_lite0"
@@ -85,6 +103,8 @@ class ModelConfig:
     activation: str | None = None
     init: Init | None = None
     reset_head: bool = False
+    head_init: Literal["auto", "zero", "random", "probe"] = "auto"
+    drop_rate: float | None = None
 
 
 @dataclass
@@ -93,7 +113,7 @@ class OptimConfig:
 
     Args:
         name: any timm optimiser: sgd, momentum, adamw, adam, lamb …
-        lr: learning rate, > 0.
+        lr: learning rate, > 0; finetune also takes auto, which looks for one (a range test) and says what it chose.
         head_lr: learning rate of the head; default: lr.
         act_lr: learning rate of the activations' scalars (alpha, beta, t); default: lr.
         weight_decay: of weights; biases, normalisation and the scalars are spared.
@@ -101,16 +121,22 @@ class OptimConfig:
         warmup_epochs: epochs of linear warm-up.
         open_gates: share of the training over which the gates of preserve open from 0 to 1, above 0 and at most 1;
             default: they are learned.
+        layer_decay: each layer below the head learns at this share of the rate of the layer above it, in (0, 1].
+        clip_grad: largest norm of all gradients together; default: no limit.
+        accumulate: finetune: batches whose gradients make one step.
     """
 
     name: str = "sgd"
-    lr: float = 0.01
+    lr: float | Literal["auto"] = 0.01
     head_lr: float | None = None
     act_lr: float | None = None
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
     warmup_epochs: int = 0
     open_gates: float | None = None
+    layer_decay: float | None = None
+    clip_grad: float | None = None
+    accumulate: int = 1
 
 
 @dataclass
@@ -119,11 +145,36 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training images.
-        mode: full (every parameter) or head (a linear probe: the rest stays as it is, statistics too).
+        mode: full (every parameter); head (a linear probe: the rest stays as it is, statistics too); activations (the
+            scalars of the activations and the head); last-N (the last N stages and the head); gradual (the head first,
+            then a stage more at a time, all by half of the training); probe (scikit-learn's logistic regression on the
+            frozen features, no gradient steps).
+        repeats: how many seeds, from run.seed on.
+        freeze_bn: leave batch normalisation as it is, scale and shift and statistics.
+        ema: decay of a running average of the weights, which is then what is validated, tested and saved.
+        label_smoothing: share of each label that is spread over all classes, in [0, 1).
+        mixup: alpha of mixup; 0 is off.
+        cutmix: alpha of cutmix; 0 is off. With both, each batch draws one of them.
+        class_weights: balanced weighs images so that all classes count alike.
+        patience: stop after this many epochs without a better validation accuracy; default: never.
+        compile: torch.compile the model.
+        channels_last: keep images and weights in channels-last order.
+        sync_bn: several GPUs: batch normalisation over all of them.
     """
 
     epochs: int = 6
-    mode: Literal["full", "head"] = "full"
+    mode: str = "full"
+    repeats: int = 1
+    freeze_bn: bool = False
+    ema: float | None = None
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    patience: int | None = None
+    compile: bool = False
+    channels_last: bool = False
+    sync_bn: bool = False
 
 
 @dataclass
@@ -343,6 +394,19 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "optim.weight_decay": (0, True),
     "optim.warmup_epochs": (0, True),
     "optim.open_gates": (0, False),
+    "optim.layer_decay": (0, False),
+    "optim.clip_grad": (0, False),
+    "optim.accumulate": (1, True),
+    "data.folds": (2, True),
+    "data.fold": (1, True),
+    "data.workers": (0, True),
+    "model.drop_rate": (0, True),
+    "train.repeats": (1, True),
+    "train.ema": (0, False),
+    "train.label_smoothing": (0, True),
+    "train.mixup": (0, True),
+    "train.cutmix": (0, True),
+    "train.patience": (1, True),
     "train.epochs": (1, True),
     "task.ways": (2, True),
     "task.shots": (1, True),
@@ -356,6 +420,14 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "eval.inner_steps": (1, True),
     "eval.every": (1, True),
     "rounds": (1, True),
+}
+# What a share must not exceed, and whether it may reach it.
+_SHARES: dict[str, bool] = {
+    "optim.open_gates": True,
+    "optim.layer_decay": True,
+    "model.drop_rate": False,
+    "train.ema": False,
+    "train.label_smoothing": False,
 }
 _LARGEST = 2**32 - 1
 LARGEST_IMAGE = 2**14  # pixels a side; beyond it torch counts elements in numbers that overflow
@@ -399,9 +471,10 @@ def validate(config: object) -> None:
         if name in _RANGES and value not in (None, "auto"):
             high = LARGEST_IMAGE if name == "data.image_size" else _LARGEST
             _check_number(name, value, *_RANGES[name], high)
-    share = flatten(config).get("optim.open_gates")
-    if share is not None and share > 1:
-        raise InputError(f"optim.open_gates: {share!r} is not allowed; give a number above 0 and at most 1")
+        if name in _SHARES and value is not None and (value > 1 or (value == 1 and not _SHARES[name])):
+            low = "at least 0" if _RANGES[name][1] else "above 0"
+            most = "at most 1" if _SHARES[name] else "below 1"
+            raise InputError(f"{name}: {value!r} is not allowed; give a number {low} and {most}")
     device = flatten(config).get("run.device")
     if device is not None and device.split(":")[0] not in {"auto", "cpu", "cuda", "mps", "xpu"}:
         raise InputError(f"run.device: {device!r} is not known; give auto, cpu, cuda, cuda:N, mps or xpu")

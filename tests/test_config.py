@@ -165,8 +165,8 @@ def test_the_config_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("optim.lr", "0.1", "a number"),
-        ("optim.lr", True, "a number"),
+        ("optim.lr", "0.1", "a number or 'auto'"),
+        ("optim.lr", True, "a number or 'auto'"),
         ("train.epochs", 2.5, "a whole number"),
         ("data.per_class", True, "a whole number"),
         ("data.root", 5, "a text"),

@@ -1,18 +1,23 @@
 """From decoded images to batches: timm's transforms, and an order that only the seed and the epoch decide."""
 
-from collections.abc import Callable
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arelu_meta.data.images import ImageSet
 from arelu_meta.data.reading import to_channels
+from arelu_meta.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,16 @@ class InputSpec:
     crop_pct: float = 1.0
 
 
-def build_transform(spec: InputSpec, training: bool, mirrored: bool = True) -> Callable[[Image.Image], Tensor]:
+def build_transform(
+    spec: InputSpec, training: bool, mirrored: bool = True, policy: str | None = None
+) -> Callable[[Image.Image], Tensor]:
     """Make timm's transform from a decoded image to a tensor of shape (channels, image_size, image_size), float32.
 
     Args:
         spec: what the model takes.
         training: random crops (and mirror images) instead of the centre.
         mirrored: whether a mirror image means the same.
+        policy: one of timm's automatic augmentations, as rand-m6-n2, beside the crops.
     """
     from timm.data import create_transform
 
@@ -54,6 +62,7 @@ def build_transform(spec: InputSpec, training: bool, mirrored: bool = True) -> C
         ratio=(3 / 4, 4 / 3) if mirrored else (0.9, 1.1),
         hflip=0.5 if mirrored else 0.0,
         color_jitter=None,
+        auto_augment=policy if training else None,
         interpolation=spec.interpolation,
         mean=spec.mean,
         std=spec.std,
@@ -62,49 +71,132 @@ def build_transform(spec: InputSpec, training: bool, mirrored: bool = True) -> C
     return partial(_transform, transform, spec.channels)
 
 
+def check_augmentation(name: str) -> None:
+    """Refuse an unknown data.augmentation.
+
+    Args:
+        name: none, crop, auto, or one of timm's policies.
+
+    Raises:
+        InputError: with what is allowed.
+    """
+    if name in ("auto", "none", "crop"):
+        return
+    spec = InputSpec(8, 3, (0.5,) * 3, (0.5,) * 3)
+    try:
+        build_transform(spec, training=True, policy=name)(Image.new("RGB", (8, 8)))
+    except (AssertionError, ValueError, KeyError, NotImplementedError, IndexError, TypeError) as error:
+        raise InputError(
+            f"data.augmentation: {name!r} is not known; give auto, none, crop or one of timm's policies, as rand-m6-n2"
+        ) from error
+
+
 def _transform(transform: Callable[[Image.Image], Tensor], channels: int, image: Image.Image) -> Tensor:
     return transform(to_channels(image, channels))
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
-    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.images, self.transform = images, transform
+    """Images whose augmentation only the seed, the epoch and the image's position decide, in whatever process."""
+
+    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Tensor], seed: int | None) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
         image, label = self.images[index]
-        return self.transform(image), label
+        if self.seed is None:
+            return self.transform(image), label
+        with _random_apart(np.random.SeedSequence([self.seed, epoch, index]).generate_state(3)):
+            return self.transform(image), label
+
+
+@contextlib.contextmanager
+def _random_apart(seeds: NDArray[Any]) -> Iterator[None]:
+    """Seed Python, NumPy and torch inside the block, and put them back to what they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(int(seeds[0]))
+    np.random.seed(int(seeds[1]))
+    torch.default_generator.manual_seed(int(seeds[2]))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class _Order(Sampler[list[tuple[int, int]]]):
+    """Which images stand in which batch, as (epoch, index); of each batch one process takes every n-th image."""
+
+    def __init__(self, images: int, batch_size: int, seed: int | None, share: tuple[int, int]) -> None:
+        self.images, self.batch_size, self.seed, self.share, self.epoch = images, batch_size, seed, share, 0
+
+    def batches(self) -> list[NDArray[np.int64]]:
+        """List this epoch's batches whole, over all processes."""
+        if self.seed is None:
+            order = np.arange(self.images)
+        else:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.images, generator=generator).numpy()
+        cut = [order[start : start + self.batch_size] for start in range(0, self.images, self.batch_size)]
+        # Batch normalisation has no variance over one image, and every process needs one.
+        smallest = min(self.batch_size, max(2, self.share[1]))
+        if self.seed is not None and len(cut) > 1 and len(cut[-1]) < smallest:
+            cut.pop()
+        return cut
+
+    def __len__(self) -> int:
+        return len(self.batches())
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rank, processes = self.share
+        for batch in self.batches():
+            if len(mine := batch[rank::processes]):
+                yield [(self.epoch, int(index)) for index in mine]
 
 
 class Batches:
     """Batches of images and labels, shuffled anew each epoch where they are for training.
 
+    Order and augmentation depend on the seed, the epoch and the image alone: any number of workers or processes gives
+    the same batches.
+
     Args:
         images: the labelled images.
         transform: from an image to a tensor.
-        batch_size: images a batch; the last may be smaller, but never a single image while training.
-        seed: of the order; None keeps it.
+        batch_size: images a batch, over all processes; the last may be smaller, but never a single image while
+            training.
+        seed: of the order and the augmentation; None keeps the order, for evaluation.
+        workers: processes that decode and transform; they live on from epoch to epoch.
+        share: this process's rank, and how many there are; it gets every n-th image of each batch.
+        pinned: hand out page-locked tensors, which a GPU fetches faster.
     """
 
     def __init__(
-        self, images: ImageSet, transform: Callable[[Image.Image], Tensor], batch_size: int, seed: int | None = None
+        self,
+        images: ImageSet,
+        transform: Callable[[Image.Image], Tensor],
+        batch_size: int,
+        seed: int | None = None,
+        workers: int = 0,
+        share: tuple[int, int] = (0, 1),
+        pinned: bool = False,
     ) -> None:
-        self.images, self.seed = images, seed
-        self.generator = torch.Generator()
-        leftover = len(images) % batch_size
+        self.images, self.batch_size = images, batch_size
+        self.order = _Order(len(images), batch_size, seed, share)
         self.loader: DataLoader[Any] = DataLoader(
-            _Transformed(images, transform),
-            batch_size=batch_size,
-            shuffle=seed is not None,
-            generator=self.generator if seed is not None else None,
-            # Batch normalisation has no variance over one image.
-            drop_last=seed is not None and leftover == 1 and len(images) > 1,
+            _Transformed(images, transform, seed),
+            batch_sampler=self.order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pinned,
         )
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.order)
 
     def epoch(self, number: int) -> DataLoader[Any]:
         """Return the loader for one pass, its order set by the seed and the epoch's number.
@@ -112,9 +204,21 @@ class Batches:
         Args:
             number: of the epoch, from 1.
         """
-        if self.seed is not None:
-            self.generator.manual_seed(self.seed * 1_000_003 + number)
+        self.order.epoch = number
         return self.loader
+
+
+def choose_workers(asked: int | str, device: torch.device, images: int) -> int:
+    """Choose how many processes decode images.
+
+    Args:
+        asked: data.workers.
+        device: what computes; on a CPU the workers would take its cores away from it.
+        images: in the set.
+    """
+    if isinstance(asked, int):
+        return asked
+    return 0 if device.type == "cpu" or images < 64 else min(8, os.cpu_count() or 1)
 
 
 def unlabelled_batches(images: ImageSet, spec: InputSpec, most: int = 256, batch_size: int = 32) -> list[Tensor]:

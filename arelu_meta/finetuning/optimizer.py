@@ -53,33 +53,68 @@ def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(scalars.values())
 
 
+def peak_rate(config: OptimConfig) -> float:
+    """Return optim.lr as a number.
+
+    Args:
+        config: after auto has been replaced by what was chosen.
+
+    Raises:
+        InputError: if it is still auto: only finetune looks for a learning rate.
+    """
+    if config.lr == "auto":
+        raise InputError("optim.lr: 'auto' is not allowed here, only finetune looks for a rate; give a number above 0")
+    return config.lr
+
+
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Divide the trainable parameters into head, activations' scalars and backbone, each with its learning rate.
 
     Args:
         model: parameters that need no gradient are left out.
-        config: the rates and the weight decay, from which 1-D parameters are spared.
+        config: the rates; the decay of the rate by layer; the weight decay, from which 1-D parameters and those that
+            the model names itself (timm's `no_weight_decay`, as position embeddings) are spared.
 
     Returns:
         Groups for a PyTorch optimiser, each with a `group_name`; empty ones are left out.
     """
+    lr = peak_rate(config)
     head = {id(parameter) for parameter in head_parameters(model)}
     scalars = {id(parameter) for parameter in activation_parameters(model)}
-    rates = {"head": config.head_lr or config.lr, "activations": config.act_lr or config.lr, "backbone": config.lr}
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    rates = {"head": config.head_lr or lr, "activations": config.act_lr or lr, "backbone": lr}
+    spared = _spared(model)
+    scales = _layer_scales(model, config.layer_decay)
+    groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {}
+    for full_name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            name = "activations" if id(parameter) in scalars else "head" if id(parameter) in head else "backbone"
-            groups.setdefault((name, parameter.ndim > 1), []).append(parameter)
+            key = id(parameter)
+            name = "activations" if key in scalars else "head" if key in head else "backbone"
+            decays = parameter.ndim > 1 and full_name not in spared
+            groups.setdefault((name, decays, scales.get(key, 1.0)), []).append(parameter)
     return [
         {
             "group_name": name,
             "params": parameters,
-            "lr": rates[name],
+            "lr": rates[name] * scale,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (name, decays), parameters in groups.items()
+        for (name, decays, scale), parameters in groups.items()
     ]
+
+
+def _spared(model: nn.Module) -> set[str]:
+    return set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+
+
+def _layer_scales(model: nn.Module, decay: float | None) -> dict[int, float]:
+    """Say at which share of the rate each parameter learns, by timm's layers; the head learns at all of it."""
+    if decay is None:
+        return {}
+    from timm.optim import param_groups_layer_decay
+
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = param_groups_layer_decay(model, layer_decay=decay) if learning else []
+    return {id(parameter): float(group["lr_scale"]) for group in groups for parameter in group["params"]}
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -97,7 +132,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     check_optimizer_name(config.name)
     try:
         return create_optimizer_v2(  # type: ignore[no-any-return]
-            parameter_groups(model, config), opt=config.name, lr=config.lr, weight_decay=config.weight_decay
+            parameter_groups(model, config),
+            opt=config.name,
+            lr=peak_rate(config),
+            weight_decay=config.weight_decay,
         )
     except (AssertionError, ImportError) as error:  # such as APEX's and bitsandbytes' on a machine without CUDA
         raise InputError(f"optim.name: {config.name!r} cannot be made here ({error}); give another") from error

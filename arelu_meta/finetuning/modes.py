@@ -1,0 +1,186 @@
+"""What of a model is trained: everything, the head, the activations, the last stages, or more with every epoch."""
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from arelu_meta.config import TrainConfig
+from arelu_meta.errors import InputError
+from arelu_meta.finetuning.optimizer import activation_parameters, head_parameters
+
+_LAST = re.compile(r"last-([1-9]\d*)")
+_MODES = ("full", "head", "activations", "gradual", "probe")
+
+
+def check_mode(mode: str) -> None:
+    """Refuse an unknown train.mode.
+
+    Args:
+        mode: train.mode.
+
+    Raises:
+        InputError: with what is allowed.
+    """
+    if mode not in _MODES and not _LAST.fullmatch(mode):
+        raise InputError(f"train.mode: {mode!r} is not known; give {', '.join(_MODES)} or last-N, as last-2")
+
+
+def keeps_features(mode: str) -> bool:
+    """Say whether a mode leaves everything but the head as it is.
+
+    Args:
+        mode: train.mode.
+    """
+    return mode in ("head", "probe")
+
+
+def stages(model: nn.Module) -> list[list[str]]:
+    """Divide a backbone's parameters into stages, from the stem on.
+
+    Args:
+        model: a timm model, whose own groups are taken (those of layer-wise decay, coarse), or another one, whose
+            children are its stages.
+
+    Returns:
+        Parameters' names, stage by stage; the head's are left out, and a last norm belongs to the stage before it.
+    """
+    parameters = dict(model.named_parameters())
+    head = {id(parameter) for parameter in head_parameters(model)}
+    found: list[list[str]] = []
+    for names in _groups(model, parameters):
+        names = [name for name in names if id(parameters[name]) not in head]
+        if found and names and all(parameters[name].ndim < 2 for name in names):
+            found[-1] += names
+        elif names:
+            found.append(names)
+    return found
+
+
+def _groups(model: nn.Module, parameters: Iterable[str]) -> list[list[str]]:
+    if hasattr(model, "group_matcher"):
+        from timm.models import group_parameters
+
+        matcher = model.group_matcher(coarse=True)  # type: ignore[operator]
+        return list(group_parameters(model, matcher).values())
+    children: dict[str, list[str]] = {}
+    for name in parameters:
+        # A sequence's own children are the stages: one sequence holds all of a small network.
+        parts = name.split(".")
+        deep = len(parts) > 2 and isinstance(getattr(model, parts[0]), nn.Sequential)
+        children.setdefault(".".join(parts[: 2 if deep else 1]), []).append(name)
+    return list(children.values())
+
+
+def unfrozen_stages(mode: str, stage_count: int, epoch: int, epochs: int) -> int:
+    """Count the stages, from the last on, that learn in an epoch.
+
+    Args:
+        mode: train.mode.
+        stage_count: stages that the backbone has.
+        epoch: from 1.
+        epochs: of the run.
+
+    Returns:
+        0 for a head alone; under `gradual` one more at a time, all of them when half of the epochs are over.
+
+    Source: Howard and Ruder 2018 (ULMFiT), section 3.3, with the pace set by the run's length.
+    """
+    last = _LAST.fullmatch(mode)
+    if last:
+        return int(last[1])
+    if mode == "gradual":
+        half = max(1, epochs // 2)
+        return min(stage_count, round(stage_count * (epoch - 1) / half))
+    return stage_count if mode == "full" else 0
+
+
+def set_learning(model: nn.Module, config: TrainConfig, epoch: int | None = None) -> None:
+    """Let those parameters learn that a mode trains, and no others.
+
+    Args:
+        model: changed in place.
+        config: mode, epochs, freeze_bn.
+        epoch: from 1; None lets all learn that do so in any epoch.
+
+    Raises:
+        InputError: if there are fewer stages than the mode asks for, or no activation that learns.
+    """
+    divided = stages(model)
+    count = unfrozen_stages(config.mode, len(divided), config.epochs if epoch is None else epoch, config.epochs)
+    if count > len(divided):
+        raise InputError(
+            f"train.mode: {config.mode!r} asks for more stages than the model has; give at most {len(divided)}"
+        )
+    if config.mode == "gradual" and epoch is None:
+        count = len(divided)
+    scalars = activation_parameters(model)
+    if config.mode == "activations" and not scalars:
+        raise InputError(
+            "train.mode: 'activations' needs activations that learn; give --model.activation arelu with it"
+        )
+    parameters = dict(model.named_parameters())
+    model.requires_grad_(False)
+    learning = [parameters[name] for names in divided[len(divided) - count :] for name in names]
+    learning += head_parameters(model) + (scalars if config.mode == "activations" else [])
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    if config.freeze_bn:
+        for norm in _batch_norms(model):
+            for parameter in norm.parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+
+def set_training(model: nn.Module, config: TrainConfig) -> None:
+    """Put a model into training mode, and what is frozen of it into evaluation mode.
+
+    A frozen stage neither drops anything out nor moves its statistics. Under `activations` statistics move, unless
+    `freeze_bn` holds them: they have to follow what the activations give.
+
+    Args:
+        model: as `set_learning` left it; changed in place.
+        config: mode and freeze_bn.
+    """
+    if keeps_features(config.mode):
+        model.eval()
+        return
+    model.train()
+    if config.mode != "activations":
+        _still(model)
+    if config.freeze_bn:
+        for norm in _batch_norms(model):
+            norm.eval()
+
+
+def _still(module: nn.Module) -> None:
+    """Put every module into evaluation mode that has parameters and none that learns, whole stages first."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _still(child)
+
+
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def count_learning(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Count parameters by what they are for.
+
+    Args:
+        model: as `set_learning` left it.
+
+    Returns:
+        For backbone, activations and head: how many there are, and how many of them learn.
+    """
+    head = {id(parameter) for parameter in head_parameters(model)}
+    scalars = {id(parameter) for parameter in activation_parameters(model)}
+    counts = {"backbone": [0, 0], "activations": [0, 0], "head": [0, 0]}
+    for parameter in model.parameters():
+        key = "activations" if id(parameter) in scalars else "head" if id(parameter) in head else "backbone"
+        counts[key][0] += parameter.numel()
+        counts[key][1] += parameter.numel() * parameter.requires_grad
+    return {name: (whole, learning) for name, (whole, learning) in counts.items() if whole}
