@@ -1,0 +1,102 @@
+"""Write what a test set said of a fine-tuned classifier into its run folder."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from arelu_meta.data.images import ImageSet
+from arelu_meta.errors import RunError
+from arelu_meta.finetuning import drawing, judging
+from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
+from arelu_meta.intervals import proportion_interval
+from arelu_meta.runs.folder import write_atomically
+
+
+def write_results(
+    folder: Path,
+    logits: Tensor,
+    labels: Tensor,
+    test: ImageSet,
+    model: nn.Module | None = None,
+    scalars: ScalarRecorder | None = None,
+    gradients: GradientRecorder | None = None,
+) -> dict[str, Any]:
+    """Write tables and pictures of a test, and of what was recorded while training.
+
+    Written are per_class.csv, confusion.csv, confused_pairs.csv, mistakes.csv, confusion.png and mistakes.png; with the
+    recorders, and rows in them, scalars.png and gradients.png.
+
+    Args:
+        folder: of the run; it is there.
+        logits: shape (images, classes), float, on the CPU.
+        labels: shape (images,), int64, on the CPU.
+        test: the images, in the order of the logits.
+        model: whose alphas are counted; it is not run.
+        scalars: what the run recorded of alpha, beta and t.
+        gradients: what the run recorded of the gradients.
+
+    Returns:
+        Flat values for results.json: `test_accuracy`, `test_low` and `test_high` (95 % Wilson interval), `test_n`,
+        `top5`, `ece`, `macro_f1`, `mistakes`, `worst_class`, `worst_recall`; with a model `alphas` and
+        `alphas_clamped`.
+
+    Raises:
+        RunError: if a logit is not finite, or the disk refuses.
+    """
+    if not logits.isfinite().all():
+        first = test.names[int(logits.isfinite().all(1).int().argmin())]
+        raise RunError(f"the prediction for {first!r} is NaN or infinite; the test is worth nothing")
+    counts, wrong = judging.confusion(logits, labels), judging.mistakes(logits, labels)
+    rows = judging.per_class(logits, labels, test.classes)
+    right = len(labels) - len(wrong)
+    _write_tables(folder, counts, wrong, rows, test)
+    title = f"test accuracy {right / len(labels):.1%} of {len(labels)} images"
+    drawing.draw_confusion(folder / "confusion.png", counts, test.classes, title)
+    drawing.draw_mistakes(folder / "mistakes.png", wrong, test)
+    if scalars is not None:
+        drawing.draw_scalars(folder / "scalars.png", scalars.rows)
+    if gradients is not None:
+        drawing.draw_gradients(folder / "gradients.png", gradients.rows)
+    low, high = proportion_interval(right, len(labels))
+    worst = min((row for row in rows if row["support"]), key=lambda row: row["recall"])
+    found: dict[str, Any] = {
+        "test_accuracy": right / len(labels),
+        "test_low": low,
+        "test_high": high,
+        "test_n": len(labels),
+        "top5": judging.top_accuracy(logits, labels),
+        "ece": judging.calibration_error(logits, labels),
+        "macro_f1": judging.macro_f1(logits, labels),
+        "mistakes": len(wrong),
+        "worst_class": worst["class"],
+        "worst_recall": worst["recall"],
+    }
+    if model is not None:
+        found["alphas"], found["alphas_clamped"] = judging.clamped_alphas(model)
+    return found
+
+
+def _write_tables(
+    folder: Path, counts: judging.Counts, wrong: list[judging.Mistake], rows: list[dict[str, Any]], test: ImageSet
+) -> None:
+    names = test.classes
+    _write_csv(folder / "per_class.csv", list(rows[0]), (row.values() for row in rows))
+    matrix = ([name, *counts[label].tolist()] for label, name in enumerate(names))
+    _write_csv(folder / "confusion.csv", ["true \\ predicted", *names], matrix)
+    pairs = judging.confused_pairs(counts)
+    of_class = counts.sum(1).tolist()
+    shares = ([names[true], names[other], count, count / of_class[true]] for true, other, count in pairs)
+    _write_csv(folder / "confused_pairs.csv", ["true", "predicted", "images", "share_of_true"], shares)
+    listed = ([test.names[one.index], names[one.true], names[one.predicted], one.probability] for one in wrong)
+    _write_csv(folder / "mistakes.csv", ["image", "true", "predicted", "probability"], listed)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+
+    write_atomically(path, write)
