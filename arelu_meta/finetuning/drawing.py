@@ -203,6 +203,7 @@ def draw_gradients(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     _lines(axes, {layer: [(row[0], row[2] or math.nan) for row in rows if row[1] == layer] for layer in layers})
     if any(row[2] > 0 for row in rows):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own would be formulas
     axes.set(title="norm of the gradients, layer by layer", xlabel="step")
     _depth_bar(figure, [axes], layers)
     _save(path, figure)
