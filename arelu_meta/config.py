@@ -475,9 +475,21 @@ def validate(config: object) -> None:
             low = "at least 0" if _RANGES[name][1] else "above 0"
             most = "at most 1" if _SHARES[name] else "below 1"
             raise InputError(f"{name}: {value!r} is not allowed; give a number {low} and {most}")
+    _check_together(flatten(config))
     device = flatten(config).get("run.device")
     if device is not None and device.split(":")[0] not in {"auto", "cpu", "cuda", "mps", "xpu"}:
         raise InputError(f"run.device: {device!r} is not known; give auto, cpu, cuda, cuda:N, mps or xpu")
+
+
+def _check_together(flat: dict[str, Any]) -> None:
+    """Check values that mean something only beside each other."""
+    fold, folds = flat.get("data.fold"), flat.get("data.folds")
+    if fold is not None and folds is None:
+        raise InputError(f"data.fold: {fold} is one of how many? give --data.folds with it")
+    if fold is not None and folds is not None and fold > folds:
+        raise InputError(f"data.fold: {fold} is not allowed; give a number from 1 to data.folds, {folds}")
+    if folds is not None and flat.get("train.repeats", 1) > 1:
+        raise InputError(f"train.repeats: {flat['train.repeats']} does not go with data.folds; give one of them")
 
 
 def _check_fields(config: object, prefix: str = "") -> None:

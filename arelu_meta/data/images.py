@@ -68,6 +68,7 @@ class Splits:
         mirrored: whether an image and its mirror image mean the same (not so for characters).
         notes: what a reader of the results should know.
         skipped: files left out because they are not images.
+        own_test: whether the data brought the test set.
     """
 
     train: ImageSet
@@ -76,6 +77,7 @@ class Splits:
     mirrored: bool = True
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    own_test: bool = False
 
     def describe(self) -> dict[str, Any]:
         """List every image of every part, for split.json."""
@@ -167,7 +169,7 @@ def load_images(config: DataConfig, seed: int) -> Splits:
     set is chosen first and depends on nothing but the seed; `per_class` thins out the training images only.
 
     Args:
-        config: name, root, per_class, skip_broken, download.
+        config: name, root, per_class, folds, fold (the first where none is named), skip_broken, download.
         seed: of the split.
 
     Returns:
@@ -177,6 +179,8 @@ def load_images(config: DataConfig, seed: int) -> Splits:
         InputError: if the data is missing or unusable, naming the folder, class or file.
     """
     splits = _load(config, seed)
+    if config.folds is not None:
+        splits = take_fold(splits, config.folds, config.fold or 1, seed)
     return splits if config.per_class is None else replace(splits, train=_thin(splits.train, config.per_class, seed))
 
 
@@ -386,13 +390,54 @@ def fill_splits(train: ImageSet, validation: ImageSet | None, test: ImageSet | N
     Raises:
         InputError: if a class is too small to be cut.
     """
-    whole = len(train)
+    whole, own_test = len(train), test is not None
     if test is None:
         test, train = _cut(train, TEST_SHARE, seed, needed=2 if validation is not None else 3)
     if validation is None:
         # A share of all images, not of what the test set has left.
         validation, train = _cut(train, min(0.5, VALIDATION_SHARE * whole / len(train)), seed + 1, needed=2)
-    return Splits(train, validation, test)
+    return Splits(train, validation, test, own_test=own_test)
+
+
+def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
+    """Cut images anew for cross-validation: one of several stratified folds is the test set, once each.
+
+    Args:
+        splits: a test set that the data brought is left alone; all else is pooled.
+        folds: how many there are.
+        fold: which is tested on, from 1.
+        seed: of the folds, and of the validation images, which are cut from the others.
+
+    Raises:
+        InputError: if a class has fewer images than there are folds.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    pool = _pool([splits.train, splits.validation] + ([] if splits.own_test else [splits.test]))
+    counts = np.bincount(pool.labels, minlength=len(pool.classes))
+    # Validation takes one image of a class, training at least one.
+    if counts.min() < max(folds, 3):
+        name = pool.classes[int(counts.argmin())]
+        raise InputError(
+            f"data.folds: {folds} is more than class {name!r} allows, which has {counts.min()} images; give fewer, and "
+            "at least 3 images a class"
+        )
+    cuts = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(pool.labels, pool.labels)
+    rest, tested = list(cuts)[fold - 1]
+    train, test = pool.subset(rest), pool.subset(tested)
+    validation, train = _cut(train, min(0.5, VALIDATION_SHARE * len(pool) / len(train)), seed + 1, needed=2)
+    notes = ("the data's own test set is left alone: folds are cut from its other images",) if splits.own_test else ()
+    return replace(splits, train=train, validation=validation, test=test, notes=splits.notes + notes)
+
+
+def _pool(parts: Sequence[ImageSet]) -> ImageSet:
+    """Put parts of one set together again, in an order that does not depend on how they were cut."""
+    names = [name for part in parts for name in part.names]
+    if len(set(names)) < len(names) or len({id(part.read) for part in parts}) > 1:
+        return concatenate(parts)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    labels = np.concatenate([part.labels for part in parts])
+    return replace(parts[0], labels=labels[order], names=tuple(names[index] for index in order))
 
 
 def _cut(images: ImageSet, share: float, seed: int, needed: int) -> tuple[ImageSet, ImageSet]:

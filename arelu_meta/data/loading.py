@@ -128,8 +128,15 @@ def _random_apart(seeds: NDArray[Any]) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class _Order(Sampler[list[tuple[int, int]]]):
-    """Which images stand in which batch, as (epoch, index); of each batch one process takes every n-th image."""
+class BatchOrder(Sampler[list[tuple[int, int]]]):
+    """Which images stand in which batch, as (epoch, index).
+
+    Args:
+        images: how many there are.
+        batch_size: images a batch, over all processes.
+        seed: of the order; None keeps it.
+        share: this process's rank, and how many there are; of each batch it takes every n-th image.
+    """
 
     def __init__(self, images: int, batch_size: int, seed: int | None, share: tuple[int, int]) -> None:
         self.images, self.batch_size, self.seed, self.share, self.epoch = images, batch_size, seed, share, 0
@@ -185,8 +192,8 @@ class Batches:
         share: tuple[int, int] = (0, 1),
         pinned: bool = False,
     ) -> None:
-        self.images, self.batch_size = images, batch_size
-        self.order = _Order(len(images), batch_size, seed, share)
+        self.images, self.transform = images, transform
+        self.order = BatchOrder(len(images), batch_size, seed, share)
         self.loader: DataLoader[Any] = DataLoader(
             _Transformed(images, transform, seed),
             batch_sampler=self.order,

@@ -1,18 +1,26 @@
 """One epoch of training, and one pass of evaluation."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arelu_meta.config import TrainConfig
 from arelu_meta.errors import RunError
-from arelu_meta.finetuning.optimizer import head_parameters, restore_optimizer
+from arelu_meta.finetuning.modes import set_training
+from arelu_meta.finetuning.optimizer import restore_optimizer
 from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.progress import ProgressBar
+from arelu_meta.runs.ranks import Ranks
+
+_STEPS_UNCHECKED = 20  # on an accelerator, which would have to wait for every loss that is looked at
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Mixes images of shape (batch, channels, height, width) and labels (batch,) into images and soft labels."""
 
 
 @dataclass
@@ -26,10 +34,18 @@ class Trainer:
         device: where batches go.
         precision: float32, bf16 or fp16.
         peak_rate: optim.lr, for messages.
-        head_only: leave everything but the head as it is, batch statistics and dropout too.
+        config: what is trained, label smoothing.
+        ranks: the processes of the run; default: this one.
+        forward: what batches go through; default: the model (compiled, or wrapped for several processes).
         gates: moves the activations' gates to a share of the run's updates, from 0 to 1; None leaves them to learn.
         all_updates: optimiser steps of the whole run.
         updates: optimiser steps so far.
+        accumulate: batches a step.
+        clip_grad: largest norm of all gradients together.
+        mix: mixup or cutmix.
+        class_weights: what an image of each class counts, shape (classes,), on the device; 1 on average.
+        average: timm's running average of the weights.
+        before_step: told the model when its gradients are whole.
     """
 
     model: nn.Module
@@ -38,13 +54,26 @@ class Trainer:
     device: torch.device
     precision: str
     peak_rate: float
-    head_only: bool = False
+    config: TrainConfig = field(default_factory=TrainConfig)
+    ranks: Ranks | None = None
+    forward: nn.Module | None = None
     gates: Callable[[float], object] | None = None
     all_updates: int = 1
     updates: int = 0
+    accumulate: int = 1
+    clip_grad: float | None = None
+    mix: Mix | None = None
+    class_weights: Tensor | None = None
+    average: Any = None
+    before_step: Callable[[nn.Module], object] | None = None
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is validated, tested and saved: the running average, where there is one."""
+        return self.model if self.average is None else self.average.module
 
     def learning_rate(self) -> float:
         """Return the backbone's current rate (the head's where nothing else learns)."""
@@ -54,30 +83,40 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Take all that a checkpoint needs to go on from here."""
-        return {
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "updates": self.updates,
         }
+        return state if self.average is None else state | {"average": self.average.module.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` took."""
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
         self.updates = state["updates"]
         restore_optimizer(self.optimizer, self.schedule, state["optimizer"], self.updates)
         self.scaler.load_state_dict(state["scaler"])
 
 
-def freeze_all_but_head(model: nn.Module) -> None:
-    """Let only the head's parameters learn.
+@dataclass
+class _Sums:
+    """Loss, right answers and images of an epoch, kept on the device until they are looked at."""
 
-    Args:
-        model: changed in place.
-    """
-    model.requires_grad_(False)
-    for parameter in head_parameters(model):
-        parameter.requires_grad_(True)
+    loss: float = 0.0
+    right: int = 0
+    seen: int = 0
+    waiting: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
+
+    def settle(self, check: Callable[[float], object]) -> None:
+        for loss, right, count in self.waiting:
+            check(value := loss.item() / count)
+            self.loss += value * count
+            self.right += int(right)
+            self.seen += count
+        self.waiting.clear()
 
 
 def train_epoch(
@@ -88,7 +127,7 @@ def train_epoch(
     Args:
         trainer: changed in place.
         batches: images of shape (batch, channels, height, width), float32, and labels of shape (batch,), int64.
-        bar: advanced by the images.
+        bar: advanced by the images; told how long batches were waited for.
         checkpoint: the last good one, named if the loss stops being finite.
 
     Returns:
@@ -97,29 +136,99 @@ def train_epoch(
     Raises:
         RunError: if the loss becomes NaN or infinite.
     """
-    trainer.model.train(not trainer.head_only)
-    loss_sum, right, seen = 0.0, 0, 0
-    for images, labels in batches:
-        images, labels = images.to(trainer.device), labels.to(trainer.device)
+    set_training(trainer.model, trainer.config)
+    sums = _Sums()
+    unchecked = 1 if trainer.device.type == "cpu" else _STEPS_UNCHECKED
+    for step in _grouped(bar.waiting(batches), trainer.accumulate):
+        _accumulate_gradients(trainer, step, sums, checkpoint)
+        if len(sums.waiting) >= unchecked:
+            sums.settle(lambda loss: check_finite(loss, "training", trainer, checkpoint))
+        _update(trainer)
+        count = sum(len(labels) for _, labels in step) * (trainer.ranks.processes if trainer.ranks else 1)
+        bar.advance(count, loss=sums.loss / max(1, sums.seen), accuracy=sums.right / max(1, sums.seen))
+    sums.settle(lambda loss: check_finite(loss, "training", trainer, checkpoint))
+    return _over_ranks(trainer, sums)
+
+
+def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], sums: _Sums, checkpoint: str) -> None:
+    """Add up the gradients of the mean loss over all images of a step, in whatever processes they are."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    forward = trainer.forward or trainer.model
+    images_here = sum(len(labels) for _, labels in step)
+    scale: float | Tensor = 1 / images_here
+    if trainer.ranks is not None and trainer.ranks.processes > 1:
+        everywhere = trainer.ranks.total(torch.tensor(float(images_here), device=trainer.device))
+        scale = trainer.ranks.processes / everywhere  # gradients are averaged over the processes
+    for number, (images, labels) in enumerate(step, 1):
+        images = images.to(trainer.device, non_blocking=True)
+        labels = labels.to(trainer.device, non_blocking=True)
+        if trainer.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        targets = labels
+        if trainer.mix is not None:
+            images, targets = trainer.mix(images, labels)
         with autocast(trainer.precision, trainer.device):
-            logits = trainer.model(images)
-            loss = F.cross_entropy(logits, labels)
-        value = loss.item()
-        check_finite(value, "training", trainer, checkpoint)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        with naming_anomaly(lambda what: diverged(what, trainer, checkpoint)):
-            trainer.scaler.scale(loss).backward()
-        trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
-        trainer.updates += 1
-        if trainer.gates is not None:
-            trainer.gates(trainer.updates / trainer.all_updates)
-        trainer.schedule.step_update(trainer.updates)
-        loss_sum += value * len(labels)
-        right += int((logits.argmax(1) == labels).sum())
-        seen += len(labels)
-        bar.advance(len(labels), loss=loss_sum / seen, accuracy=right / seen)
-    return loss_sum / seen, right / seen
+            logits = forward(images)
+            loss = loss_sum(logits, targets, trainer.config.label_smoothing, trainer.class_weights)
+        sums.waiting.append((loss.detach(), (logits.detach().argmax(1) == labels).sum(), len(labels)))
+        if trainer.device.type == "cpu":
+            check_finite(loss.item(), "training", trainer, checkpoint)
+        with naming_anomaly(lambda what: diverged(what, trainer, checkpoint)), _unsynced(trainer, number < len(step)):
+            trainer.scaler.scale(loss * scale).backward()
+
+
+def _unsynced(trainer: Trainer, skip: bool) -> Any:
+    ranks = trainer.ranks or Ranks(trainer.device)
+    return ranks.without_sync(trainer.forward or trainer.model, skip)
+
+
+def loss_sum(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, summed over the images.
+
+    Args:
+        logits: shape (images, classes).
+        targets: labels of shape (images,), int64, or shares of shape (images, classes).
+        smoothing: share of each label that is spread over all classes.
+        class_weights: what an image of each class counts, shape (classes,).
+    """
+    return F.cross_entropy(logits.float(), targets, weight=class_weights, label_smoothing=smoothing, reduction="sum")
+
+
+def _update(trainer: Trainer) -> None:
+    if trainer.clip_grad is not None or trainer.before_step is not None:
+        trainer.scaler.unscale_(trainer.optimizer)
+    if trainer.before_step is not None:
+        trainer.before_step(trainer.model)
+    if trainer.clip_grad is not None:
+        learning = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(learning, trainer.clip_grad)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    trainer.updates += 1
+    if trainer.gates is not None:
+        trainer.gates(trainer.updates / trainer.all_updates)
+    trainer.schedule.step_update(trainer.updates)
+    if trainer.average is not None:
+        trainer.average.update(trainer.model, step=trainer.updates)
+
+
+def _over_ranks(trainer: Trainer, sums: _Sums) -> tuple[float, float]:
+    if trainer.ranks is None:
+        return sums.loss / sums.seen, sums.right / sums.seen
+    found = torch.tensor([sums.loss, sums.right, sums.seen], dtype=torch.float64)
+    loss, right, seen = trainer.ranks.total(found.to(trainer.device)).tolist()
+    return loss / seen, right / seen
 
 
 def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str) -> None:
@@ -161,7 +270,7 @@ def predict_logits(
 
     Args:
         model: left in eval mode.
-        batches: images and labels.
+        batches: images and labels, or what stands for images in the model.
         device: where to compute.
         precision: float32, bf16 or fp16.
 

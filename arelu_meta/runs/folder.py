@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.environment import environment
+from arelu_meta.runs.ranks import Ranks
 
 _MARKS = ("config.yaml", "metrics.csv", "results.json", "model.safetensors", "checkpoints")
 _KEPT_CHECKPOINTS = 2
@@ -88,12 +89,14 @@ class RunFolder:
         resumed: the state to continue from, or None.
         resumed_from: the file that it came from.
         finished: whether the run in it had ended already.
+        silent: whether another process writes it.
     """
 
     path: Path
     resumed: dict[str, Any] | None = None
     resumed_from: Path | None = None
     finished: bool = False
+    silent: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -116,6 +119,9 @@ class RunFolder:
         Raises:
             RunError: if the folder cannot be written.
         """
+        if self.silent:
+            self.rows = list(self.resumed["metrics"]) if self.resumed is not None else []
+            return
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -137,6 +143,8 @@ class RunFolder:
         path = self.path / "metrics.csv"
         new = not self.rows
         self.rows.append(dict(row))
+        if self.silent:
+            return
         with path.open("w" if new else "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
             if new:
@@ -163,6 +171,8 @@ class RunFolder:
             The checkpoint's path.
         """
         path = self.checkpoints / f"{name}.pt"
+        if self.silent:
+            return path
         content = {**state, "metrics": self.rows}
         write_atomically(path, lambda temporary: torch.save(content, temporary))
         for old in sorted(self.checkpoints.glob("*.pt"))[:-_KEPT_CHECKPOINTS]:
@@ -171,15 +181,17 @@ class RunFolder:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json: the run has ended."""
-        write_json(self.path / "results.json", dict(results))
+        if not self.silent:
+            write_json(self.path / "results.json", dict(results))
 
 
-def open_run(config: RunConfig, task: str) -> RunFolder:
+def open_run(config: RunConfig, task: str, ranks: Ranks | None = None) -> RunFolder:
     """Choose the run's folder and look whether it may be used; nothing is written yet.
 
     Args:
         config: folder and resume.
         task: names the folder where none is given.
+        ranks: the run's processes, of which the first writes; default: this one.
 
     Returns:
         The folder, with the state to resume from if there is one.
@@ -189,8 +201,10 @@ def open_run(config: RunConfig, task: str) -> RunFolder:
             made or written, or the checkpoint is missing.
     """
     path = Path(os.path.expanduser(config.folder)) if config.folder else default_folder(task)  # noqa: PTH111
+    if ranks is not None:
+        path = ranks.gather(path)[0]  # the first one's clock names it
     _check_place(path)
-    folder = RunFolder(path)
+    folder = RunFolder(path, silent=ranks is not None and not ranks.main)
     held = [mark for mark in _MARKS if (path / mark).exists()]
     if config.resume == "never":
         if held:

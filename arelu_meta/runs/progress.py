@@ -2,16 +2,17 @@
 
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 10.0
+T = TypeVar("T")
 
 
 class _Console(Console):
@@ -39,6 +40,7 @@ class ProgressBar:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.metrics = 0, ""
         self.started = self.last_line = time.monotonic()
+        self.waited = 0.0
         self._bar: Progress | None = None
 
     def __enter__(self) -> "ProgressBar":
@@ -64,6 +66,27 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """Hand batches on, and measure how long each was waited for; the share of that time is shown.
+
+        Args:
+            batches: an iterable, as a data loader.
+        """
+        batches = iter(batches)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - asked
+            yield batch
+
+    def _rate(self, now: float) -> str:
+        elapsed = max(now - self.started, 1e-9)
+        waited = f", {self.waited / elapsed:.0%} waiting for data" if self.waited else ""
+        return f"{self.done / elapsed:.1f} {self.unit}/s{waited}"
+
     def advance(self, count: int, **metrics: float) -> None:
         """Count `count` units as done.
 
@@ -74,12 +97,13 @@ class ProgressBar:
         self.done += count
         self.metrics = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         now = time.monotonic()
-        rate = f"{self.done / max(now - self.started, 1e-9):.1f} {self.unit}/s"
+        rate = self._rate(now)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=rate, metrics=self.metrics)
         elif now - self.last_line >= _SECONDS_BETWEEN_LINES:
             self.last_line = now
-            counted = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate}"
+            left = (self.total - self.done) * (now - self.started) / max(self.done, 1)
+            counted = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate}, {left:.0f} s left"
             print(f"{counted}, {self.metrics}" if metrics else counted, flush=True)
 
     def line(self, text: str) -> None:

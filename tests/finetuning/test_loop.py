@@ -7,7 +7,6 @@ from arelu_meta.config import OptimConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning.loop import (
     Trainer,
-    freeze_all_but_head,
     loss_and_accuracy,
     predict_logits,
     train_epoch,
@@ -69,12 +68,6 @@ def test_predicting_does_not_change_batch_statistics_and_does_not_depend_on_the_
     single, _ = predict_logits(model, [(images[i : i + 1], labels[i : i + 1]) for i in range(6)], CPU)
     torch.testing.assert_close(whole, single)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_freezing_leaves_only_the_head_to_learn() -> None:
-    model = create_backbone("mnist_conv", num_classes=3, activation="arelu")
-    freeze_all_but_head(model)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
 
 
 def test_fp16_steps_are_scaled_and_unscaled() -> None:

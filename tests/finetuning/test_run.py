@@ -42,7 +42,8 @@ def test_a_run_leaves_all_the_files_of_the_contract(digits: Make) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {
         *["config.yaml", "environment.json", "split.json", "metrics.csv", "model.safetensors", "checkpoints"],
-        *["curves.png", "results.json"],
+        *["curves.png", "results.json", "gradients.csv", "gradients.png", "per_class.csv", "confusion.csv"],
+        *["confusion.png", "confused_pairs.csv", "mistakes.csv", "mistakes.png"],
     }
     assert json.loads((folder / "results.json").read_text()) == results
     assert {"task", "seed", "test_accuracy", "test_low", "test_high", "test_n", "seconds"} <= results.keys()

@@ -36,7 +36,7 @@ def test_piped_progress_without_a_metric_ends_with_the_rate(
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
     with progress("reading", 4, "images") as bar:
         bar.advance(2)
-    assert capsys.readouterr().out.endswith(" images/s\n")
+    assert capsys.readouterr().out.endswith(" s left\n")
 
 
 def test_a_table_whose_reader_stops_leaves_the_status_to_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

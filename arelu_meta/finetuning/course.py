@@ -1,0 +1,348 @@
+"""The course of one fine-tuning run: its epochs, its best model, its checkpoints, its test."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from arelu_meta.backbones.inits import gate_schedule
+from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
+from arelu_meta.config import FinetuneConfig
+from arelu_meta.data.images import Splits
+from arelu_meta.data.loading import Batches, build_transform, choose_workers
+from arelu_meta.errors import InputError
+from arelu_meta.finetuning.features import FeatureBatches, cached_batches, fit_once
+from arelu_meta.finetuning.loop import Mix, Trainer, check_finite, loss_and_accuracy, predict_logits, train_epoch
+from arelu_meta.finetuning.modes import keeps_features, set_learning
+from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, peak_rate
+from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
+from arelu_meta.finetuning.results import write_results
+from arelu_meta.runs.compute import random_state, restore_random_state
+from arelu_meta.runs.curves import draw_curves
+from arelu_meta.runs.folder import RunFolder, restoring, resumable
+from arelu_meta.runs.progress import ProgressBar, progress
+from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.results import report_results
+from arelu_meta.runs.trackers import open_trackers
+
+
+class Course:
+    """The parts of one run, and its course.
+
+    Args:
+        config: of the run.
+        folder: not yet started, or with a state to go on from.
+        splits: the images.
+        spec: rebuilds the model.
+        model: on the device; what learns of it in any epoch is set to.
+        ranks: the processes.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        folder: RunFolder,
+        splits: Splits,
+        spec: ModelSpec,
+        model: nn.Module,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.folder, self.splits, self.spec, self.ranks = config, folder, splits, spec, ranks
+        self.device = ranks.device
+        self._make_batches()
+        self.trainer = self._make_trainer(model)
+        self.scalars, self.gradients = ScalarRecorder(folder.path), GradientRecorder(folder.path)
+        self.trainer.before_step = self._record_gradients
+        self.epoch, self.best, self.best_epoch, self.seconds = 0, (-1.0, 0.0), 0, 0.0
+        self.checkpoint = "none"
+
+    def _make_batches(self) -> None:
+        config, splits = self.config, self.splits
+        policy = config.data.augmentation
+        plain = policy == "none" or (policy == "auto" and keeps_features(config.train.mode))
+        evaluation = build_transform(self.spec.inputs, training=False)
+        training = build_transform(
+            self.spec.inputs,
+            training=not plain,
+            mirrored=splits.mirrored,
+            policy=None if policy in ("auto", "none", "crop") else policy,
+        )
+        size, share, pinned = config.data.batch_size, self.ranks.share, self.device.type == "cuda"
+        workers = choose_workers(config.data.workers, self.device, len(splits.train))
+        self.train: Batches | FeatureBatches = Batches(
+            splits.train, training, size, config.run.seed, workers, share, pinned
+        )
+        few = min(workers, 2)
+        self.validation: Batches | FeatureBatches = Batches(
+            splits.validation, evaluation, size, None, few, share, pinned
+        )
+        self.test = Batches(splits.test, evaluation, size)
+        self.plain = plain
+
+    def _make_trainer(self, model: nn.Module) -> Trainer:
+        config = self.config
+        optimizer = build_optimizer(model, config.optim)
+        steps = -(-len(self.train) // config.optim.accumulate)
+        epochs = config.train.epochs
+        trainer = Trainer(
+            model,
+            optimizer,
+            build_schedule(optimizer, config.optim, epochs, steps),
+            self.device,
+            config.run.precision,
+            peak_rate(config.optim),
+            config.train,
+            self.ranks,
+            gates=gate_schedule(model, config.optim.open_gates),
+            all_updates=epochs * steps,
+            accumulate=config.optim.accumulate,
+            clip_grad=config.optim.clip_grad,
+            mix=_mix(config, len(self.splits.train.classes)),
+            class_weights=self._class_weights(),
+        )
+        if config.train.ema is not None:
+            from timm.utils import ModelEmaV3
+
+            trainer.average = ModelEmaV3(model, decay=config.train.ema, use_warmup=True)
+        return trainer
+
+    def _class_weights(self) -> Tensor | None:
+        if self.config.train.class_weights == "none":
+            return None
+        from sklearn.utils.class_weight import compute_class_weight
+
+        labels = self.splits.train.labels
+        weights = compute_class_weight("balanced", classes=np.arange(len(self.splits.train.classes)), y=labels)
+        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+
+    def go(self, notes: list[str]) -> dict[str, Any]:
+        """Train, test, and write it all down.
+
+        Args:
+            notes: lines to print first.
+
+        Returns:
+            What results.json holds.
+        """
+        if self.folder.resumed is not None:
+            self._restore(self.folder.resumed)
+        self.folder.start(self.config, self.splits.describe())
+        if self.folder.resumed is not None and self.ranks.main:
+            self.scalars.restore(self.folder.resumed.get("scalars"))
+            self.gradients.restore(self.folder.resumed.get("gradients"))
+        with (
+            resumable(lambda: self.checkpoint),
+            open_trackers(self.config.run.trackers, self.folder.path, self.config, self.epoch) as self.trackers,
+        ):
+            print("\n".join([self._headline(), *notes, *self._prepare_features()]), flush=True)
+            if self.epoch == 0:
+                self._judge_the_start()
+                self._save_checkpoint()
+            elif not self.folder.model_file.exists():
+                self._count_from_here()
+            self._train()
+            results = self._finish()
+        report_results(results)
+        return results
+
+    def _headline(self) -> str:
+        parts = f"{len(self.splits.train)} training, {len(self.splits.validation)} validation and "
+        parts += f"{len(self.splits.test)} test images of {len(self.splits.train.classes)} classes"
+        notes = "".join(f"; {note}" for note in self.splits.notes)
+        if self.splits.skipped:
+            notes += f"; {len(self.splits.skipped)} files skipped that are not images"
+        name = f"{self.spec.name} ({self.spec.activation or 'its own activation'}"
+        name += f", {self.spec.init})" if self.spec.init else ")"
+        where = f"{self.spec.inputs.image_size} px on {self.device}"
+        where += f", {self.ranks.processes} processes" if self.ranks.processes > 1 else ""
+        return f"{name}, {where}\n{parts}{notes}"
+
+    def _prepare_features(self) -> list[str]:
+        """Compute frozen features once where only the head learns; say so, or why not."""
+        if not keeps_features(self.config.train.mode):
+            if self.config.train.compile:
+                self.trainer.forward = torch.compile(self.trainer.model)  # type: ignore[assignment]
+            self.trainer.forward = self.ranks.wrap(self.trainer.forward or self.trainer.model)
+            return []
+        if not self.plain:
+            return [f"features are not cached: data.augmentation {self.config.data.augmentation} changes every image"]
+        found = cached_batches(self.trainer, self.train, self.validation, self.config)
+        if found is None:
+            return ["features are not cached: the head is not a linear layer on one vector an image"]
+        self.train, self.validation, head = found
+        self.trainer.forward = self.ranks.wrap(head)
+        return ["frozen features are computed once; the head trains on them"]
+
+    def _judge_the_start(self) -> None:
+        """Count the model as it starts among those that validation chooses from: a fitted head is hard to beat."""
+        if self.config.train.mode == "probe":
+            fit_once(self.trainer, self.train, self.validation, self.config)
+        loss, accuracy = self._validate(0)
+        self.best = (accuracy, -loss)
+        self._save_model()
+
+    def _train(self) -> None:
+        epochs = 0 if self.config.train.mode == "probe" else self.config.train.epochs
+        if self.config.train.mode == "probe" and self.epoch == 0:
+            self._one_row(1, 0.0, None, None, self.best[1] * -1, self.best[0])
+            self.epoch = self.best_epoch = 1
+        with progress("fine-tuning", (epochs - self.epoch) * len(self.splits.train), "images") as bar:
+            while self.epoch < epochs and not self._stopped_early():
+                self._one_epoch(bar)
+
+    def _stopped_early(self) -> bool:
+        patience = self.config.train.patience
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+    def _one_epoch(self, bar: ProgressBar) -> None:
+        started = time.monotonic()
+        number = self.epoch + 1
+        self._unfreeze(number)
+        rate = self.trainer.learning_rate()
+        train_loss, train_accuracy = train_epoch(self.trainer, self.train.epoch(number), bar, self.checkpoint)
+        loss, accuracy = self._validate(number)
+        self.epoch = number
+        self.seconds += time.monotonic() - started
+        self._one_row(number, rate, train_loss, train_accuracy, loss, accuracy)
+        if (accuracy, -loss) > self.best:
+            self.best, self.best_epoch = (accuracy, -loss), number
+            self._save_model()
+        self._save_checkpoint()
+        bar.line(
+            f"epoch {number}/{self.config.train.epochs}  train loss {train_loss:.3f}, accuracy {train_accuracy:.1%}"
+            f"  validation loss {loss:.3f}, accuracy {accuracy:.1%}  {self.seconds:.0f} s"
+        )
+
+    def _unfreeze(self, number: int) -> None:
+        """Let more stages learn under `gradual`; what averages gradients over processes is told anew."""
+        if self.config.train.mode == "gradual":
+            set_learning(self.trainer.model, self.config.train, number)
+            self.trainer.forward = self.ranks.wrap(self.trainer.model)
+
+    def _one_row(
+        self,
+        number: int,
+        rate: float,
+        train_loss: float | None,
+        train_accuracy: float | None,
+        loss: float,
+        accuracy: float,
+    ) -> None:
+        row = {
+            "epoch": number,
+            "learning_rate": rate,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "seconds": round(self.seconds, 2),
+        }
+        self.folder.append_metrics(row)
+        self.trackers.log(row, number)
+        if self.ranks.main:
+            self.scalars.record(self.trainer.judged, number)
+
+    def _record_gradients(self, model: nn.Module) -> None:
+        if self.ranks.main:
+            self.gradients.record(model, self.trainer.updates + 1)
+
+    def _validate(self, number: int) -> tuple[float, float]:
+        model = self.trainer.judged
+        if isinstance(self.validation, FeatureBatches):
+            model = model.get_classifier()  # type: ignore[operator]
+        found = predict_logits(model, self.validation.epoch(number), self.device, self.config.run.precision)
+        parts = self.ranks.gather(found)
+        logits, labels = (torch.cat([part[index] for part in parts]) for index in (0, 1))
+        loss, accuracy = loss_and_accuracy(logits, labels)
+        check_finite(loss, "validation", self.trainer, self.checkpoint)
+        return loss, accuracy
+
+    def _save_model(self) -> None:
+        if self.ranks.main:
+            save_model(self.folder.model_file, self.trainer.judged, self.spec)
+
+    def _save_checkpoint(self) -> None:
+        state = self.trainer.state() | {
+            "optimizer_name": self.config.optim.name,
+            "epoch": self.epoch,
+            "best": list(self.best),
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+            "random": random_state(),
+            "scalars": self.scalars.state(),
+            "gradients": self.gradients.state(),
+        }
+        self.checkpoint = str(self.folder.save_checkpoint(f"epoch-{self.epoch:04d}", state))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        where = f"run.resume: {str(self.folder.resumed_from)!r}"
+        if "epoch" not in state:
+            raise InputError(f"{where} is not one of a fine-tuning run; give one of arelu-meta finetune")
+        with restoring(where, state, self.config.optim.name):
+            load_tensors(self.trainer.model, state["model"], where)
+            self.trainer.restore(state)
+            self.epoch, self.seconds = state["epoch"], state["seconds"]
+            self.best, self.best_epoch = (state["best"][0], state["best"][1]), state["best_epoch"]
+            restore_random_state(state["random"])
+        self.checkpoint = str(self.folder.resumed_from)
+
+    def _count_from_here(self) -> None:
+        """Start over with the best epoch: the weights of the best so far lie in the folder that was left."""
+        row = self.folder.rows[-1]
+        self.best, self.best_epoch = (row["validation_accuracy"], -row["validation_loss"]), self.epoch
+        self._save_model()
+
+    def _finish(self) -> dict[str, Any]:
+        self.ranks.wait()
+        model = self.trainer.model
+        load_tensors(model, read_tensors(self.folder.model_file), str(self.folder.model_file))
+        results: dict[str, Any] = {"task": "finetune", "seed": self.config.run.seed}
+        if self.ranks.main:
+            logits, labels = predict_logits(model, self.test.epoch(0), self.device, self.config.run.precision)
+            results |= write_results(
+                self.folder.path, logits, labels, self.splits.test, model, self.scalars, self.gradients
+            )
+            results["test_loss"] = loss_and_accuracy(logits, labels)[0]
+            self._draw(results["test_accuracy"])
+        results |= {
+            "validation_accuracy": self.best[0],
+            "best_epoch": self.best_epoch,
+            "epochs": self.epoch,
+            "learning_rate": self.trainer.peak_rate,
+            "model": self.spec.name,
+            "activation": self.spec.activation,
+            "init": self.spec.init,
+            "mode": self.config.train.mode,
+            "classes": len(self.splits.train.classes),
+            "skipped": len(self.splits.skipped),
+            "seconds": round(self.seconds, 2),
+            "folder": str(self.folder.path),
+        }
+        results = self.ranks.gather(results)[0]
+        self.folder.finish(results)
+        return results
+
+    def _draw(self, accuracy: float) -> None:
+        draw_curves(
+            self.folder.path / "curves.png",
+            self.folder.rows,
+            "epoch",
+            {"accuracy": ["train_accuracy", "validation_accuracy"], "loss": ["train_loss", "validation_loss"]},
+            f"{self.spec.name}, {self.spec.activation or 'own activation'}: test accuracy {accuracy:.1%}",
+        )
+
+
+def _mix(config: FinetuneConfig, classes: int) -> Mix | None:
+    """Make torchvision's mixup, cutmix, or a choice of them for each batch."""
+    from torchvision.transforms import v2
+
+    mixes: list[Any] = []
+    if config.train.mixup:
+        mixes.append(v2.MixUp(alpha=config.train.mixup, num_classes=classes))
+    if config.train.cutmix:
+        mixes.append(v2.CutMix(alpha=config.train.cutmix, num_classes=classes))
+    if not mixes:
+        return None
+    return mixes[0] if len(mixes) == 1 else v2.RandomChoice(mixes)  # type: ignore[no-any-return]

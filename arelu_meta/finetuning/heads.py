@@ -1,0 +1,194 @@
+"""The head apart from its backbone: frozen features computed once, and logistic regression on them."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from arelu_meta.data.images import ImageSet
+from arelu_meta.data.loading import Batches, InputSpec, build_transform
+from arelu_meta.runs.compute import autocast
+from arelu_meta.runs.progress import progress
+
+_MOST_IMAGES = 5000
+_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a head gets, and what it should say.
+
+    Args:
+        values: shape (images, features), float32, on the CPU.
+        labels: shape (images,), int64.
+    """
+
+    values: Tensor
+    labels: Tensor
+
+
+def linear_head(model: nn.Module) -> nn.Linear | None:
+    """Return a model's head where it is a single linear layer.
+
+    Args:
+        model: with timm's `get_classifier`.
+    """
+    head = model.get_classifier()  # type: ignore[operator]
+    return head if isinstance(head, nn.Linear) else None
+
+
+@torch.no_grad()
+def head_inputs(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    precision: str = "float32",
+    total: int = 0,
+) -> Features | None:
+    """Run a backbone over images, and keep what its head gets.
+
+    Args:
+        model: left in evaluation mode.
+        batches: images and labels.
+        device: where the model is.
+        precision: float32, bf16 or fp16.
+        total: images in all, for the progress bar.
+
+    Returns:
+        The features; None where the head is no linear layer on one vector an image, or is not the last to act.
+    """
+    head = linear_head(model)
+    if head is None:
+        return None
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.eval()
+    values, labels = [], []
+    try:
+        with progress("computing features", total, "images") as bar:
+            for images, targets in batches:
+                seen.clear()
+                with autocast(precision, device):
+                    logits = model(images.to(device))
+                    if len(seen) != 1 or seen[0].ndim != 2 or not torch.equal(head(seen[0]), logits):
+                        return None
+                values.append(seen[0].float().cpu())
+                labels.append(targets)
+                bar.advance(len(targets))
+    finally:
+        hook.remove()
+    return Features(torch.cat(values), torch.cat(labels))
+
+
+def fit_probe(
+    train: Features, validation: Features, classes: int, balanced: bool = False
+) -> tuple[Tensor, Tensor, float]:
+    """Fit logistic regression on standardised features; its strength is the one that validates best.
+
+    Args:
+        train: features to fit on, every class among them.
+        validation: features to choose the strength by.
+        classes: how many there are.
+        balanced: let all classes count alike.
+
+    Returns:
+        Weight of shape (classes, features) and bias of shape (classes,), float32, for the features as they are; and
+        the inverse strength C of the regularisation. Softmax over the head's outputs gives its probabilities.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train.values.double().numpy())
+    inputs, unseen = (scaler.transform(part.values.double().numpy()) for part in (train, validation))
+    best: tuple[float, float, object] | None = None
+    for strength in _STRENGTHS:
+        fitted = LogisticRegression(C=strength, max_iter=500, class_weight="balanced" if balanced else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # near enough: it is a start, or chosen by validation
+            fitted.fit(inputs, train.labels.numpy())
+        accuracy = float(fitted.score(unseen, validation.labels.numpy()))
+        if best is None or accuracy > best[0]:
+            best = (accuracy, strength, fitted)
+    assert best is not None
+    weight, bias = _rows(best[2], classes)
+    weight = weight / scaler.scale_
+    bias = bias - weight @ scaler.mean_
+    return torch.from_numpy(weight).float(), torch.from_numpy(bias).float(), best[1]
+
+
+def _rows(fitted: object, classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One row a class: of two classes scikit-learn keeps only the difference."""
+    weight, bias = fitted.coef_, fitted.intercept_  # type: ignore[attr-defined]
+    if classes == 2:
+        return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return weight, bias
+
+
+def start_with_probe(
+    model: nn.Module,
+    spec: InputSpec,
+    train: ImageSet,
+    validation: ImageSet,
+    device: torch.device,
+    precision: str = "float32",
+    balanced: bool = False,
+) -> float | None:
+    """Start a head as logistic regression on the frozen features, and the fine-tuning from there.
+
+    Args:
+        model: its head is changed in place.
+        spec: what it takes.
+        train: images to fit on; of many, 5,000 are taken.
+        validation: images to choose the strength by.
+        device: where the model is.
+        precision: float32, bf16 or fp16.
+        balanced: let all classes count alike.
+
+    Returns:
+        The inverse strength C that was chosen; None where the head is not a linear layer, and nothing was changed.
+
+    Source: Kumar et al. 2022, who show that a head at random distorts pretrained features (LP-FT).
+    """
+    head = linear_head(model)
+    if head is None:
+        return None
+    parts = []
+    for images in (train, validation):
+        some = images.subset(_spread(images))
+        batches = Batches(some, build_transform(spec, training=False), 64)
+        parts.append(head_inputs(model, batches.epoch(0), device, precision, len(some)))
+    if parts[0] is None or parts[1] is None:
+        return None
+    weight, bias, strength = fit_probe(parts[0], parts[1], len(train.classes), balanced)
+    write_head(head, weight, bias)
+    return strength
+
+
+def write_head(head: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Write a fitted head.
+
+    Args:
+        head: changed in place.
+        weight: shape (classes, features).
+        bias: shape (classes,); left out where the head has none.
+    """
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if head.bias is not None:
+            head.bias.copy_(bias)
+
+
+def _spread(images: ImageSet) -> NDArray[np.int64]:
+    """Choose at most 5,000 images, of every class its share and at least one."""
+    if len(images) <= _MOST_IMAGES:
+        return np.arange(len(images))
+    order = np.argsort(images.labels, kind="stable")
+    kept = order[np.linspace(0, len(order) - 1, _MOST_IMAGES).round().astype(int)]
+    firsts = np.unique(images.labels, return_index=True)[1]
+    chosen: NDArray[np.int64] = np.unique(np.concatenate([kept, firsts]))
+    return chosen

@@ -1,0 +1,112 @@
+"""One config, several runs: a run a seed, or a run a fold of cross-validation, and what they say together."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from arelu_meta.config import FinetuneConfig
+from arelu_meta.intervals import mean_interval
+from arelu_meta.runs.folder import open_run
+from arelu_meta.runs.progress import print_table
+from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.results import finished_results
+
+
+def member_configs(config: FinetuneConfig) -> dict[str, FinetuneConfig]:
+    """List the runs that a config asks for.
+
+    Args:
+        config: train.repeats, or data.folds without a data.fold.
+
+    Returns:
+        A name (`seed-0`, `fold-1`) and a config each, without the folder; none where the config is of one run.
+    """
+    if config.data.folds is not None and config.data.fold is None:
+        return {
+            f"fold-{number}": replace(config, data=replace(config.data, fold=number))
+            for number in range(1, config.data.folds + 1)
+        }
+    if config.train.repeats > 1:
+        return {
+            f"seed-{seed}": replace(config, run=replace(config.run, seed=seed), train=replace(config.train, repeats=1))
+            for seed in range(config.run.seed, config.run.seed + config.train.repeats)
+        }
+    return {}
+
+
+def run_members(
+    config: FinetuneConfig,
+    members: dict[str, FinetuneConfig],
+    run: Callable[[FinetuneConfig], dict[str, Any]],
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Do the runs one after the other, each in a folder of its own, and sum them up.
+
+    Args:
+        config: of them all; run.resume auto goes on where it stopped.
+        members: what `member_configs` gave.
+        run: does one.
+        ranks: the processes that do each together.
+
+    Returns:
+        What results.json of the whole holds: the mean test accuracy and its interval, Student's over the runs (folds
+        share training images, so that theirs is rough).
+    """
+    folder = open_run(config.run, "finetune", ranks)
+    if folder.finished:
+        return finished_results(folder, "finetune")
+    resume = "auto" if config.run.resume == "auto" else "never"
+    found: list[dict[str, Any]] = []
+    for number, (name, member) in enumerate(members.items(), 1):
+        print(f"\n[{number}/{len(members)}] {name}")
+        place = replace(member.run, folder=str(folder.path / name), resume=resume)
+        found.append(run(replace(member, run=place)))
+    results = summed_up(config, folder.path, list(members), found)
+    _print(list(members), found, results)
+    folder.finish(results)
+    return results
+
+
+def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum several runs up.
+
+    Args:
+        config: of them all.
+        folder: of them all.
+        names: one a run.
+        found: each run's results.
+
+    Returns:
+        Flat values for results.json.
+    """
+    accuracies = [results["test_accuracy"] for results in found]
+    mean, low, high = mean_interval(accuracies)
+    return {
+        "task": "finetune",
+        "seed": config.run.seed,
+        "test_accuracy": mean,
+        "test_low": max(0.0, low),
+        "test_high": min(1.0, high),
+        "test_n": sum(results["test_n"] for results in found),
+        "runs": len(found),
+        **{f"test_accuracy_{name}": accuracy for name, accuracy in zip(names, accuracies, strict=True)},
+        "model": found[0]["model"],
+        "activation": found[0]["activation"],
+        "init": found[0]["init"],
+        "seconds": round(sum(results["seconds"] for results in found), 2),
+        "folder": str(folder),
+    }
+
+
+def _print(names: list[str], found: list[dict[str, Any]], results: dict[str, Any]) -> None:
+    rows = [
+        [name, f"{one['test_accuracy']:.1%}", f"{one['validation_accuracy']:.1%}", str(one["best_epoch"])]
+        for name, one in zip(names, found, strict=True)
+    ]
+    print_table("", ["run", "test accuracy", "validation", "best epoch"], rows)
+    print(
+        f"mean test accuracy {results['test_accuracy']:.1%} (95 % interval over {len(found)} runs "
+        f"{results['test_low']:.1%} to {results['test_high']:.1%})\nwritten to {results['folder']}",
+        flush=True,
+    )

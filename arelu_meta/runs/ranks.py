@@ -1,0 +1,114 @@
+"""One run over several processes, as `torchrun` and `accelerate launch` start them."""
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arelu_meta.config import RunConfig
+from arelu_meta.runs.compute import prepare
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run.
+
+    Args:
+        device: where this process computes.
+        rank: of this process, from 0.
+        processes: how many there are.
+        accelerator: accelerate's, where there are several.
+    """
+
+    device: torch.device
+    rank: int = 0
+    processes: int = 1
+    accelerator: Any = field(default=None, repr=False)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """This process's rank, and how many there are."""
+        return self.rank, self.processes
+
+    def wrap(self, model: nn.Module, some_unused: bool = False) -> nn.Module:
+        """Let gradients be averaged over all processes; a single process's model is itself.
+
+        Args:
+            model: on the device.
+            some_unused: parameters may get no gradient.
+        """
+        if self.accelerator is None:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=some_unused)
+
+    def without_sync(self, wrapped: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
+        """Leave out the averaging of gradients inside the block, where another backward pass follows.
+
+        Args:
+            wrapped: what `wrap` returned.
+            skip: whether to.
+        """
+        if self.accelerator is None or not skip:
+            return contextlib.nullcontext()
+        return wrapped.no_sync()  # type: ignore[operator, no-any-return]
+
+    def total(self, value: Tensor) -> Tensor:
+        """Add a tensor up over all processes.
+
+        Args:
+            value: of any shape, on the device.
+        """
+        return value if self.accelerator is None else self.accelerator.reduce(value, "sum")
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect one value of each process, in the ranks' order; every process gets them.
+
+        Args:
+            value: anything that pickle takes.
+        """
+        if self.accelerator is None:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])  # type: ignore[no-any-return]
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+
+def join(config: RunConfig) -> Ranks:
+    """Seed this process, choose its device, and meet the run's other processes, if there are any.
+
+    Args:
+        config: seed, device, deterministic, detect_anomaly.
+
+    Returns:
+        The processes. All but the first print nothing from here on.
+
+    Raises:
+        InputError: if the device is not there.
+    """
+    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    if processes == 1:
+        return Ranks(prepare(config))
+    from accelerate import Accelerator
+
+    prepare(config)
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no", device_placement=False)
+    if accelerator.process_index:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (to the process's end)
+    return Ranks(accelerator.device, accelerator.process_index, processes, accelerator)
