@@ -13,7 +13,10 @@ from arelu_meta.errors import InputError, nearest_names
 
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
 Init = Literal["paper", "preserve", "nearest", "fit"]
-Normalization = Literal["transductive", "running", "frozen"]
+Normalization = Literal["transductive", "support", "running", "frozen", "group", "none"]
+Algorithm = Literal[
+    "maml", "fomaml", "anil", "metasgd", "mamlpp", "reptile", "protonet", "centroid", "logistic", "finetune"
+]
 
 
 @dataclass
@@ -197,22 +200,31 @@ class MetaConfig:
     """The meta-learner.
 
     Args:
-        algorithm: maml, or fomaml (first-order MAML).
+        algorithm: maml, fomaml (first-order MAML), anil (only the head adapts), metasgd (a learned rate for every
+            weight), mamlpp (learned rates for every layer and step, and a loss after every step), reptile, protonet
+            (prototypical networks); or, with no meta-training at all, on the frozen features of the backbone:
+            centroid, logistic, or finetune (the support set fine-tunes it).
         engine: learn2learn (task after task) or vectorized (all tasks at once, several times faster, needs no
             learn2learn); auto takes the vectorized one where both are equal.
         order: 2 differentiates through the inner steps, 1 does not (first-order MAML).
         inner_lr: learning rate of the inner loop, > 0.
+        inner_act_lr: learning rate of the activations' scalars in the inner loop, > 0; default: inner_lr.
+        adapt: what the inner loop adapts: all, head, or activations (their scalars alone).
         inner_steps: gradient steps on the support set while training.
         batch_tasks: tasks a meta-step.
         task_chunk: tasks that the vectorized engine computes at once; auto: as many as fit half of the free memory.
-        normalization: transductive (statistics of the batch at hand, queries too), running, or frozen.
+        normalization: transductive (statistics of the batch at hand, queries too), support (of the support set alone),
+            running (averages learned in training), frozen (those that the model came with), group (group
+            normalisation), or none.
         steps: meta-steps.
     """
 
-    algorithm: Literal["maml", "fomaml"] = "maml"
+    algorithm: Algorithm = "maml"
     engine: Literal["auto", "learn2learn", "vectorized"] = "auto"
     order: Literal[1, 2] = 2
     inner_lr: float = 0.4
+    inner_act_lr: float | None = None
+    adapt: Literal["all", "head", "activations"] = "all"
     inner_steps: int = 1
     batch_tasks: int = 16
     task_chunk: int | Literal["auto"] = "auto"
@@ -228,11 +240,18 @@ class EvalConfig:
         tasks: tasks from unseen classes at the end.
         inner_steps: gradient steps on a test task's support set; default: meta.inner_steps.
         every: meta-steps between two validations.
+        validation_tasks: tasks of each validation.
+        patience: stop after this many validations without a better accuracy; default: never.
+        against: what else is judged on the same tasks, pair by pair: a run folder, or centroid, logistic or finetune
+            on the backbone that the run started from.
     """
 
     tasks: int = 600
     inner_steps: int | None = None
     every: int = 50
+    validation_tasks: int = 100
+    patience: int | None = None
+    against: str | None = None
 
 
 @dataclass
@@ -313,6 +332,30 @@ class PredictConfig:
     support: str | None = None
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class ExportConfig:
+    """Export a fine-tuned model to ONNX, TorchScript or torch.export, or push it to the Hugging Face Hub.
+
+    Args:
+        checkpoint: a run folder or a model.safetensors.
+        output: the file to write (.onnx, .pt, .pt2); default: model.onnx, model.pt or model.pt2 beside the weights.
+        format: onnx, torchscript or pt2 (torch.export); default: by the ending of output, else onnx.
+        fold: write gated residuals as plain AReLUs in the file, where an AReLU is the same function.
+        overwrite: replace files that are there.
+        hub: USER/NAME on the Hugging Face Hub to push the model to; a file is written too where output or format is
+            given.
+        private: whether a new repository on the Hub is private.
+    """
+
+    checkpoint: str
+    output: str | None = None
+    format: Literal["onnx", "torchscript", "pt2"] | None = None
+    fold: bool = False
+    overwrite: bool = False
+    hub: str | None = None
+    private: bool = False
 
 
 @dataclass
@@ -412,6 +455,7 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "task.shots": (1, True),
     "task.queries": (1, True),
     "meta.inner_lr": (0, False),
+    "meta.inner_act_lr": (0, False),
     "meta.inner_steps": (1, True),
     "meta.batch_tasks": (1, True),
     "meta.task_chunk": (1, True),
@@ -419,6 +463,8 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "eval.tasks": (2, True),
     "eval.inner_steps": (1, True),
     "eval.every": (1, True),
+    "eval.validation_tasks": (1, True),
+    "eval.patience": (1, True),
     "rounds": (1, True),
 }
 # What a share must not exceed, and whether it may reach it.
