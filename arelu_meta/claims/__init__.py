@@ -1,0 +1,1 @@
+"""The paper's claims and the starts at small learning rates, measured with their statistics."""

@@ -1,0 +1,35 @@
+"""Run or print the study of starts: `python tasks/study_init.py --config configs/study_init/screening.yaml`.
+
+Start it as often as there are cores to spare: the processes share the runs, and none is run twice. `--table true`
+prints what is there.
+"""
+
+import sys
+
+from jsonargparse import ArgumentParser
+
+from arelu_meta.claims.study import StudyConfig, study_task
+from arelu_meta.errors import InputError
+
+
+def main() -> int:
+    """Parse, and run or print the study.
+
+    Returns:
+        The exit status: 0 done, 2 bad input.
+    """
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file with the stage")
+    parser.add_class_arguments(StudyConfig)
+    arguments = parser.parse_args()
+    arguments.pop("config", None)
+    try:
+        study_task(StudyConfig(**vars(arguments)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
