@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -180,83 +179,6 @@ def open_gates(model: nn.Module, progress: float, share: float = 0.5) -> float:
         if isinstance(module, GatedAReLU):
             module.t.requires_grad_(False).fill_(value)
     return value
-
-
-def open_last_gates(model: nn.Module, example: Tensor, t: float = 1.0) -> list[GatedAReLU]:
-    """Open the gates on which nothing but the head depends: a new head has learned nothing that it could lose.
-
-    A gate qualifies if every parameter on every path from its output to the logits is the head's (or an activation's
-    scalar). Where a pretrained layer follows each of them, as in transformers that end in a norm, none does.
-
-    Args:
-        model: with timm's `get_classifier`; its gates are at 0, as `preserve` leaves them.
-        example: a small batch of its input.
-        t: the gates' new value; 1 is AReLU exactly where the base is ReLU.
-
-    Returns:
-        The gates that were opened.
-    """
-    gates = _gates_before_head(model, example)
-    with torch.no_grad():
-        for gate in gates:
-            gate.t.fill_(t)
-    return gates
-
-
-def _gates_before_head(model: nn.Module, example: Tensor) -> list[GatedAReLU]:
-    nodes: dict[GatedAReLU, list[Any]] = {}
-    handles = [
-        module.register_forward_hook(lambda gate, _, y: nodes.setdefault(gate, []).append(y.grad_fn))
-        for module in model.modules()
-        if isinstance(module, GatedAReLU)
-    ]
-    training = model.training
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            # Evaluation keeps the running statistics as they are, and takes a batch of one.
-            logits = model.eval()(example.detach().requires_grad_())
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    classifier = model.get_classifier()  # type: ignore[operator]
-    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
-    free = {id(parameter) for head in heads for parameter in head.parameters()}
-    free |= {id(p) for gate in nodes for p in gate.parameters(recurse=False)}
-    outputs = logits if isinstance(logits, tuple | list) else [logits]
-    followers = _pretrained_followers([output.grad_fn for output in outputs], free)
-    return [gate for gate, made in nodes.items() if all(node in followers and not followers[node] for node in made)]
-
-
-def _pretrained_followers(roots: list[Any], free: set[int]) -> dict[Any, bool]:
-    """Say of every node of an autograd graph whether a parameter that is not free lies between it and the roots.
-
-    Args:
-        roots: where the graph begins, at the logits.
-        free: ids of the parameters that do not count.
-    """
-    # A node is settled once all its followers are: count the edges that lead to each first.
-    waiting: dict[Any, int] = dict.fromkeys(roots, 0)
-    stack = list(waiting)
-    while stack:
-        for child, _ in stack.pop().next_functions:
-            if child is not None:
-                if child not in waiting:
-                    stack.append(child)
-                waiting[child] = waiting.get(child, 0) + 1
-    found = dict.fromkeys(roots, False)
-    ready = [node for node in found if waiting[node] == 0]
-    while ready:
-        node = ready.pop()
-        children = [child for child, _ in node.next_functions if child is not None]
-        leaves = [child.variable for child in children if hasattr(child, "variable")]
-        after = found[node] or any(id(leaf) not in free for leaf in leaves if isinstance(leaf, nn.Parameter))
-        for child in children:
-            found[child] = found.get(child, False) or after
-            waiting[child] -= 1
-            if waiting[child] == 0:
-                ready.append(child)
-    return found
 
 
 def gate_schedule(model: nn.Module, share: float | None) -> Callable[[float], float] | None:

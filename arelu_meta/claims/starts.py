@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.drift import reestimate_batch_norm
-from arelu_meta.backbones.inits import open_last_gates
+from arelu_meta.claims.before_head import open_last_gates
 from arelu_meta.config import Init
 
 Prepare = Callable[[nn.Module, Sequence[Tensor]], object]
@@ -76,12 +76,20 @@ STARTS: dict[str, Start] = {
     "paper": Start("AReLU at alpha 0.9, beta 2 everywhere", "paper"),
     "preserve": Start("act(x) + t ELSA(x), t = 0, learned at the same rate", "preserve"),
     "preserve-30": Start("preserve, scalars at 30 times the rate", "preserve", act=30),
+    "preserve-30-10": Start("preserve, scalars at 30 times the rate, head at 10 times", "preserve", act=30, head=10),
+    "preserve-10": Start("preserve, head at 10 times the rate", "preserve", head=10),
     "last": Start("preserve, but t = 1 where only the new head follows", "preserve", prepare=_open_last()),
     "last-30": Start("last, scalars at 30 times the rate", "preserve", act=30, prepare=_open_last()),
     "last-3": Start("last with t = 3", "preserve", prepare=_open_last(3.0)),
     "last-negative": Start("last with beta = -6: negative side alone", "preserve", prepare=_open_last(beta=-6.0)),
     "last-some": Start("last, every other t = 0.1, BatchNorm re-estimated", "preserve", prepare=_open_last(others=0.1)),
     "open-0.2": Start("every t = 0.2, BatchNorm re-estimated", "preserve", prepare=_open_all(0.2)),
+    "open-0.2-10": Start("open-0.2, head at 10 times the rate", "preserve", head=10, prepare=_open_all(0.2)),
+    "open-0.1-10": Start("open-0.2-10 with t = 0.1", "preserve", head=10, prepare=_open_all(0.1)),
+    "open-0.4-10": Start("open-0.2-10 with t = 0.4", "preserve", head=10, prepare=_open_all(0.4)),
+    "negative-0.2-10": Start(
+        "open-0.2-10, negative side alone", "preserve", head=10, prepare=_open_all(0.2, beta=-6.0)
+    ),
     "negative-0.1": Start(
         "every t = 0.1, negative side alone, BatchNorm re-estimated", "preserve", prepare=_open_all(0.1, beta=-6.0)
     ),
@@ -89,6 +97,9 @@ STARTS: dict[str, Start] = {
     "fit": Start("fit, BatchNorm re-estimated", "fit", prepare=reestimate_batch_norm),
     "paper-bn": Start("paper, BatchNorm re-estimated", "paper", prepare=reestimate_batch_norm),
     "head-10": Start("control: original, head at 10 times the rate", head=10),
+    "bn-10": Start(
+        "control: original, BatchNorm re-estimated, head at 10 times the rate", head=10, prepare=reestimate_batch_norm
+    ),
     "head-like-paper": Start("control: original, head's first step as large as paper's", like="paper"),
     "head-like-last": Start("control: original, head's first step as large as last's", like="last"),
     "head-like-last-3": Start("control: original, head's first step as large as last-3's", like="last-3"),

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning import finetune
 
 _LOOKED_AT = 272  # training images that a start may look at
+_FIRST_RATES = 2  # of the first seed, before the other seeds at the small rate
 
 
 @dataclass
@@ -151,20 +153,20 @@ def trials(config: StudyConfig, rows: Rows) -> list[Trial]:
         config: the stage.
         rows: the runs that have ended.
     """
-    listed: list[Trial] = []
+    first, small, rest, chosen = [], [], [], []
     for data, per_class in zip(config.data, config.per_class, strict=True):
-        for optimizer, rates in zip(config.optimizers, config.rates, strict=True):
-            listed += [
-                trial_of(config, data, per_class, optimizer, start, lr, 0) for lr in rates for start in config.starts
-            ]
-    for data, per_class in zip(config.data, config.per_class, strict=True):
-        for optimizer, small in zip(config.optimizers, config.small_rates, strict=True):
+        for optimizer, rates, rate in zip(config.optimizers, config.rates, config.small_rates, strict=True):
+            made = partial(trial_of, config, data, per_class, optimizer)
+            grid = [made(start, lr, 0) for lr in rates for start in config.starts]
+            first += grid[: _FIRST_RATES * len(config.starts)]
+            rest += grid[_FIRST_RATES * len(config.starts) :]
             for seed in range(1, config.seeds):
                 for start in config.starts:
+                    small.append(made(start, rate, seed))
                     best = chosen_rate(config, rows, data, per_class, optimizer, start)
-                    both = dict.fromkeys([small] if best is None else [small, best])
-                    listed += [trial_of(config, data, per_class, optimizer, start, lr, seed) for lr in both]
-    return listed
+                    if best is not None:
+                        chosen.append(made(start, best, seed))
+    return list(dict.fromkeys([*first, *small, *rest, *chosen]))
 
 
 def trial_of(config: StudyConfig, data: str, per_class: int, optimizer: str, start: str, lr: float, seed: int) -> Trial:
