@@ -50,6 +50,12 @@ TASKS: dict[str, Task] = {
         "class and probability of images",
         positional=("checkpoint", "images"),
     ),
+    "export": Task(
+        configs.ExportConfig,
+        "arelu_meta.exporting.task:export_task",
+        "a run as ONNX, TorchScript or torch.export, or to the Hub",
+        positional=("checkpoint",),
+    ),
     "swap": Task(
         configs.SwapConfig,
         "arelu_meta.backbones.swap_task:swap_task",

@@ -1,0 +1,338 @@
+"""Write a fine-tuned model for use without this toolkit: ONNX, TorchScript or torch.export, checked before it counts.
+
+Beside the model lies a JSON file that says which output is which class and how an image becomes an input.
+"""
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arelu_meta.activations.arelu import GatedAReLU
+from arelu_meta.backbones.inits import fold as fold_gates
+from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
+from arelu_meta.errors import InputError, MissingExtraError, RunError, nearest_names
+from arelu_meta.exporting.card import results_beside, without_paths, write_card
+from arelu_meta.exporting.hub import check_classifier
+
+TOLERANCE = 1e-3
+"""How far an exported file's logits may be from the model's, as a share of the largest logit (1 at least)."""
+
+_INSTALL_ONNX = "pip install onnx onnxruntime onnxscript"
+_ONNX_LIMIT = 2**31 - 2**24  # bytes; protobuf's 2 GiB, less what is not weights
+_INFO = "arelu_meta.json"  # the description's name inside TorchScript and torch.export archives
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    format: str | None = None,
+    fold: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Export a fine-tuned model; the file takes any batch size and gives logits.
+
+    The file is loaded again and run on random images before it gets its name: nothing half-written or wrong is left.
+    FILE.json (classes, preprocessing) and, unless another one is there, a model card README.md are written beside it.
+
+    Args:
+        checkpoint: a run folder or a model.safetensors.
+        output: the file; default: model.onnx, model.pt or model.pt2 beside the weights.
+        format: onnx, torchscript or pt2; default: by the output's ending, else onnx.
+        fold: write gated residuals as plain AReLUs, where an AReLU is the same function.
+        overwrite: replace what is there.
+
+    Returns:
+        `file`, `format`, `bytes`, `largest_difference` (between the logits of the file and of the model),
+        `gates_folded`, `gates`, `card` (None where a README.md of someone else's was left).
+
+    Raises:
+        InputError: if an argument or the checkpoint does not fit, or a package is missing; nothing is written then.
+        RunError: if the model cannot be exported so, or the disk refuses; nothing is left then.
+    """
+    file, spec = read_spec(checkpoint)
+    check_classifier(spec)
+    kind, path = choose_output(file.parent, output, format)
+    _check_packages(kind)
+    info_path = path.with_name(f"{path.name}.json")
+    for place in (path, info_path):
+        _check_place(place, overwrite)
+    model, spec = load_model(checkpoint)
+    _check_size(model, kind)
+    images = _random_images(spec)
+    wanted = _logits(model, images)
+    gates = sum(isinstance(module, GatedAReLU) for module in model.modules())
+    folded = len(fold_gates(model)) if fold else 0
+    info = describe(spec, kind)
+    with _room_beside(path, kind) as room:
+        _FORMATS[kind].write(model, images, room / path.name, info)
+        found = _run(kind, room / path.name, images)
+        difference = _difference(found, wanted, kind)
+        (room / info_path.name).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        size = (room / path.name).stat().st_size
+        for place in (path, info_path):
+            _put(room / place.name, place)
+    card = write_card(path.parent, spec, results_beside(file), use_of_file(path.name, kind, spec))
+    return {
+        "file": str(path),
+        "format": kind,
+        "bytes": size,
+        "largest_difference": difference,
+        "gates_folded": folded,
+        "gates": gates,
+        "card": str(card) if card else None,
+    }
+
+
+def choose_output(folder: Path, output: str | Path | None, format: str | None) -> tuple[str, Path]:
+    """Choose the format and the file.
+
+    Args:
+        folder: where the file goes unless `output` says so.
+        output: a file's name.
+        format: a key of the formats.
+
+    Returns:
+        The format and the file.
+
+    Raises:
+        InputError: if the format is unknown, cannot be told, or the ending is another format's.
+    """
+    if format is not None and format not in _FORMATS:
+        raise InputError(f"format: {format!r} is not known; {nearest_names(format, _FORMATS)}")
+    if output is None:
+        format = format or "onnx"
+        return format, folder / f"model{_FORMATS[format].endings[0]}"
+    path = Path(os.path.expanduser(output))  # noqa: PTH111 (pathlib's raises where there is no such user)
+    of_ending = next((name for name, one in _FORMATS.items() if path.suffix.lower() in one.endings), None)
+    endings = ", ".join(ending for one in _FORMATS.values() for ending in one.endings)
+    if format is None and of_ending is None:
+        raise InputError(f"output: {str(output)!r} ends in no known format; end it in {endings}, or give --format")
+    if format is not None and of_ending not in (None, format):
+        raise InputError(f"output: {str(output)!r} ends as {of_ending}, and format is {format}; make them agree")
+    chosen = format or of_ending
+    assert chosen is not None
+    return chosen, path
+
+
+def describe(spec: ModelSpec, kind: str) -> dict[str, Any]:
+    """Describe an exported model: what goes in, what comes out, in JSON types.
+
+    Args:
+        spec: of the model.
+        kind: the format.
+
+    Returns:
+        `preprocessing` holds the arguments of `timm.data.create_transform`, `steps` the same in words.
+    """
+    inputs, side = spec.inputs, spec.inputs.image_size
+    resized = math.floor(side / inputs.crop_pct)
+    return {
+        "format": kind,
+        "model": spec.name,
+        "activation": spec.activation,
+        "classes": list(spec.classes),
+        "input": {"name": "images", "shape": ["batch", inputs.channels, side, side], "dtype": "float32"},
+        "output": {"name": "logits", "shape": ["batch", spec.num_classes], "dtype": "float32"},
+        "preprocessing": {
+            "input_size": [inputs.channels, side, side],
+            "interpolation": inputs.interpolation,
+            "mean": list(inputs.mean),
+            "std": list(inputs.std),
+            "crop_pct": inputs.crop_pct,
+        },
+        "steps": [
+            f"decode to {'RGB' if inputs.channels == 3 else 'grey'}, upright",
+            f"resize the shorter side to {resized} px ({inputs.interpolation})",
+            f"cut {side} × {side} px from the centre",
+            "divide by 255, subtract mean, divide by std, channel by channel",
+        ],
+        "spec": without_paths(spec),
+    }
+
+
+def use_of_file(name: str, kind: str, spec: ModelSpec) -> str:
+    """Say in Python how to use an exported file, without this toolkit.
+
+    Args:
+        name: of the file.
+        kind: its format.
+        spec: of the model.
+    """
+    mode = "RGB" if spec.inputs.channels == 3 else "L"
+    run = {
+        "onnx": f'onnxruntime.InferenceSession({name!r}).run(None, {{"images": images.numpy()}})[0]',
+        "torchscript": f"torch.jit.load({name!r})(images)",
+        "pt2": f"torch.export.load({name!r}).module()(images)",
+    }
+    return "\n".join(
+        [
+            f"import json, timm.data, {'onnxruntime' if kind == 'onnx' else 'torch'}",
+            "from PIL import Image",
+            f'info = json.load(open({f"{name}.json"!r}, encoding="utf-8"))',
+            'transform = timm.data.create_transform(**info["preprocessing"])',
+            f'images = transform(Image.open("photo.jpg").convert({mode!r}))[None]',
+            f"logits = {run[kind]}",
+            'print(info["classes"][logits.argmax()])',
+        ]
+    )
+
+
+def _write_onnx(model: nn.Module, images: Tensor, path: Path, info: dict[str, Any]) -> None:
+    program = torch.onnx.export(
+        model,
+        (images,),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None
+    flat = {"arelu_meta": info, "classes": info["classes"], **info["preprocessing"]}
+    program.model.metadata_props.update(
+        {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in flat.items()
+        }
+    )
+    program.save(path, external_data=False)
+
+
+def _run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _write_torchscript(model: nn.Module, images: Tensor, path: Path, info: dict[str, Any]) -> None:
+    torch.jit.save(torch.jit.trace(model, images), path, _extra_files={_INFO: json.dumps(info)})
+
+
+def _run_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
+    return torch.jit.load(path)  # type: ignore[no-any-return]
+
+
+def _write_pt2(model: nn.Module, images: Tensor, path: Path, info: dict[str, Any]) -> None:
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path, extra_files={_INFO: json.dumps(info)})
+
+
+def _run_pt2(path: Path) -> Callable[[Tensor], Tensor]:
+    return torch.export.load(path).module()
+
+
+@dataclass(frozen=True)
+class _Format:
+    """A format: the endings of its files, the first the default; who writes one; who loads one as a function."""
+
+    endings: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, Path, dict[str, Any]], None]
+    load: Callable[[Path], Callable[[Tensor], Tensor]]
+
+
+_FORMATS = {
+    "onnx": _Format((".onnx",), _write_onnx, _run_onnx),
+    "torchscript": _Format((".pt", ".ts", ".torchscript"), _write_torchscript, _run_torchscript),
+    "pt2": _Format((".pt2",), _write_pt2, _run_pt2),
+}
+
+
+def _check_packages(kind: str) -> None:
+    if kind != "onnx":
+        return
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            found = importlib.util.find_spec(package)
+        except ValueError:  # None stands in sys.modules
+            found = None
+        if found is None:
+            raise MissingExtraError(f"format: onnx needs the package {package}: {_INSTALL_ONNX}")
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Refuse a file that could not be written: found now, not after the export."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"output: {str(path)!r} cannot be written: {str(folder)!r} is no folder; give another")
+    if path.is_dir():
+        raise InputError(f"output: {str(path)!r} is a folder; give a file")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"output: {str(path)!r} is there already; give another file or --overwrite")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"output: {str(path)!r} cannot be written: {str(folder)!r} is read-only; give another")
+
+
+def _check_size(model: nn.Module, kind: str) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if kind == "onnx" and size > _ONNX_LIMIT:
+        raise InputError(
+            f"format: onnx holds at most 2 GB in one file, and the weights take {size / 1e9:.1f} GB; give pt2"
+        )
+
+
+def _random_images(spec: ModelSpec) -> Tensor:
+    # More than one: exporters take a batch of one for a constant.
+    shape = (3, spec.inputs.channels, spec.inputs.image_size, spec.inputs.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _logits(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Run a model on batches of other sizes than the one it was traced with."""
+    return torch.cat([model(images[:1]), model(images[1:])])
+
+
+def _run(kind: str, path: Path, images: Tensor) -> Tensor:
+    return _logits(_FORMATS[kind].load(path), images)
+
+
+def _difference(found: Tensor, wanted: Tensor, kind: str) -> float:
+    if not wanted.isfinite().all():
+        raise RunError("checkpoint: its logits on random images are NaN or infinite; there is nothing to export")
+    difference = (found - wanted).abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
+        raise RunError(f"{kind}: the exported file's logits are {difference:.3g} off the model's; nothing is written")
+    return difference
+
+
+@contextmanager
+def _room_beside(path: Path, kind: str) -> Iterator[Path]:
+    """Give a folder beside the output that is gone afterwards, and turn what exporters raise into one sentence."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as room, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # exporters warn of what in torch they use themselves
+            logger.setLevel(logging.ERROR)
+            with torch.no_grad():
+                yield Path(room)
+    except (RunError, MemoryError):
+        raise
+    except OSError as error:
+        raise RunError(f"{path}: could not be written ({error.strerror or error}); nothing is left of it") from error
+    except Exception as error:  # each exporter has errors of its own
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"{kind}: this model cannot be exported so ({type(error).__name__}: {reason}); try another --format"
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _put(written: Path, place: Path) -> None:
+    with written.open("rb") as file:
+        os.fsync(file.fileno())
+    written.replace(place)
