@@ -14,6 +14,7 @@ from arelu_meta.errors import InputError, nearest_names
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
 Init = Literal["paper", "preserve", "nearest", "fit"]
 Normalization = Literal["transductive", "support", "running", "frozen", "group", "none"]
+Adapt = Literal["all", "head", "activations"]
 Algorithm = Literal[
     "maml", "fomaml", "anil", "metasgd", "mamlpp", "reptile", "protonet", "centroid", "logistic", "finetune"
 ]
@@ -224,7 +225,7 @@ class MetaConfig:
     order: Literal[1, 2] = 2
     inner_lr: float = 0.4
     inner_act_lr: float | None = None
-    adapt: Literal["all", "head", "activations"] = "all"
+    adapt: Adapt = "all"
     inner_steps: int = 1
     batch_tasks: int = 16
     task_chunk: int | Literal["auto"] = "auto"

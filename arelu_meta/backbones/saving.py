@@ -64,6 +64,10 @@ class ModelSpec:
             from arelu_meta.meta.normalization import set_normalization
 
             set_normalization(model, self.meta["normalization"])
+        if self.task == "metatrain":
+            from arelu_meta.meta.inner import attach_loop, inner_of_meta
+
+            attach_loop(model, inner_of_meta(self.meta))
         return model
 
 

@@ -1,7 +1,8 @@
-"""What a meta-step of MAML costs: all tasks at once beside learn2learn, in the same run, on noise."""
+"""What a meta-step of MAML costs: all tasks at once beside learn2learn and TorchOpt, in the same run, on noise."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from arelu_meta.activations.arelu import AReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.bench.op import PlainAReLU
+from arelu_meta.bench.peers import TorchoptEngine, has_torchopt
 from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError, RunError, nearest_names
@@ -47,7 +49,9 @@ CASES = {
     "omniglot-5w1s": Case("conv4", None, steps=1, inner_lr=0.4),
     "omniglot-20w1s": Case("conv4", None, ways=20, tasks=16, steps=1, inner_lr=0.1),
 }
-CONTENDERS = ("vectorized", "learn2learn", "learn2learn-plain")
+CONTENDERS = ("vectorized", "torchopt", "learn2learn", "learn2learn-plain")
+GROWING_TASKS = (1, 2, 4, 8, 16, 32, 64, 128)
+GROWING_STEPS = (1, 2, 3, 5, 7, 10)
 
 
 def maml_rows(
@@ -70,7 +74,8 @@ def maml_rows(
 
     Returns:
         One row for each case and contender. `learn2learn-plain` (the plain AReLU formula) takes part where there is an
-        AReLU, and is the peer there; elsewhere `learn2learn` is. What differs from the case is in the row's case:
+        AReLU, and is the peer there; elsewhere `learn2learn` is. `torchopt` takes part where it is installed, with
+        second-order steps, its only ones. What differs from the case is in the row's case:
         `authors-mnist-relu/order1/tasks8/steps1`.
 
     Raises:
@@ -89,14 +94,51 @@ def maml_rows(
     return rows
 
 
+def growth_rows(
+    cases: Iterable[str] = tuple(CASES),
+    rounds: int = 3,
+    device: torch.device | str = "cpu",
+    order: int = 2,
+    tasks: Sequence[int] = GROWING_TASKS,
+    steps: Sequence[int] = GROWING_STEPS,
+) -> list[Row]:
+    """Time how a meta-step grows with the number of tasks, at the case's steps, and with the steps, at its tasks.
+
+    Args:
+        cases: keys of `CASES`.
+        rounds: over which medians are taken.
+        device: where to compute.
+        order: 2, or 1 for first-order MAML.
+        tasks: how many a meta-step.
+        steps: how many inner steps.
+
+    Returns:
+        The rows of `maml_rows`, first by tasks and then by steps.
+    """
+    rows = []
+    for name in cases:
+        for count in tasks:
+            rows += maml_rows([name], rounds, device, order, tasks=count)
+        for count in steps:
+            rows += maml_rows([name], rounds, device, order, steps=count)
+    return rows
+
+
+def _contenders_of(case: Case, first_order: bool) -> list[str]:
+    left_out = set() if case.activation == "arelu" else {"learn2learn-plain"}
+    if first_order or not has_torchopt():
+        left_out.add("torchopt")
+    return [name for name in CONTENDERS if name not in left_out]
+
+
 def _case_rows(name: str, case: Case, rounds: int, device: torch.device, first_order: bool) -> list[Row]:
     tasks = _noise(case).to(device)
     inner = Inner(case.inner_lr, case.steps, first_order)
     engines: dict[str, tuple[Engine, nn.Module]] = {}
-    for contender in CONTENDERS if case.activation == "arelu" else CONTENDERS[:2]:
+    kinds: dict[str, Any] = {"vectorized": VectorizedEngine, "torchopt": TorchoptEngine}
+    for contender in _contenders_of(case, first_order):
         model = _model(case, plain=contender == "learn2learn-plain").to(device)
-        kind = VectorizedEngine if contender == "vectorized" else Learn2learnEngine
-        engines[contender] = kind(model, inner), model
+        engines[contender] = kinds.get(contender, Learn2learnEngine)(model, inner), model
     _check_agreement(name, engines, tasks)
     contenders = {contender: _contender(engine, model, tasks) for contender, (engine, model) in engines.items()}
     times = time_in_turns(contenders, rounds, device)

@@ -4,48 +4,45 @@ Same initial weights and tasks, same losses and meta-gradient (to 1e-8 in float6
 """
 
 import contextlib
-import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.episodes import Episode, TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.extras import import_learn2learn
-from arelu_meta.meta.algorithms import build_maml, check_labels, query_loss
-from arelu_meta.meta.stacked import StackedOperators, twin
+from arelu_meta.meta.algorithms import build_maml, prototype_loss, query_loss, reptile_loss, with_gradient_of
+from arelu_meta.meta.inner import Inner, InnerLoop, loop_of
+from arelu_meta.meta.stack import Stack, adapted_probabilities, task_losses
+from arelu_meta.meta.stacked import twin
 from arelu_meta.runs.compute import autocast
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Inner",
+    "Learn2learnEngine",
+    "VectorizedEngine",
+    "adapted_probabilities",
+    "build_engine",
+]
 
 ENGINES = ("auto", "learn2learn", "vectorized")
 _SHARE_OF_MEMORY = 0.5
 
 
-@dataclass(frozen=True)
-class Inner:
-    """The inner loop.
+class Engine(Protocol):
+    """Computes meta-steps.
 
-    Args:
-        lr: learning rate.
-        steps: gradient steps on a task's support set.
-        first_order: leave second derivatives out.
+    `step_weights` weighs the query losses after each inner step (MAML++); None counts the last alone.
     """
 
-    lr: float
-    steps: int
-    first_order: bool = False
-
-
-class Engine(Protocol):
-    """Computes meta-steps."""
-
     name: str
+    step_weights: Sequence[float] | None
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """Add the gradient of the mean query loss to the `.grad` of the model's parameters.
@@ -73,7 +70,7 @@ class Engine(Protocol):
 
 
 class Learn2learnEngine:
-    """learn2learn's MAML, task after task.
+    """Task after task through learn2learn: its MAML and Meta-SGD, its prototypical classifier.
 
     Args:
         model: its parameters are the initial weights that are meta-learned.
@@ -87,8 +84,10 @@ class Learn2learnEngine:
     name = "learn2learn"
 
     def __init__(self, model: nn.Module, inner: Inner, precision: str = "float32") -> None:
-        self.maml = build_maml(model, inner.lr, inner.first_order)
-        self.inner, self.precision = inner, precision
+        self.model, self.inner, self.precision = model, inner, precision
+        self.step_weights: Sequence[float] | None = None
+        self.loop = loop_of(model, inner)
+        self.maml = build_maml(model, inner.lr, not inner.differentiates_twice)
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
@@ -99,9 +98,16 @@ class Learn2learnEngine:
         found = []
         for number in range(len(tasks)):
             with autocast(self.precision, tasks.support_images.device):
-                found.append(query_loss(self.maml.clone(), tasks[number], self.inner.steps))
+                found.append(self._query_loss(tasks[number]))
         losses, accuracies = zip(*found, strict=True)
         return torch.stack(losses), torch.tensor(accuracies, dtype=torch.float64)
+
+    def _query_loss(self, episode: Episode) -> tuple[Tensor, float]:
+        if self.inner.algorithm == "protonet":
+            return prototype_loss(self.model, episode)
+        if self.inner.algorithm == "reptile":
+            return reptile_loss(self.model, self.maml.clone(), episode, self.inner.steps, self.loop)
+        return query_loss(self.maml.clone(), episode, self.inner.steps, self.loop, self.step_weights)
 
 
 class VectorizedEngine:
@@ -124,6 +130,8 @@ class VectorizedEngine:
         self, model: nn.Module, inner: Inner, task_chunk: int | None = None, precision: str = "float32"
     ) -> None:
         self.model, self.inner, self.task_chunk, self.precision = model, inner, task_chunk, precision
+        self.step_weights: Sequence[float] | None = None
+        self.loop = loop_of(model, inner)
         self.twin = twin(model)
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
@@ -134,14 +142,46 @@ class VectorizedEngine:
 
     def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
-        stack = _Stack(self.model, len(tasks), self.twin)
-        inner = self.inner
-        weights = stack.start()
+        stack = Stack(self.model, self.loop, len(tasks), self.twin)
         with autocast(self.precision, tasks.support_images.device), stack.operators:
-            weights = stack.adapt(weights, tasks, inner.lr, inner.steps, second_order=not inner.first_order)
-            logits = stack.logits(weights, tasks.query_images)
-            loss = _task_losses(logits, tasks.query_labels)
-        return loss, (logits.argmax(2) == tasks.query_labels).double().mean(1)
+            if self.inner.algorithm == "protonet":
+                logits = stack.prototype_logits(tasks)
+                losses = task_losses(logits, tasks.query_labels)
+            elif self.inner.algorithm == "reptile":
+                losses, logits = self._reptile(stack, tasks)
+            else:
+                losses, logits = self._adapted(stack, tasks)
+        return losses, (logits.argmax(2) == tasks.query_labels).double().mean(1)
+
+    def _adapted(self, stack: Stack, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Adapt; return the query losses, weighted over steps, and the last logits."""
+        weights, total = stack.start(), None
+        for step in range(self.inner.steps):
+            twice = self.inner.differentiates_twice
+            weights = stack.step(weights, tasks.support_images, tasks.support_labels, step, twice)
+            last = step == self.inner.steps - 1
+            weight = float(last) if self.step_weights is None else self.step_weights[step]
+            if weight or last:
+                logits = stack.query_logits(weights, tasks)
+                losses = weight * task_losses(logits, tasks.query_labels)
+                total = losses if total is None else total + losses
+        assert total is not None
+        return total, logits
+
+    def _reptile(self, stack: Stack, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """As `reptile_loss` does, for all tasks at once."""
+        images = torch.cat([tasks.support_images, tasks.query_images], 1)
+        labels = torch.cat([tasks.support_labels, tasks.query_labels], 1)
+        start = stack.start()
+        weights = start
+        for step in range(self.inner.steps):
+            weights = [weight.detach().requires_grad_() for weight in weights]
+            weights = stack.step(weights, images, labels, step, False)
+        pairs = zip(start, weights, strict=True)
+        way = torch.stack([(old - new.detach()).square().flatten(1).sum(1) for old, new in pairs]).sum(0) / 2
+        with torch.no_grad():
+            logits = stack.query_logits(weights, tasks)
+        return with_gradient_of(task_losses(logits, tasks.query_labels), way), logits
 
     def _fitting_chunk(self, tasks: TaskBatch) -> int:
         """Say how many tasks fit, by what one of them keeps for its backward."""
@@ -192,93 +232,6 @@ def _free_bytes(device: torch.device) -> int:
     return 1 << 31
 
 
-def _task_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return each task's mean cross-entropy of logits (tasks, images, outputs)."""
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return losses.view(labels.shape).mean(1)
-
-
-class _Stack:
-    """A model with as many sets of weights as there are tasks."""
-
-    def __init__(self, model: nn.Module, tasks: int, stacked: nn.Module | None = None) -> None:
-        self.tasks = tasks
-        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        # One task needs no vmap, and has the faster operators of single tensors.
-        self.model = model if tasks == 1 else stacked or twin(model)
-        for mine, original in zip(self.model.modules(), model.modules(), strict=True):
-            mine.training = original.training
-        self.operators: contextlib.AbstractContextManager[object] = (
-            contextlib.nullcontext() if tasks == 1 else StackedOperators()
-        )
-
-    def start(self) -> list[Tensor]:
-        """Return the initial weights, the same for every task."""
-        return [value.expand(self.tasks, *value.shape) for value in self.parameters.values()]
-
-    def logits(self, weights: list[Tensor], images: Tensor) -> Tensor:
-        """Return logits (tasks, images, outputs)."""
-        if self.tasks == 1:
-            return self._one([weight[0] for weight in weights], images[0]).unsqueeze(0)
-        # Fused attention has no rule for vmap; where another operator has none, it is slow, which is no news to a user.
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            found: Tensor = torch.vmap(self._one, randomness="error")(weights, images)
-        return found
-
-    def _one(self, weights: list[Tensor], images: Tensor) -> Tensor:
-        found: Tensor = functional_call(self.model, dict(zip(self.parameters, weights, strict=True)), (images,))
-        return found
-
-    def adapt(
-        self, weights: list[Tensor], tasks: TaskBatch, lr: float, steps: int, second_order: bool, detach: bool = False
-    ) -> list[Tensor]:
-        """Take gradient steps on every task's support set."""
-        for _ in range(steps):
-            if detach:
-                weights = [weight.detach().requires_grad_() for weight in weights]
-            logits = self.logits(weights, tasks.support_images)
-            check_labels(tasks.support_labels, logits.shape[2])
-            losses = _task_losses(logits, tasks.support_labels)
-            gradients = torch.autograd.grad(losses.sum(), weights, create_graph=second_order, allow_unused=True)
-            weights = [
-                weight if gradient is None else weight - lr * gradient
-                for weight, gradient in zip(weights, gradients, strict=True)
-            ]
-        return weights
-
-
-def adapted_probabilities(
-    model: nn.Module, tasks: TaskBatch, inner_lr: float, inner_steps: int, vectorized: bool = True
-) -> Tensor:
-    """Adapt to each task's support set and classify its queries; the model itself does not change.
-
-    Args:
-        model: in eval mode, which keeps running averages as they are.
-        tasks: on the model's device.
-        inner_lr: learning rate of the inner loop.
-        inner_steps: inner gradient steps.
-        vectorized: all tasks at once; otherwise one after the other, for a model that vmap cannot do.
-
-    Returns:
-        Shape (tasks, queries, outputs): probabilities.
-
-    Raises:
-        InputError: if a label is outside the model's outputs.
-    """
-    if not vectorized and len(tasks) > 1:
-        return torch.cat([adapted_probabilities(model, one, inner_lr, inner_steps) for one in tasks.split(1)])
-    stack = _Stack(model, len(tasks))
-    with stack.operators:
-        start = [weight.detach() for weight in stack.start()]
-        with torch.enable_grad():
-            if not start:
-                inner_steps = 0
-            weights = stack.adapt(start, tasks, inner_lr, inner_steps, second_order=False, detach=True)
-        with torch.no_grad():
-            return stack.logits(weights, tasks.query_images).softmax(2)
-
-
 def why_not_vectorized(model: nn.Module, normalization: str, images: Tensor) -> str | None:
     """Say why the vectorised engine cannot train a model as learn2learn's does, if it cannot.
 
@@ -293,7 +246,7 @@ def why_not_vectorized(model: nn.Module, normalization: str, images: Tensor) -> 
     """
     if normalization == "running" and any(_updates_averages(module) for module in model.modules()):
         return "running averages are updated task after task"
-    stack = _Stack(model, len(images))
+    stack = Stack(model, InnerLoop(model, Inner(1.0, 1)), len(images))
     try:
         with torch.no_grad(), stack.operators:
             together = stack.logits([weight.clone() for weight in stack.start()], images)
@@ -338,11 +291,12 @@ def build_engine(
         MissingExtraError: if learn2learn is needed and not installed.
     """
     if name == "learn2learn":
-        return Learn2learnEngine(model, inner, precision), "learn2learn engine"
+        return Learn2learnEngine(model, inner, precision), "learn2learn engine, as asked for"
     reason = why_not_vectorized(model, normalization, images)
     if reason is None:
-        return VectorizedEngine(model, inner, task_chunk, precision), "vectorized engine"
+        why = "as asked for" if name == "vectorized" else "it gives what learn2learn gives, all tasks at once"
+        return VectorizedEngine(model, inner, task_chunk, precision), f"vectorized engine, {why}"
     if name == "vectorized":
         raise InputError(f"meta.engine: 'vectorized' cannot do this: {reason}; give learn2learn, which can")
     import_learn2learn(f"this run ({reason})")
-    return Learn2learnEngine(model, inner, precision), f"learn2learn engine ({reason})"
+    return Learn2learnEngine(model, inner, precision), f"learn2learn engine, since {reason}"

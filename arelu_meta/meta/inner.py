@@ -1,20 +1,22 @@
-"""The inner loop: what adapts, at which rate, and the rates that some algorithms learn."""
+"""What happens on a task's support set, whatever engine computes it: which parameters adapt, and at which rates."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from arelu_meta.config import MetaConfig
-from arelu_meta.errors import InputError
+from arelu_meta.config import Adapt, Algorithm, MetaConfig
+from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning.optimizer import activation_parameters, head_parameters
 
 BASELINES = ("centroid", "logistic", "finetune")
-"""They need no meta-training."""
-RATES = "inner_rates"
-"""The name under which a model carries learned inner rates, so that they are trained and saved with it."""
-_LOSSES_UNTIL = 0.1
+"""They need no meta-training: a frozen backbone's features, or fine-tuning on the support set."""
+ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
+ADAPTS: tuple[str, ...] = get_args(Adapt)
+_ATTRIBUTE = "inner_loop"
+RATES_PREFIX = f"{_ATTRIBUTE}."
+LARGEST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,12 @@ class Inner:
     """The inner loop.
 
     Args:
-        lr: learning rate.
+        lr: learning rate; where rates are learned, what they start from.
         steps: gradient steps on a task's support set.
         first_order: leave second derivatives out.
-        algorithm: one of the config's.
-        adapt: all, head or activations.
-        scalar_lr: learning rate of the activations' scalars; None for `lr`.
-        normalization: one of `NORMALIZATIONS`; `support` lets queries be normalised by the support set.
+        algorithm: one of `ALGORITHMS`.
+        adapt: what takes the steps: all, head, or activations (the scalars of AReLU).
+        act_lr: learning rate of the activations' scalars; None for `lr`.
     """
 
     lr: float
@@ -36,8 +37,155 @@ class Inner:
     first_order: bool = False
     algorithm: str = "maml"
     adapt: str = "all"
-    scalar_lr: float | None = None
-    normalization: str = "transductive"
+    act_lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            nearest = nearest_names(self.algorithm, ALGORITHMS)
+            raise InputError(f"meta.algorithm: {self.algorithm!r} is not known; {nearest}")
+        if self.adapt not in ADAPTS:
+            raise InputError(f"meta.adapt: {self.adapt!r} is not known; {nearest_names(self.adapt, ADAPTS)}")
+        if self.algorithm == "anil" and self.adapt == "activations":
+            raise InputError("meta.adapt: 'activations' is not what anil adapts; leave it out, or give maml")
+        if self.algorithm == "reptile" and self.adapt != "all":
+            raise InputError(
+                f"meta.adapt: reptile learns only what it adapts, {self.adapt!r} would leave the rest untrained; "
+                "give all, or maml"
+            )
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether the meta-gradient goes through the inner steps' gradients."""
+        return not self.first_order and self.algorithm not in ("fomaml", "reptile", "protonet")
+
+    @property
+    def learns_rates(self) -> bool:
+        """Whether learning rates are meta-learned beside the weights."""
+        return self.algorithm in ("metasgd", "mamlpp")
+
+    @property
+    def adapted_part(self) -> str:
+        """What takes inner steps: one of `ADAPTS`; ANIL is MAML that adapts the head."""
+        return "head" if self.algorithm == "anil" else self.adapt
+
+
+class InnerLoop(nn.Module):
+    """Which of a model's parameters adapt, and at which rates; learned rates are its parameters.
+
+    Args:
+        model: on its device, in its dtype; frozen parameters do not adapt.
+        inner: the inner loop; `steps` is how many rates MAML++ learns for each tensor.
+
+    Raises:
+        InputError: if nothing is left to adapt.
+
+    Source: Li et al. 2017 (Meta-SGD: a rate for every weight); Antoniou et al. 2019, section 4 (MAML++: a rate for
+    every layer and step, here for every tensor and step); Raghu et al. 2020 (ANIL: the head alone adapts).
+    """
+
+    def __init__(self, model: nn.Module, inner: Inner) -> None:
+        super().__init__()
+        self.inner = inner
+        self.names = _adapted_names(model, inner)
+        scalars = {id(parameter) for parameter in activation_parameters(model)}
+        parameters = {name: parameter for name, parameter in model.named_parameters() if name in set(self.names)}
+        self.fixed = {
+            name: inner.act_lr if inner.act_lr is not None and id(parameter) in scalars else inner.lr
+            for name, parameter in parameters.items()
+        }
+        self.learned = nn.ParameterDict()
+        if inner.learns_rates:
+            for name, parameter in parameters.items():
+                start = parameter if inner.algorithm == "metasgd" else parameter.new_empty(inner.steps)
+                self.learned[_key(name)] = nn.Parameter(torch.full_like(start, self.fixed[name]))
+
+    def rate(self, name: str, step: int) -> Tensor | float:
+        """Return the rate of a parameter in an inner step.
+
+        Args:
+            name: the parameter's, one of `names`.
+            step: from 0; steps beyond those that MAML++ learned take the last one's rate.
+
+        Returns:
+            A number, or a tensor that broadcasts with the parameter.
+        """
+        if _key(name) not in self.learned:
+            return self.fixed[name]
+        learned: Tensor = self.learned[_key(name)]
+        return learned if self.inner.algorithm == "metasgd" else learned[min(step, len(learned) - 1)]
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # torch allows no dot in a parameter's own name
+
+
+def _adapted_names(model: nn.Module, inner: Inner) -> list[str]:
+    if inner.algorithm in {"protonet", "centroid", "logistic"}:
+        return []  # they compare features and take no step
+    part = inner.adapted_part
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(RATES_PREFIX)}
+    if part != "all":
+        chosen = {id(p) for p in (head_parameters if part == "head" else activation_parameters)(model)}
+        named = {name: parameter for name, parameter in named.items() if id(parameter) in chosen}
+        if not named:
+            hint = "swap in --model.activation arelu" if part == "activations" else "give all"
+            raise InputError(f"meta.adapt: {part!r} leaves nothing to adapt in this model; {hint}")
+    return list(named)
+
+
+def attach_loop(model: nn.Module, inner: Inner) -> InnerLoop:
+    """Give a model its inner loop: learned rates are saved, moved and optimised with the weights.
+
+    Args:
+        model: changed in place; it gains the sub-module `inner_loop`.
+        inner: the inner loop.
+
+    Returns:
+        The inner loop.
+    """
+    loop = InnerLoop(model, inner)
+    model.add_module(_ATTRIBUTE, loop)
+    return loop
+
+
+def loop_of(model: nn.Module, inner: Inner) -> InnerLoop:
+    """Return the inner loop that a model carries, or make one; rates that are learned are attached.
+
+    Args:
+        model: any.
+        inner: for a model that carries none, or another algorithm's.
+    """
+    loop = getattr(model, _ATTRIBUTE, None)
+    if isinstance(loop, InnerLoop) and replace(loop.inner, first_order=inner.first_order) == inner:
+        return loop
+    return attach_loop(model, inner) if inner.learns_rates else InnerLoop(model, inner)
+
+
+def saved_loop(model: nn.Module, lr: float, steps: int) -> InnerLoop:
+    """Return the inner loop that a model carries, or plain MAML's, to adapt to a task with.
+
+    Args:
+        model: any.
+        lr: for a model that carries none.
+        steps: likewise.
+    """
+    loop = getattr(model, _ATTRIBUTE, None)
+    return loop if isinstance(loop, InnerLoop) else InnerLoop(model, Inner(lr, steps))
+
+
+def inner_of_meta(meta: dict[str, Any]) -> Inner:
+    """Read the inner loop from a saved model's header.
+
+    Args:
+        meta: of its `ModelSpec`; files from before there was a choice are MAML's.
+    """
+    return Inner(
+        meta["inner_lr"],
+        meta.get("train_steps", meta["inner_steps"]),
+        algorithm=meta.get("algorithm", "maml"),
+        adapt=meta.get("adapt", "all"),
+        act_lr=meta.get("inner_act_lr"),
+    )
 
 
 def inner_of(meta: MetaConfig) -> Inner:
@@ -47,129 +195,25 @@ def inner_of(meta: MetaConfig) -> Inner:
         meta: the meta-learner.
 
     Raises:
-        InputError: if ANIL is to adapt something else than the head.
+        InputError: if its parts contradict each other.
     """
-    if meta.algorithm == "anil" and meta.adapt == "activations":
-        raise InputError("meta.adapt: 'activations' is not what anil adapts; give --meta.algorithm maml, or adapt head")
-    return Inner(
-        meta.inner_lr,
-        meta.inner_steps,
-        meta.order == 1 or meta.algorithm in {"fomaml", "reptile"},
-        meta.algorithm,
-        "head" if meta.algorithm == "anil" else meta.adapt,
-        meta.inner_act_lr,
-        meta.normalization,
-    )
+    first_order = meta.order == 1 or meta.algorithm in {"fomaml", "reptile"}
+    return Inner(meta.inner_lr, meta.inner_steps, first_order, meta.algorithm, meta.adapt, meta.inner_act_lr)
 
 
-def adapted_parameters(model: nn.Module, adapt: str) -> dict[str, nn.Parameter]:
-    """List the parameters that the inner loop changes; frozen ones never are.
+def step_weights(steps: int, share_done: float, share: float) -> list[float]:
+    """Weigh the query losses after each inner step, for MAML++'s multi-step loss.
 
     Args:
-        model: any.
-        adapt: all, head or activations.
-
-    Raises:
-        InputError: if nothing is left to adapt.
-    """
-    named = {name: value for name, value in model.named_parameters() if not name.startswith(f"{RATES}.")}
-    if adapt == "head":
-        chosen = {id(value) for value in head_parameters(model)}
-        named = {name: value for name, value in named.items() if id(value) in chosen}
-    elif adapt == "activations":
-        chosen = {id(value) for value in activation_parameters(model)}
-        named = {name: value for name, value in named.items() if id(value) in chosen}
-    found = {name: value for name, value in named.items() if value.requires_grad}
-    if not found and adapt != "all":
-        extra = "; give --model.activation arelu" if adapt == "activations" else "; give all"
-        raise InputError(f"meta.adapt: {adapt!r} leaves nothing to adapt in this model{extra}")
-    return found
-
-
-class Rates(nn.Module):
-    """Inner rates that are learned.
-
-    Args:
-        parameters: what adapts.
-        rates: where each starts.
-        steps: None for a rate for every weight (Meta-SGD); otherwise a rate for every tensor and step (MAML++).
-
-    Source: Li et al. 2017, section 3.2; Antoniou et al. 2019, section 4.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor], rates: Sequence[float], steps: int | None = None) -> None:
-        super().__init__()
-        self.per_step = steps is not None
-        self.values = nn.ParameterList(
-            [
-                nn.Parameter(torch.full_like(value if steps is None else value.new_empty(steps), rate))
-                for value, rate in zip(parameters, rates, strict=True)
-            ]
-        )
-
-    def at(self, step: int) -> list[Tensor]:
-        """Return the rates of a step, in the parameters' order; beyond the last trained step, the last one's."""
-        if not self.per_step:
-            return list(self.values)
-        return [value[min(step, len(value) - 1)] for value in self.values]
-
-
-def fixed_rates(model: nn.Module, names: Sequence[str], inner: Inner) -> list[float]:
-    """List the configured rate of every adapted parameter.
-
-    Args:
-        model: holds them.
-        names: theirs.
-        inner: the rates.
-    """
-    if inner.scalar_lr is None:
-        return [inner.lr] * len(names)
-    scalars = {id(value) for value in activation_parameters(model)}
-    named = dict(model.named_parameters())
-    return [inner.scalar_lr if id(named[name]) in scalars else inner.lr for name in names]
-
-
-def add_rates(model: nn.Module, inner: Inner) -> None:
-    """Give a model the rates that its algorithm learns, as a part of it; other algorithms learn none.
-
-    Args:
-        model: changed in place; one that has rates keeps them.
-        inner: the algorithm, and where the rates start.
-    """
-    if inner.algorithm not in {"metasgd", "mamlpp"} or hasattr(model, RATES):
-        return
-    parameters = adapted_parameters(model, inner.adapt)
-    start = fixed_rates(model, list(parameters), inner)
-    steps = inner.steps if inner.algorithm == "mamlpp" else None
-    model.add_module(RATES, Rates(list(parameters.values()), start, steps))
-
-
-def rates_at(model: nn.Module, names: Sequence[str], inner: Inner, step: int) -> Sequence[float | Tensor]:
-    """Return every adapted parameter's rate at a step.
-
-    Args:
-        model: holds learned rates where its algorithm learns them.
-        names: of the adapted parameters.
-        inner: the inner loop.
-        step: from 0.
-    """
-    rates = getattr(model, RATES, None)
-    return rates.at(step) if isinstance(rates, Rates) else fixed_rates(model, names, inner)
-
-
-def loss_weights(inner: Inner, progress: float) -> list[float]:
-    """Weigh the query losses after each inner step.
-
-    Args:
-        inner: its algorithm; only MAML++ looks at more than the last loss.
-        progress: share of the meta-training that is done.
+        steps: inner steps.
+        share_done: how much of the meta-training is done, in [0, 1].
+        share: over how much of it all steps count; 0 for never.
 
     Returns:
-        One weight a step; they add up to 1: all alike at the start, the last alone from a tenth of the training on.
+        One weight a step, 1 in all: equal ones at the start, the last alone when `share` is done.
 
-    Source: Antoniou et al. 2019, section 4 (multi-step loss).
+    Source: Antoniou et al. 2019, section 4, multi-step loss optimisation; they anneal over epochs, this over a share.
     """
-    last = min(1.0, progress / _LOSSES_UNTIL) if inner.algorithm == "mamlpp" else 1.0
-    weights = [(1 - last) / inner.steps] * inner.steps
-    weights[-1] += last
-    return weights
+    left = max(0.0, 1 - share_done / share) if share > 0 else 0.0
+    early = left / steps
+    return [early] * (steps - 1) + [1 - early * (steps - 1)]

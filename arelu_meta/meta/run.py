@@ -29,8 +29,9 @@ from arelu_meta.errors import InputError, RunError
 from arelu_meta.extras import import_learn2learn
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, restore_optimizer
 from arelu_meta.intervals import mean_interval
-from arelu_meta.meta.engines import Inner, build_engine
+from arelu_meta.meta.engines import build_engine
 from arelu_meta.meta.evaluation import task_accuracies
+from arelu_meta.meta.inner import attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.runs.compute import naming_anomaly, prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
@@ -39,7 +40,7 @@ from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.results import finished_results, report_results
 
 _EPISODE_SIZE = 28
-_VALIDATION_TASKS = 100
+_ALL_STEPS_COUNT = 0.1  # MAML++: the share of the training over which the loss after every step counts
 
 
 def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     check_gates(model, config.optim.open_gates)
     check_forward(model, spec)
     set_normalization(model, config.meta.normalization)
+    attach_loop(model, inner_of(config.meta))
     spec = replace(
         spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config)
     )
@@ -84,7 +86,11 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
 def _meta_of(config: MetatrainConfig, splits: ClassSplits) -> dict[str, Any]:
     return {
         **asdict(config.task),
+        "algorithm": config.meta.algorithm,
+        "adapt": config.meta.adapt,
         "inner_lr": config.meta.inner_lr,
+        "inner_act_lr": config.meta.inner_act_lr,
+        "train_steps": config.meta.inner_steps,
         "inner_steps": config.eval.inner_steps or config.meta.inner_steps,
         "normalization": config.meta.normalization,
         "inverted": splits.inverted,
@@ -109,7 +115,7 @@ class _Run:
         self.optimizer = build_optimizer(model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.meta.steps, updates_per_epoch=1)
         meta = config.meta
-        self.inner = Inner(meta.inner_lr, meta.inner_steps, meta.order == 1 or meta.algorithm == "fomaml")
+        self.inner = inner_of(meta)
         train_mode(model, meta.normalization)
         self.engine, self.engine_note = build_engine(
             meta.engine,
@@ -160,8 +166,19 @@ class _Run:
         steps, batch = self.config.meta.steps, self.config.meta.batch_tasks
         with progress("meta-training", (steps - self.step) * batch, "tasks") as bar:
             bar.line(self._headline())
-            while self.step < steps:
+            while self.step < steps and not self._is_late(bar):
                 self._interval(bar, min(self.config.eval.every, steps - self.step))
+
+    def _is_late(self, bar: ProgressBar) -> bool:
+        """Say whether the best validation lies eval.patience validations back."""
+        patience = self.config.eval.patience
+        found = [row["validation_accuracy"] for row in self.folder.rows]
+        if patience is None or not found or self.validation_tasks is None:
+            return False
+        late = len(found) - 1 - found.index(max(found)) >= patience
+        if late:
+            bar.line(f"stopped at step {self.step}: no better validation accuracy for {patience} validations")
+        return late
 
     def _headline(self) -> str:
         described = self.splits.describe()
@@ -169,7 +186,8 @@ class _Run:
         task, meta = self.config.task, self.config.meta
         return (
             f"{self.spec.name} ({self.spec.activation or 'its own activation'}), {task.ways}-way {task.shots}-shot, "
-            f"{meta.algorithm}, order {1 if self.inner.first_order else 2}, {meta.normalization} normalisation, "
+            f"{meta.algorithm} that adapts {self.inner.adapted_part}, order {1 if self.inner.first_order else 2}, "
+            f"{meta.normalization} normalisation, "
             f"{self.engine_note}, on {self.device}\n"
             f"{counts['train']} classes to train on, {counts['validation']} to validate on, "
             f"{counts['test']} unseen to test on"
@@ -216,6 +234,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         first = self.step * meta.batch_tasks
         tasks = self.train_tasks.batch(range(first, first + meta.batch_tasks)).to(self.device)
+        if meta.algorithm == "mamlpp":
+            self.engine.step_weights = step_weights(meta.inner_steps, self.step / meta.steps, _ALL_STEPS_COUNT)
         with self._attention(), naming_anomaly(lambda what: self._diverged(what, self.step + 1)):
             losses, accuracies = self.engine.meta_gradient(tasks)
         if not losses.isfinite().all():
@@ -259,7 +279,7 @@ class _Run:
         if self.validation_tasks is None:
             self._accuracies(self.train_tasks, 1)  # the next checkpoint is to be a good one all the same
             return None
-        found = self._accuracies(self.validation_tasks, _VALIDATION_TASKS)
+        found = self._accuracies(self.validation_tasks, self.config.eval.validation_tasks)
         return sum(found) / len(found)
 
     def _save_checkpoint(self) -> None:

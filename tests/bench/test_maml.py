@@ -1,10 +1,16 @@
 import pytest
 
-from arelu_meta.bench.maml import CASES, maml_rows
+from arelu_meta.bench import maml
+from arelu_meta.bench.maml import CASES, growth_rows, maml_rows
 from arelu_meta.bench.op import PlainAReLU
 from arelu_meta.errors import InputError, RunError
 
 pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _without_torchopt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maml, "has_torchopt", lambda: False)
 
 
 def test_each_case_has_its_contenders_and_the_peer_that_people_run_today() -> None:
@@ -46,3 +52,17 @@ def test_contenders_that_compute_something_else_are_not_timed(monkeypatch: pytes
 
 def test_every_case_id_of_the_issue_is_there() -> None:
     assert list(CASES) == ["authors-mnist-relu", "authors-mnist-arelu", "omniglot-5w1s", "omniglot-20w1s"]
+
+
+def test_growth_goes_through_tasks_and_then_through_steps() -> None:
+    rows = growth_rows(["authors-mnist-relu"], rounds=1, tasks=(1, 2), steps=(1, 2))
+    cases = list(dict.fromkeys(row.case for row in rows))
+    assert cases == [f"authors-mnist-relu/{what}" for what in ("tasks1", "tasks2", "steps1", "steps2")]
+
+
+def test_torchopt_takes_part_where_it_is_installed_and_gives_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchopt", reason="TorchOpt is not installed")
+    monkeypatch.undo()
+    rows = maml_rows(["authors-mnist-arelu"], rounds=1, tasks=2, steps=2)  # a RunError where losses differ
+    assert [row.contender for row in rows] == list(maml.CONTENDERS)
+    assert "torchopt" not in {row.contender for row in maml_rows(["authors-mnist-relu"], 1, order=1, tasks=2, steps=1)}

@@ -1,0 +1,59 @@
+"""MAML as other packages do it, for `bench maml`; none of them is needed elsewhere."""
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.meta.engines import Inner
+
+
+def has_torchopt() -> bool:
+    """Say whether TorchOpt is installed."""
+    return importlib.util.find_spec("torchopt") is not None
+
+
+class TorchoptEngine:
+    """MAML with TorchOpt's differentiable optimiser, task after task, as its documentation shows.
+
+    Args:
+        model: its parameters are the initial weights that are meta-learned.
+        inner: the inner loop; second-order.
+
+    Source: Ren et al. 2022, "TorchOpt: An Efficient Library for Differentiable Optimization".
+    """
+
+    name = "torchopt"
+
+    def __init__(self, model: nn.Module, inner: Inner) -> None:
+        import torchopt
+
+        self.torchopt, self.model, self.inner = torchopt, model, inner
+        self.optimizer = torchopt.MetaSGD(model, lr=inner.lr)
+        self.start = [torchopt.extract_state_dict(part, by="reference") for part in (model, self.optimizer)]
+
+    def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the mean query loss to the `.grad` of the model's parameters; see `Engine`."""
+        found = []
+        for one in tasks.split(1):
+            loss, accuracy = self.query_losses(one)
+            (loss.sum() / len(tasks)).backward()
+            found.append((loss.detach(), accuracy))
+        losses, accuracies = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(accuracies)
+
+    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Adapt to each task's support set, and measure on its query set; see `Engine`."""
+        losses, accuracies = [], []
+        for number in range(len(tasks)):
+            episode = tasks[number]
+            for _ in range(self.inner.steps):
+                self.optimizer.step(F.cross_entropy(self.model(episode.support_images), episode.support_labels))
+            logits = self.model(episode.query_images)
+            losses.append(F.cross_entropy(logits, episode.query_labels))
+            accuracies.append((logits.argmax(1) == episode.query_labels).double().mean())
+            for part, state in zip((self.model, self.optimizer), self.start, strict=True):
+                self.torchopt.recover_state_dict(part, state)
+        return torch.stack(losses), torch.stack(accuracies)

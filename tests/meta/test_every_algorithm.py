@@ -1,0 +1,184 @@
+"""Each algorithm, order and normalisation: both engines, and what the algorithms' equations say."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from arelu_meta import create_backbone
+from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.errors import InputError
+from arelu_meta.meta.engines import Engine, Inner, Learn2learnEngine, VectorizedEngine
+from arelu_meta.meta.inner import attach_loop, step_weights
+from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization, train_mode
+
+ALGORITHMS = ("maml", "fomaml", "anil", "metasgd", "mamlpp", "reptile", "protonet")
+
+
+def _tasks(count: int = 2, ways: int = 3, shots: int = 2, queries: int = 2) -> TaskBatch:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(ways).repeat_interleave(per_class).repeat(count, 1)
+        return torch.rand(count, ways * per_class, 1, 16, 16, generator=generator, dtype=torch.float64), labels
+
+    return TaskBatch(*draw(shots), *draw(queries))
+
+
+def _net(normalization: str = "transductive") -> nn.Module:
+    torch.manual_seed(0)
+    model = create_backbone("conv4_32", num_classes=3, in_chans=1, img_size=16, activation="arelu").double()
+    set_normalization(model, normalization)
+    train_mode(model, normalization)
+    return model
+
+
+def _run(kind: type[Any], inner: Inner, normalization: str, weights: list[float] | None) -> tuple[Any, dict[str, Any]]:
+    model = _net(normalization)
+    attach_loop(model, inner)
+    engine: Engine = kind(model, inner)
+    engine.step_weights = weights
+    measured = engine.meta_gradient(_tasks())
+    return measured, {name: value.grad for name, value in model.named_parameters()}
+
+
+def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    largest = max(value.abs().max().item() for value in expected.values() if value is not None)
+    assert largest > 0
+    for name, value in expected.items():
+        mine = found[name]
+        if value is None or not value.any():
+            assert mine is None or not mine.any(), name
+            continue
+        # A bias before batch normalisation has a gradient of 0 up to rounding, so the largest of all counts, too.
+        assert (mine - value).abs().max().item() <= 1e-8 * max(value.abs().max().item(), 1e-6 * largest), name
+
+
+CASES = [
+    (algorithm, first_order, normalization, "all", None)
+    for algorithm, first_order, normalization in itertools.product(ALGORITHMS, (False, True), NORMALIZATIONS)
+    if normalization != "running"  # the vectorised engine leaves it to learn2learn
+    and not (first_order and algorithm in {"fomaml", "reptile", "protonet"})  # they have but one order
+]
+CASES += [("maml", order, "transductive", "activations", None) for order in (False, True)]
+CASES += [("maml", False, "support", "all", 0.3), ("metasgd", False, "transductive", "head", 0.3)]
+
+
+@pytest.mark.parametrize(("algorithm", "first_order", "normalization", "adapt", "act_lr"), CASES)
+def test_both_engines_give_the_same_losses_and_meta_gradient(
+    algorithm: str, first_order: bool, normalization: str, adapt: str, act_lr: float | None
+) -> None:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    inner = Inner(0.05, 2, first_order, algorithm, adapt, act_lr)
+    weights = step_weights(2, 0.05, 0.1) if algorithm == "mamlpp" else None
+    expected_measures, expected = _run(Learn2learnEngine, inner, normalization, weights)
+    measures, found = _run(VectorizedEngine, inner, normalization, weights)
+    _assert_same(found, expected)
+    for one, other in zip(measures, expected_measures, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def _by_hand(model: nn.Module, tasks: TaskBatch, inner: Inner, weights: list[float] | None) -> dict[str, torch.Tensor]:
+    """The meta-gradient of what adapts everywhere, in plain autograd."""
+    own = [name for name, _ in model.named_parameters() if not name.startswith("inner_loop")]
+    adapted = [name for name in own if inner.adapted_part == "all" or name.startswith("head")]
+    named = dict(model.named_parameters())
+    total = torch.zeros((), dtype=torch.float64)
+    for number in range(len(tasks)):
+        task = tasks[number]
+        now: dict[str, Any] = {name: named[name] for name in own}
+        for step in range(inner.steps):
+            loss = F.cross_entropy(functional_call(model, now, (task.support_images,)), task.support_labels)
+            gradients = torch.autograd.grad(loss, [now[name] for name in adapted], create_graph=not inner.first_order)
+            for name, gradient in zip(adapted, gradients, strict=True):
+                rate = model.inner_loop.rate(name, step)  # type: ignore[union-attr, operator]
+                now[name] = now[name] - rate * gradient
+            weight = weights[step] if weights else float(step == inner.steps - 1)
+            logits = functional_call(model, now, (task.query_images,))
+            total = total + weight * F.cross_entropy(logits, task.query_labels) / len(tasks)
+    parameters = dict(model.named_parameters())
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("algorithm", ["maml", "anil", "metasgd", "mamlpp"])
+def test_the_meta_gradient_is_the_one_that_the_equations_give(algorithm: str, first_order: bool) -> None:
+    inner = Inner(0.05, 3, first_order, algorithm)
+    weights = step_weights(3, 0.02, 0.1) if algorithm == "mamlpp" else None
+    model = _net()
+    attach_loop(model, inner)
+    expected = _by_hand(model, _tasks(), inner, weights)
+    _, found = _run(VectorizedEngine, inner, "transductive", weights)
+    _assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("algorithm", "shape"), [("metasgd", (3, 32)), ("mamlpp", (2,))])
+def test_learned_rates_get_a_gradient_for_every_weight_or_for_every_layer_and_step(
+    algorithm: str, shape: tuple[int, ...]
+) -> None:
+    _, found = _run(VectorizedEngine, Inner(0.05, 2, algorithm=algorithm), "transductive", None)
+    rate = found["inner_loop.learned.head/weight"]
+    assert rate.shape == shape
+    assert rate.any()
+
+
+def test_reptile_moves_the_weights_towards_those_that_gradient_descent_on_the_task_leads_to() -> None:
+    model, tasks, rate = _net(), _tasks(1), 0.05
+    images = torch.cat([tasks.support_images[0], tasks.query_images[0]])
+    labels = torch.cat([tasks.support_labels[0], tasks.query_labels[0]])
+    descending = _net()
+    optimizer = torch.optim.SGD(descending.parameters(), lr=rate)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(descending(images), labels).backward()
+        optimizer.step()
+    VectorizedEngine(model, Inner(rate, 3, algorithm="reptile")).meta_gradient(tasks)
+    for (name, start), end in zip(model.named_parameters(), descending.parameters(), strict=True):
+        torch.testing.assert_close(start.grad, (start - end).detach(), rtol=1e-8, atol=1e-13, msg=name)
+
+
+def test_adapting_the_activations_alone_leaves_every_weight_to_the_outer_loop() -> None:
+    model = _net()
+    loop = attach_loop(model, Inner(0.05, 1, adapt="activations"))
+    assert len(loop.names) == 8  # alpha and beta of four layers
+    assert all(name.endswith(("alpha", "beta")) for name in loop.names)
+
+
+def test_what_leaves_nothing_to_adapt_is_refused() -> None:
+    plain = create_backbone("conv4_32", num_classes=3, in_chans=1, img_size=16)
+    with pytest.raises(InputError, match=r"meta\.adapt: 'activations' leaves nothing .*--model\.activation arelu"):
+        attach_loop(plain, Inner(0.05, 1, adapt="activations"))
+    with pytest.raises(InputError, match=r"meta\.adapt: 'activations' is not what anil adapts"):
+        Inner(0.05, 1, algorithm="anil", adapt="activations")
+    with pytest.raises(InputError, match=r"meta\.adapt: reptile .*give all"):
+        Inner(0.05, 1, algorithm="reptile", adapt="head")
+
+
+def test_all_losses_count_alike_at_the_start_and_the_last_alone_when_its_share_is_done() -> None:
+    assert step_weights(4, 0.0, 0.1) == [0.25] * 4
+    assert step_weights(4, 0.1, 0.1) == step_weights(4, 0.7, 0.1) == [0, 0, 0, 1]
+    assert sum(step_weights(5, 0.03, 0.1)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("normalization", ["support", "group", "none", "frozen"])
+def test_a_query_is_classified_by_itself(normalization: str) -> None:
+    from arelu_meta.meta.engines import adapted_probabilities
+
+    model, tasks = _net(normalization).eval(), _tasks()
+    alone = TaskBatch(tasks.support_images, tasks.support_labels, tasks.query_images[:, :1], tasks.query_labels[:, :1])
+    together = adapted_probabilities(model, tasks, 0.05, 1)
+    torch.testing.assert_close(adapted_probabilities(model, alone, 0.05, 1), together[:, :1])
+
+
+def test_transductive_queries_are_classified_by_each_other() -> None:
+    from arelu_meta.meta.engines import adapted_probabilities
+
+    model, tasks = _net("transductive").eval(), _tasks()
+    fewer = TaskBatch(tasks.support_images, tasks.support_labels, tasks.query_images[:, :2], tasks.query_labels[:, :2])
+    together = adapted_probabilities(model, tasks, 0.05, 1)
+    assert not torch.allclose(adapted_probabilities(model, fewer, 0.05, 1), together[:, :2])
