@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import PredictConfig, RunConfig, validate
+from arelu_meta.config import ModelConfig, PredictConfig, RunConfig, validate
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.data.images import check_encodable, find_candidates, read_folder
 from arelu_meta.data.loading import build_transform
@@ -43,7 +45,8 @@ def predict(
     """Name the class of every image.
 
     Args:
-        checkpoint: a run folder or a model.safetensors.
+        checkpoint: a run folder or a model.safetensors; with a support, also the name of a timm model, whose pretrained
+            weights are used as they come.
         images: files, or folders that are searched for images.
         support: few-shot: a folder with a sub-folder a class. A meta-learner adapts to it; a fine-tuned backbone
             compares features with its classes' mean features (nearest centroid by cosine). Required for a meta-learner.
@@ -58,7 +61,7 @@ def predict(
         InputError: if a file is missing or no image, or the support does not fit the model.
         RunError: if a prediction is NaN or infinite.
     """
-    model, spec = load_model(checkpoint)
+    model, spec = _load(checkpoint, support)
     if spec.task == "metatrain" and support is None:
         raise InputError("support: missing; a meta-learned model needs --support FOLDER with a sub-folder a class")
     paths = _find_images(images)
@@ -109,6 +112,17 @@ def predict_task(config: PredictConfig) -> list[Prediction]:
 def _write_csv(path: Path, rows: list[list[str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["image", "class", "probability"], *rows])
+
+
+def _load(checkpoint: str | Path, support: str | Path | None) -> tuple[nn.Module, ModelSpec]:
+    """Load a checkpoint, or a pretrained backbone by its name in timm: a support set needs no trained head."""
+    name = str(checkpoint)
+    if Path(checkpoint).exists() or not timm.is_model(name):
+        return load_model(checkpoint)
+    if support is None:
+        raise InputError(f"support: missing; the backbone {name!r} needs --support FOLDER with a sub-folder a class")
+    model, spec = build_backbone(ModelConfig(name, pretrained=True), ("any", "other"), 3, None, "finetune")
+    return model.eval(), spec
 
 
 def _find_images(images: Sequence[str | Path]) -> list[Path]:

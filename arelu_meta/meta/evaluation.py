@@ -1,13 +1,18 @@
 """Accuracy on tasks of unseen classes. A test task never changes the model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
 from arelu_meta.data.episodes import Sampler
 from arelu_meta.errors import RunError
-from arelu_meta.meta.engines import adapted_probabilities, why_not_vectorized
+from arelu_meta.intervals import mean_interval
+from arelu_meta.meta.engines import why_not_vectorized
+from arelu_meta.meta.inner import saved_loop
+from arelu_meta.meta.stack import adaptation
 from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.progress import ProgressBar
 
@@ -31,7 +36,7 @@ def task_accuracies(
         model: on the device; left in eval mode, every weight and statistic as it was.
         sampler: draws the tasks.
         tasks: which tasks.
-        inner_lr: learning rate of the inner loop.
+        inner_lr: learning rate of the inner loop, for a model that carries none.
         inner_steps: inner gradient steps.
         device: where to compute.
         precision: float32, bf16 or fp16.
@@ -44,11 +49,50 @@ def task_accuracies(
     Raises:
         RunError: if a prediction is NaN or infinite.
     """
+    found = adaptation_curves(
+        model, sampler, tasks, inner_lr, inner_steps, device, precision, bar, task_chunk, every=False
+    )
+    return [row[-1] for row in found]
+
+
+def adaptation_curves(
+    model: nn.Module,
+    sampler: Sampler,
+    tasks: Sequence[int],
+    inner_lr: float,
+    inner_steps: int,
+    device: torch.device,
+    precision: str = "float32",
+    bar: ProgressBar | None = None,
+    task_chunk: int | None = None,
+    every: bool = True,
+) -> list[list[float]]:
+    """Score each task's query set after every inner step.
+
+    Args:
+        model: on the device; left in eval mode, every weight and statistic as it was.
+        sampler: draws the tasks.
+        tasks: which tasks.
+        inner_lr: learning rate of the inner loop, for a model that carries none.
+        inner_steps: inner gradient steps.
+        device: where to compute.
+        precision: float32, bf16 or fp16.
+        bar: advanced by one a task, if given.
+        task_chunk: how many tasks at once; None for as many as a few thousand images make up.
+        every: False scores after the last step alone.
+
+    Returns:
+        One list a task: the query accuracy after 0, 1, …, `inner_steps` steps.
+
+    Raises:
+        RunError: if a prediction is NaN or infinite.
+    """
     # Running averages stay as they are in eval mode.
     model.eval()
-    accuracies: list[float] = []
+    accuracies: list[list[float]] = []
     if not tasks:
         return accuracies
+    loop = saved_loop(model, inner_lr, inner_steps)
     first = sampler.batch(tasks[:2])
     images = first.support_images.shape[1] + first.query_images.shape[1]
     vectorized = len(first) == 2 and why_not_vectorized(model, "eval", first.support_images.to(device)) is None
@@ -56,12 +100,66 @@ def task_accuracies(
     for start in range(0, len(tasks), size):
         batch = sampler.batch(tasks[start : start + size]).to(device)
         with autocast(precision, device), naming_anomaly(lambda what: RunError(f"{what} in an inner step")):
-            probabilities = adapted_probabilities(model, batch, inner_lr, inner_steps)
-        finite = probabilities.isfinite().flatten(1).all(1)
+            probabilities = adaptation(model, batch, loop, inner_steps, every=every)
+        finite = probabilities[-1].isfinite().flatten(1).all(1)
         if not finite.all():
             task = tasks[start + int(finite.int().argmin())]
             raise RunError(f"the predictions for task {task} became NaN or infinite after {inner_steps} inner steps")
-        accuracies += (probabilities.argmax(2) == batch.query_labels).double().mean(1).tolist()
+        accuracies += (probabilities.argmax(3) == batch.query_labels).double().mean(2).T.tolist()
         if bar is not None:
-            bar.advance(len(batch), accuracy=sum(accuracies) / len(accuracies))
+            bar.advance(len(batch), accuracy=sum(row[-1] for row in accuracies) / len(accuracies))
     return accuracies
+
+
+def describe_curve(curves: Sequence[Sequence[float]], normalization: str) -> str:
+    """Say in a line how accuracy grows with inner steps, and under which normalisation.
+
+    Args:
+        curves: what `adaptation_curves` returned, of at least 2 tasks.
+        normalization: one of `NORMALIZATIONS`.
+    """
+    shown = ", ".join(f"{mean:.1%}" for mean in curve_results(curves).values())
+    return f"{normalization} normalisation; accuracy after 0, 1, … inner steps: {shown}"
+
+
+def curve_results(curves: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Summarise the adaptation curve for results.json.
+
+    Args:
+        curves: what `adaptation_curves` returned, of at least 2 tasks.
+
+    Returns:
+        `accuracy_after_0`, `accuracy_after_1`, …: means over tasks.
+    """
+    means = np.asarray(curves, dtype=np.float64).mean(0)
+    return {f"accuracy_after_{step}": float(mean) for step, mean in enumerate(means)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same tasks.
+
+    Args:
+        difference: mean over tasks of the first's accuracy minus the second's.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        tasks: how many.
+    """
+
+    difference: float
+    low: float
+    high: float
+    tasks: int
+
+
+def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
+    """Compare two models pair by pair: what makes a task easy or hard for both cancels.
+
+    Args:
+        first: one model's accuracies, task by task.
+        second: the other's on the same tasks, in the same order; at least 2.
+
+    Source: Student 1908, the paired t interval.
+    """
+    differences = [mine - theirs for mine, theirs in zip(first, second, strict=True)]
+    return Comparison(*mean_interval(differences), len(differences))

@@ -30,8 +30,8 @@ from arelu_meta.extras import import_learn2learn
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, restore_optimizer
 from arelu_meta.intervals import mean_interval
 from arelu_meta.meta.engines import build_engine
-from arelu_meta.meta.evaluation import task_accuracies
-from arelu_meta.meta.inner import attach_loop, inner_of, step_weights
+from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve
+from arelu_meta.meta.inner import BASELINES, attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.runs.compute import naming_anomaly, prepare, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
@@ -76,7 +76,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     check_gates(model, config.optim.open_gates)
     check_forward(model, spec)
     set_normalization(model, config.meta.normalization)
-    attach_loop(model, inner_of(config.meta))
+    inner_of(config.meta)  # says what is wrong before anything is written
     spec = replace(
         spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config)
     )
@@ -112,6 +112,7 @@ class _Run:
         self.config, self.folder, self.splits, self.spec = config, folder, splits, spec
         self.model, self.device = model, device
         self.gates = gate_schedule(model, config.optim.open_gates)
+        attach_loop(model, inner_of(config.meta))  # gates that a schedule opens do not adapt
         self.optimizer = build_optimizer(model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.meta.steps, updates_per_epoch=1)
         meta = config.meta
@@ -130,7 +131,7 @@ class _Run:
         self.train_tasks = self._sampler(splits.train, "train", config.data.rotations, kind)
         self.validation_tasks = None if splits.validation is None else self._sampler(splits.validation, "validation")
         self.step, self.best, self.seconds = 0, -1.0, 0.0
-        self.checkpoint = "none"
+        self.checkpoint, self.curve = "none", ""
 
     def _sample_images(self) -> torch.Tensor:
         """Make noise in the shape of two tasks' images, to try engines on."""
@@ -157,9 +158,13 @@ class _Run:
         elif not self.folder.model_file.exists():
             self._count_from_here()
         with resumable(lambda: self.checkpoint):
-            self._train()
+            if self.config.meta.algorithm in BASELINES:
+                save_model(self.folder.model_file, self.model, self.spec)
+            else:
+                self._train()
             results = self._finish()
         report_results(results)
+        print(self.curve, flush=True)
         return results
 
     def _train(self) -> None:
@@ -258,10 +263,13 @@ class _Run:
             "try a smaller --meta.inner_lr or --optim.lr"
         )
 
-    def _accuracies(self, sampler: Sampler, tasks: int, bar: ProgressBar | None = None) -> list[float]:
+    def _accuracies(self, sampler: Sampler, tasks: int) -> list[float]:
+        return [row[-1] for row in self._curves(sampler, tasks, None, every=False)]
+
+    def _curves(self, sampler: Sampler, tasks: int, bar: ProgressBar | None, every: bool = True) -> list[list[float]]:
         meta = self.spec.meta
         try:
-            return task_accuracies(
+            return adaptation_curves(
                 self.model,
                 sampler,
                 range(tasks),
@@ -271,6 +279,7 @@ class _Run:
                 self.config.run.precision,
                 bar,
                 None if self.config.meta.task_chunk == "auto" else self.config.meta.task_chunk,
+                every,
             )
         except RunError as error:
             raise self._diverged(error, self.step) from error
@@ -315,16 +324,19 @@ class _Run:
         load_tensors(self.model, read_tensors(self.folder.model_file), str(self.folder.model_file))
         tasks = self.config.eval.tasks
         with progress("evaluating on unseen classes", tasks, "tasks") as bar:
-            accuracies = self._accuracies(self._sampler(self.splits.test, "test"), tasks, bar)
+            curves = self._curves(self._sampler(self.splits.test, "test"), tasks, bar)
+        accuracies = [row[-1] for row in curves]
+        self.curve = describe_curve(curves, self.config.meta.normalization)
         mean, low, high = mean_interval(accuracies)
         columns = ["train_accuracy"] + (["validation_accuracy"] if self.validation_tasks else [])
-        draw_curves(
-            self.folder.path / "curves.png",
-            self.folder.rows,
-            "step",
-            {"query accuracy": columns, "query loss": ["train_loss"]},
-            f"{self.spec.name}, {self.spec.activation or 'own activation'}: accuracy on unseen classes {mean:.1%}",
-        )
+        if self.folder.rows:
+            draw_curves(
+                self.folder.path / "curves.png",
+                self.folder.rows,
+                "step",
+                {"query accuracy": columns, "query loss": ["train_loss"]},
+                f"{self.spec.name}, {self.spec.activation or 'own activation'}: accuracy on unseen classes {mean:.1%}",
+            )
         results = {
             "task": "metatrain",
             "seed": self.config.run.seed,
@@ -341,6 +353,8 @@ class _Run:
             "queries": self.config.task.queries,
             "inner_steps": self.spec.meta["inner_steps"],
             "inner_lr": self.config.meta.inner_lr,
+            **curve_results(curves),
+            "adapt": self.inner.adapted_part,
             "steps": self.step,
             "model": self.spec.name,
             "activation": self.spec.activation,

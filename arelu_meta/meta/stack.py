@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.meta.algorithms import check_labels, features
+from arelu_meta.meta.baselines import baseline_probabilities
 from arelu_meta.meta.inner import InnerLoop, saved_loop
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
 from arelu_meta.meta.stacked import StackedOperators, twin
@@ -160,6 +161,8 @@ def adaptation(
     stack = Stack(model, loop, len(tasks))
     found: list[Tensor] = []
     with stack.operators:
+        if loop.inner.algorithm in {"centroid", "logistic"}:
+            return torch.stack([baseline_probabilities(model, tasks, loop.inner)] * (steps + 1 if every else 1))
         if loop.inner.algorithm == "protonet":
             with torch.no_grad():
                 found = [stack.prototype_logits(tasks).softmax(2)] * (steps + 1 if every else 1)

@@ -1,0 +1,85 @@
+"""What few-shot results are read against: a backbone's features with no meta-training at all."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.errors import InputError
+from arelu_meta.meta.algorithms import features
+from arelu_meta.meta.inner import Inner
+from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
+
+_COSINE_SCALE = 10.0
+
+
+@torch.no_grad()
+def baseline_probabilities(model: nn.Module, tasks: TaskBatch, inner: Inner) -> Tensor:
+    """Classify each task's queries by a backbone's frozen features; the model does not change.
+
+    Args:
+        model: with timm's `forward_features` and `forward_head`, in eval mode.
+        tasks: on the model's device.
+        inner: its algorithm is centroid or logistic.
+
+    Returns:
+        Shape (tasks, queries, classes): probabilities.
+
+    Raises:
+        InputError: if the model has no features.
+    """
+    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+        raise InputError(f"meta.algorithm: {inner.algorithm!r} needs a model with features; give a timm model or conv4")
+    classify = nearest_centroid if inner.algorithm == "centroid" else logistic_regression
+    found = []
+    for number in range(len(tasks)):
+        task = tasks[number]
+        count = len(task.support_images)
+        if uses_support_statistics(model):
+            with support_statistics(count):
+                both = features(model, torch.cat([task.support_images, task.query_images]))
+            known, asked = both[:count], both[count:]
+        else:
+            known, asked = features(model, task.support_images), features(model, task.query_images)
+        found.append(classify(known, task.support_labels, asked))
+    return torch.stack(found)
+
+
+def nearest_centroid(support: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    """Compare features with each class's mean by their cosine.
+
+    Args:
+        support: features, shape (images, features).
+        labels: shape (images,), int64; every class has an image.
+        queries: features, shape (queries, features).
+
+    Returns:
+        Shape (queries, classes): softmax of the cosines times 10.
+
+    Source: Gidaris and Komodakis 2018 for cosines and their scale.
+    """
+    known = F.normalize(support, dim=1)
+    members = F.one_hot(labels).to(known.dtype).mT
+    means = members @ known / members.sum(1, keepdim=True)
+    return (_COSINE_SCALE * F.normalize(queries, dim=1) @ F.normalize(means, dim=1).mT).softmax(1)
+
+
+def logistic_regression(support: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    """Fit scikit-learn's logistic regression to features of length 1.
+
+    Args:
+        support: shape (images, features).
+        labels: shape (images,), int64; every class has an image.
+        queries: shape (queries, features).
+
+    Returns:
+        Shape (queries, classes): probabilities.
+
+    Source: Tian et al. 2020, "Rethinking Few-Shot Image Classification: a Good Embedding Is All You Need?".
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(max_iter=1000)
+    fitted.fit(F.normalize(support, dim=1).double().cpu().numpy(), labels.cpu().numpy())
+    found = fitted.predict_proba(F.normalize(queries, dim=1).double().cpu().numpy())
+    return torch.from_numpy(found).to(support)

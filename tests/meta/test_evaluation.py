@@ -1,0 +1,116 @@
+import copy
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from arelu_meta import create_backbone, evaluate, metatrain
+from arelu_meta.config import MetatrainConfig, TaskConfig
+from arelu_meta.data.episodes import Pool, TensorSampler
+from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, task_accuracies
+from arelu_meta.meta.inner import Inner, attach_loop
+from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization
+
+CPU = torch.device("cpu")
+
+
+def _sampler(side: int = 8, queries: int = 2) -> TensorSampler:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(6).repeat_interleave(10)
+    pixels = torch.randint(0, 90, (60, 1, side, side), generator=generator, dtype=torch.uint8)
+    for image, label in zip(pixels, labels.tolist(), strict=True):
+        image[:, label % side] += 120  # each class has a bright row of its own
+    return TensorSampler(Pool(pixels, labels, (0.5,), (0.5,)), TaskConfig(3, 2, queries), "test")
+
+
+def _net(name: str = "mnist_linear", side: int = 8) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return create_backbone(name, num_classes=3, in_chans=1, img_size=side, activation="arelu")
+
+
+def test_the_adaptation_curve_ends_where_the_accuracy_is_and_starts_at_chance() -> None:
+    model, sampler = _net(), _sampler()
+    curves = adaptation_curves(model, sampler, range(60), 0.5, 3, CPU)
+    assert [len(row) for row in curves] == [4] * 60
+    assert [row[-1] for row in curves] == task_accuracies(model, sampler, range(60), 0.5, 3, CPU)
+    assert [row[1] for row in curves] == task_accuracies(model, sampler, range(60), 0.5, 1, CPU)
+    means = curve_results(curves)
+    assert means["accuracy_after_0"] < 0.5 < means["accuracy_after_3"]
+
+
+def test_the_same_tasks_decide_between_models_that_unpaired_intervals_cannot_tell_apart() -> None:
+    hard = [0.1, 0.5, 0.9, 0.3, 0.7, 0.2, 0.8]
+    found = compare([value + 0.05 + 0.001 * i for i, value in enumerate(hard)], hard)
+    assert found.tasks == 7
+    assert found.difference == pytest.approx(0.053)
+    assert 0 < found.low < found.difference < found.high < 0.06
+    assert compare(hard, hard[::-1]).low < 0 < compare(hard, hard[::-1]).high
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "metasgd", "mamlpp", "protonet", "centroid", "logistic", "finetune"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_no_test_task_changes_the_model(algorithm: str, normalization: str) -> None:
+    model = _net("conv4_32", 16)
+    set_normalization(model, normalization)
+    attach_loop(model, Inner(0.1, 2, algorithm=algorithm))
+    before = copy.deepcopy(model.state_dict())
+    task_accuracies(model, _sampler(16), range(3), 0.1, 2, CPU)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("algorithm", ["protonet", "centroid", "logistic"])
+def test_features_tell_classes_apart_that_are_easy_without_any_training(algorithm: str) -> None:
+    model = _net()
+    attach_loop(model, Inner(0.1, 1, algorithm=algorithm))
+    assert sum(task_accuracies(model, _sampler(), range(40), 0.1, 1, CPU)) / 40 > 0.7
+
+
+def test_memory_is_flat_over_ten_thousand_tasks() -> None:
+    class Watched(TensorSampler):
+        held: dict[int, int]
+
+        def batch(self, tasks: Sequence[int]):  # type: ignore[no-untyped-def]
+            if tasks[0] in {960, 9600}:
+                self.held[tasks[0]] = tracemalloc.get_traced_memory()[0]
+            return super().batch(tasks)
+
+    plain = _sampler()
+    sampler = Watched(plain.pool, plain.task, "test")
+    sampler.held = {}
+    tracemalloc.start()
+    try:
+        found = task_accuracies(_net(), sampler, range(10_000), 0.1, 1, CPU)
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 10_000
+    # One accuracy a task is kept, 90 bytes or so as a list of one number; nothing else.
+    assert sampler.held[9600] - sampler.held[960] < 8640 * 200
+
+
+def test_training_stops_when_validation_no_longer_improves_and_keeps_the_best(tmp_path: Path) -> None:
+    config = MetatrainConfig()
+    config.run.folder, config.run.device = str(tmp_path / "run"), "cpu"
+    config.model.name, config.data.image_size, config.task.queries = "mnist_linear", 8, 3
+    config.optim.lr = 1e-9  # nothing is learned, so that the first validation is the best
+    config.meta.steps, config.meta.batch_tasks, config.eval.tasks = 20, 1, 10
+    config.eval.every, config.eval.validation_tasks, config.eval.patience = 1, 3, 2
+    results = metatrain(config)
+    assert results["steps"] == 3
+    assert results["accuracy_after_1"] == results["test_accuracy"]
+
+
+@pytest.mark.parametrize("algorithm", ["anil", "metasgd", "mamlpp", "reptile", "protonet", "centroid", "finetune"])
+def test_a_saved_run_evaluates_as_it_did_whatever_its_algorithm(
+    tmp_path: Path, algorithm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = MetatrainConfig()
+    config.run.folder, config.run.device = str(tmp_path / "run"), "cpu"
+    config.model.name, config.data.image_size, config.task.queries = "mnist_linear", 8, 3
+    config.meta.steps, config.meta.batch_tasks, config.eval.tasks, config.eval.every = 2, 2, 10, 1
+    config.meta.algorithm, config.meta.inner_lr, config.meta.inner_steps = algorithm, 0.1, 2  # type: ignore[assignment]
+    results = metatrain(config)
+    assert "transductive normalisation; accuracy after" in capsys.readouterr().out
+    assert evaluate(results["folder"], tasks=10)["test_accuracy"] == results["test_accuracy"]
