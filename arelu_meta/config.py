@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from arelu_meta.errors import InputError, nearest_names
 
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
-Init = Literal["paper", "preserve", "nearest", "fit"]
+Init = Literal["paper", "preserve", "leak", "nearest", "fit"]
 Normalization = Literal["transductive", "support", "running", "frozen", "group", "none"]
 Adapt = Literal["all", "head", "activations"]
 Algorithm = Literal[
@@ -394,14 +394,14 @@ class BenchConfig:
     """Measure what it costs, beside peers in the same run.
 
     Args:
-        what: op (one activation), step (a whole training step) or maml (a meta-step).
+        what: op (one activation), step (a whole training step), maml (a meta-step) or swap (of timm's models).
         case: only the cases of this id; * stands for anything.
         json: write the rows to this file, too.
         rounds: how often each contender has its turn; default: enough for a steady median.
         device: auto, cpu, cuda …
     """
 
-    what: Literal["op", "step", "maml"]
+    what: Literal["op", "step", "maml", "swap"]
     case: str | None = None
     json: str | None = None
     rounds: int | None = None

@@ -64,7 +64,7 @@ def build_backbone(
         data_channels: 1 or 3; pretrained backbones take 3 whatever the data has.
         image_size: side in pixels; None for the model's own.
         task: finetune or metatrain.
-        images: what `model.init: fit` looks at.
+        images: what `model.init: fit` and `leak` look at.
 
     Returns:
         The model, and the spec that rebuilds it.
@@ -128,9 +128,17 @@ def _swap_in(
     if config.activation is None:
         return None
     init = (config.init or default) if config.activation == "arelu" else None
-    data = images(inputs) if init == "fit" and images is not None else None
-    swap_activations(model, config.activation, init=init, data=data)
+    data = _shuffled(images(inputs)) if init in ("fit", "leak") and images is not None else None
+    batch_norm = init == "leak" and data is not None
+    swap_activations(model, config.activation, init=init, data=data, batch_norm=batch_norm)
     return init
+
+
+def _shuffled(batches: list[Tensor]) -> list[Tensor]:
+    """Mix images that come class by class: within one class they vary less, and batch statistics would say so."""
+    images = torch.cat(batches)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return list(images[order].split(len(batches[0])))
 
 
 def check_gates(model: nn.Module, open_gates: float | None) -> None:

@@ -2,6 +2,9 @@
 
 - `paper`: AReLU at alpha 0.9, beta 2, as published. What a pretrained network knew is changed by it.
 - `preserve`: `act(x) + t * elsa(x)` with the gate t at 0: every logit stays as it was, for any `act`.
+- `leak`: `act(x) + t * elsa(x)` with t at 0.2, alpha at 0.9 and beta at -6: nearly `act(x) + 0.18 * min(x, 0)`, so that
+  gradients pass where a ReLU blocks them. It changes the function a little; where there are images to look at, the
+  statistics of batch normalisation are estimated anew. All of t, alpha and beta learn.
 - `nearest`: the AReLU that comes closest to what it replaces, in least squares over standard normal inputs.
 - `fit`: the same over the inputs that the layer really gets from a few unlabelled batches.
 """
@@ -28,6 +31,9 @@ HOOKS = (
 _OF_ANY_MODULE = frozenset(vars(nn.Module()))
 _CONSTANTS = (bool, int, float, str, NoneType)
 _CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+LEAK = 0.2
+"""How far the gates of `leak` start open; see configs/study_init/README.md for what it was chosen by."""
 
 BETA_LIMIT = 6.0
 """How far a start may push beta: beyond it, sigmoid's derivative (0.0025) hardly lets it come back."""
@@ -84,6 +90,17 @@ def preserve_start(
         dtype: the scalars' dtype.
     """
     return GatedAReLU(out_of_place_copy(original), device=device, dtype=dtype)
+
+
+def leak_start(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make a gated residual over a copy of the original that leaks on the negative side: there its slope grows by 0.18.
+
+    Args:
+        original: the activation that goes; it is not changed.
+        device: where the scalars live.
+        dtype: the scalars' dtype.
+    """
+    return GatedAReLU(out_of_place_copy(original), ALPHA_START, -BETA_LIMIT, LEAK, device=device, dtype=dtype)
 
 
 def nearest_start(
@@ -266,6 +283,7 @@ def _normal_moments(original: nn.Module) -> Moments | None:
 INITS: dict[str, Callable[..., nn.Module]] = {
     "paper": paper_start,
     "preserve": preserve_start,
+    "leak": leak_start,
     "nearest": nearest_start,
     "fit": fit_start,
 }

@@ -49,7 +49,7 @@ def gates_before_head(model: nn.Module, example: Example | None = None) -> list[
     """
     example = example_input(model) if example is None else example
     if example is None:
-        raise InputError(f"init: 'last' looks at a forward pass; give example=, an input of {type(model).__name__}")
+        raise InputError(f"example: {type(model).__name__} does not say what it takes; give an input of it")
     try:
         with without_data(model):
             return _find(model, on_meta(example))

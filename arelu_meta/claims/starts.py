@@ -90,6 +90,14 @@ STARTS: dict[str, Start] = {
     "negative-0.2-10": Start(
         "open-0.2-10, negative side alone", "preserve", head=10, prepare=_open_all(0.2, beta=-6.0)
     ),
+    "negative-0.2": Start("negative-0.2-10, head at the same rate", "preserve", prepare=_open_all(0.2, beta=-6.0)),
+    "leak-slow": Start(
+        "negative-0.2, scalars at a hundredth of the rate", "preserve", act=0.01, prepare=_open_all(0.2, beta=-6.0)
+    ),
+    "leak-slow-10": Start(
+        "leak-slow, head at 10 times the rate", "preserve", act=0.01, head=10, prepare=_open_all(0.2, beta=-6.0)
+    ),
+    "paper-slow": Start("paper, scalars at a hundredth of the rate", "paper", act=0.01),
     "negative-0.1": Start(
         "every t = 0.1, negative side alone, BatchNorm re-estimated", "preserve", prepare=_open_all(0.1, beta=-6.0)
     ),

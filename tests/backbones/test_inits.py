@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from arelu_meta import config
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.inits import INITS, fold, nearest_start, open_gates, paper_start, preserve_start
+from arelu_meta.backbones.inits import INITS, fold, leak_start, nearest_start, open_gates, paper_start, preserve_start
 from arelu_meta.backbones.swap import swap_activations, unswap
 
 
@@ -91,6 +91,51 @@ def test_preserve_leaves_hooks_to_the_module_that_takes_over() -> None:
     assert ran == []
     original(torch.randn(3))
     assert ran == ["ReLU"]
+
+
+# The leak
+
+
+@pytest.mark.parametrize("original", [nn.ReLU(True), nn.ReLU6(), nn.GELU(), nn.Hardswish(True), nn.PReLU()])
+def test_the_leak_adds_its_slope_below_zero_and_next_to_nothing_above(original: nn.Module) -> None:
+    after = leak_start(original)
+    x = torch.randn(1000, dtype=torch.float64)
+    expected = original(x.clone().float()).double() + 0.18 * x.clamp(max=0)
+    assert (after(x.float()).double() - expected).abs().max().item() < 0.0005 * x.abs().max().item() + 1e-6
+
+
+def test_all_that_the_leak_adds_learns_at_once() -> None:
+    """A gate at 0 gives alpha and beta no gradient; this one does."""
+    after = leak_start(nn.ReLU())
+    after(torch.randn(100)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.item() != 0 for parameter in after.parameters())
+
+
+def test_the_leak_lets_gradients_pass_where_relu_blocks_them() -> None:
+    x = torch.full((5,), -1.0, requires_grad=True)
+    leak_start(nn.ReLU())(x).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.full((5,), 0.18))
+
+
+def test_a_leak_is_taken_back_to_the_last_bit() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Flatten(), nn.Linear(288, 2)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    before = model(x)
+    swap_activations(model, init="leak", trace=False)
+    assert not torch.equal(model(x), before)
+    unswap(model)
+    assert torch.equal(model(x), before)
+
+
+def test_with_images_a_leak_finds_the_statistics_that_follow_it_anew() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
+    images = torch.randn(64, 3, 8, 8)
+    swap_activations(model, init="leak", data=images, batch_norm=True, trace=False)
+    y = model.eval()(images)
+    torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(y.var((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)
 
 
 # The nearest AReLU

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.before_head import gates_before_head, open_last_gates
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.backbones.swap import swap_activations, unswap
+from arelu_meta.claims.before_head import gates_before_head, open_last_gates
 from arelu_meta.errors import InputError
 
 
@@ -27,7 +27,8 @@ def _open(model: nn.Module) -> set[str]:
     ],
 )
 def test_last_opens_what_only_the_head_follows(name: str, opened: set[str]) -> None:
-    model = create_backbone(name, num_classes=3, activation="arelu", init="last")
+    model = create_backbone(name, num_classes=3, activation="arelu", init="preserve")
+    open_last_gates(model)
     assert _open(model) == opened
     gates = [module for module in model.modules() if isinstance(module, GatedAReLU)]
     assert {gate.t.item() for gate in gates} == ({0.0, 1.0} if opened else {0.0})
@@ -36,8 +37,9 @@ def test_last_opens_what_only_the_head_follows(name: str, opened: set[str]) -> N
 def test_last_keeps_every_feature_below_the_gate_to_the_last_bit() -> None:
     torch.manual_seed(0)
     plain = create_backbone("tf_efficientnet_lite0", num_classes=3).eval()
-    swapped = create_backbone("tf_efficientnet_lite0", num_classes=3, activation="arelu", init="last").eval()
+    swapped = create_backbone("tf_efficientnet_lite0", num_classes=3, activation="arelu", init="preserve").eval()
     swapped.load_state_dict(plain.state_dict(), strict=False)
+    open_last_gates(swapped)
     taken: list[Tensor] = []
     for model in (plain, swapped):
         act = model.get_submodule("bn2.act")
@@ -64,20 +66,23 @@ class _WithHead(nn.Module):
 def test_an_output_that_a_pretrained_layer_takes_too_stays_shut() -> None:
     """act1 reaches the head both directly and through the neck."""
     model = _WithHead()
-    swap_activations(model, init="last", example=torch.zeros(1, 3))
+    swap_activations(model, init="preserve", trace=False)
+    open_last_gates(model, torch.zeros(1, 3))
     assert _open(model) == {"act2"}
 
 
 def test_a_frozen_layer_counts_as_pretrained() -> None:
     model = _WithHead().requires_grad_(False)
-    swap_activations(model, init="last", example=torch.zeros(1, 3))
+    swap_activations(model, init="preserve", trace=False)
+    open_last_gates(model, torch.zeros(1, 3))
     assert _open(model) == {"act2"}
     assert not model.neck.weight.requires_grad
 
 
 def test_an_open_gate_over_relu_is_arelu_as_published() -> None:
     model = _WithHead()
-    swap_activations(model, init="last", example=torch.zeros(1, 3))
+    swap_activations(model, init="preserve", trace=False)
+    open_last_gates(model, torch.zeros(1, 3))
     x = torch.randn(5, 4)
     torch.testing.assert_close(model.act2(x), AReLU()(x))
 
@@ -93,33 +98,26 @@ def test_last_leaves_mode_statistics_and_hooks_as_they_were() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_last_can_be_taken_back_and_done_again() -> None:
+def test_the_swap_can_be_taken_back_and_done_again() -> None:
     model = create_backbone("test_resnet", num_classes=3).eval()
     x = torch.randn(2, 3, 160, 160)
     before = model(x)
-    swap_activations(model, init="last")
+    swap_activations(model, init="preserve")
+    open_last_gates(model)
     once = model(x)
     assert not torch.equal(once, before)
     unswap(model)
     assert torch.equal(model(x), before)
-    swap_activations(model, init="last")
+    swap_activations(model, init="preserve")
+    open_last_gates(model)
     assert torch.equal(model(x), once)
 
 
-def test_last_with_data_measures_the_drift_with_the_gate_open() -> None:
-    model = create_backbone("test_resnet", num_classes=3)
-    report = swap_activations(model, init="last", data=torch.randn(2, 3, 64, 64))
-    assert _open(model) == {"layer4.0.act2"}
-    drift = {entry.path: entry.drift for entry in report.swapped}
-    assert drift.pop("layer4.0.act2") > 0
-    assert set(drift.values()) == {0.0}
-
-
-def test_without_an_example_last_is_refused_and_the_model_unchanged() -> None:
+def test_without_an_example_a_model_that_does_not_say_what_it_takes_is_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(InputError, match="init: 'last' looks at a forward pass; give example="):
-        swap_activations(model, init="last")
-    assert type(model[1]) is nn.ReLU
+    swap_activations(model, init="preserve", trace=False)
+    with pytest.raises(InputError, match="example: Sequential does not say what it takes; give an input of it"):
+        open_last_gates(model)
 
 
 def test_an_example_that_the_model_cannot_take_is_refused() -> None:
@@ -131,5 +129,6 @@ def test_an_example_that_the_model_cannot_take_is_refused() -> None:
 
 def test_a_sequential_that_ends_in_a_linear_layer_has_that_as_its_head() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    swap_activations(model, init="last", example=torch.zeros(1, 3))
+    swap_activations(model, init="preserve", trace=False)
+    open_last_gates(model, torch.zeros(1, 3))
     assert _open(model) == {"3"}
