@@ -32,7 +32,7 @@ class RunConfig:
         resume: never (a folder that holds a run is an error), auto (start or continue), or a checkpoint's path.
         deterministic: bit-identical results for the same command on the same machine, where PyTorch can.
         detect_anomaly: name the operation whose gradient becomes NaN; slow.
-        trackers: finetune: where else metrics go, through accelerate: tensorboard, wandb, mlflow …
+        trackers: finetune: where else metrics go, through accelerate, with commas between: tensorboard, wandb, mlflow …
     """
 
     folder: str | None = None
@@ -42,7 +42,7 @@ class RunConfig:
     resume: str = "never"
     deterministic: bool = False
     detect_anomaly: bool = False
-    trackers: list[str] = field(default_factory=list)
+    trackers: str | None = None
 
 
 @dataclass
@@ -243,8 +243,8 @@ class EvalConfig:
         every: meta-steps between two validations.
         validation_tasks: tasks of each validation.
         patience: stop after this many validations without a better accuracy; default: never.
-        against: what else is judged on the same tasks, pair by pair: a run folder, or centroid, logistic or finetune
-            on the backbone that the run started from.
+        against: evaluate: what else is judged on the same tasks, pair by pair: a run folder, or centroid, logistic or
+            finetune on the backbone that the run started from.
     """
 
     tasks: int = 600

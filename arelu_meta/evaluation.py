@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, TaskConfig, validate
+from arelu_meta.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TaskConfig, validate
 from arelu_meta.data.episodes import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole
 from arelu_meta.data.images import ImageSet, concatenate, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.loop import loss_and_accuracy, predict_logits
 from arelu_meta.intervals import mean_interval, proportion_interval
-from arelu_meta.meta.evaluation import task_accuracies
+from arelu_meta.meta.evaluation import adaptation_curves, compare, describe_curve, task_accuracies
+from arelu_meta.meta.inner import BASELINES, Inner, attach_loop
+from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import open_run, write_json
 from arelu_meta.runs.progress import progress
@@ -26,7 +29,11 @@ from arelu_meta.runs.results import report_results
 
 
 def evaluate(
-    checkpoint: str | Path, data: DataConfig | None = None, run: RunConfig | None = None, tasks: int = 600
+    checkpoint: str | Path,
+    data: DataConfig | None = None,
+    run: RunConfig | None = None,
+    tasks: int = 600,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model; it is not changed.
 
@@ -36,6 +43,8 @@ def evaluate(
             or all of it where it has none), for a meta-learner any classes. Default: what the run was tested on.
         run: device and precision.
         tasks: how many tasks, for a meta-learner.
+        against: for a meta-learner: what else is judged on the same tasks: a run folder, or centroid, logistic or
+            finetune on the backbone that the run started from.
 
     Returns:
         `task`, `test_accuracy` (a fraction), `test_low`, `test_high` (95 % interval), `test_n`, `seconds` …
@@ -50,7 +59,9 @@ def evaluate(
     model.to(device)
     own = data is None or (data.root is None and data.name is None)
     if spec.task == "metatrain":
-        found = _evaluate_tasks(model, spec, None if own else data, device, run, tasks, Path(checkpoint))
+        found = _evaluate_tasks(model, spec, None if own else data, device, run, tasks, Path(checkpoint), against)
+    elif against is not None:
+        raise InputError(f"eval.against: {against!r} is compared task by task; give a meta-learned checkpoint with it")
     else:
         found = _evaluate_images(model, spec, None if own else data, device, run, Path(checkpoint))
     return found | {"model": spec.name, "activation": spec.activation, "seconds": round(time.monotonic() - started, 2)}
@@ -64,7 +75,7 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
     """
     validate(config)
     folder = open_run(config.run, "evaluate") if config.run.folder else None
-    results = evaluate(config.checkpoint, config.data, config.run, config.eval.tasks)
+    results = evaluate(config.checkpoint, config.data, config.run, config.eval.tasks, config.eval.against)
     if folder is not None:
         folder.path.mkdir(parents=True, exist_ok=True)
         results["folder"] = str(folder.path)
@@ -169,8 +180,10 @@ def _evaluate_tasks(
     run: RunConfig,
     tasks: int,
     checkpoint: Path,
+    against: str | None,
 ) -> dict[str, Any]:
     meta = spec.meta
+    rival = None if against is None else _rival(against, spec)
     own, seed = _of_its_run(spec)
     task = TaskConfig(ways=meta["ways"], shots=meta["shots"], queries=meta["queries"])
     if data is None:
@@ -181,11 +194,29 @@ def _evaluate_tasks(
         check_class_sizes(images, task)
     sampler = TensorSampler(load_pool(images, spec.inputs, meta["inverted"]), task, f"test {seed}")
     with progress("evaluating on unseen classes", tasks, "tasks") as bar:
-        accuracies = task_accuracies(
+        curves = adaptation_curves(
             model, sampler, range(tasks), meta["inner_lr"], meta["inner_steps"], device, run.precision, bar
         )
+    accuracies = [row[-1] for row in curves]
+    print(describe_curve(curves, meta["normalization"]))
+    compared: dict[str, Any] = {}
+    if rival is not None:
+        other, steps = rival
+        judged = task_accuracies(other.to(device), sampler, range(tasks), 0.01, steps, device, run.precision)
+        found = compare(accuracies, judged)
+        compared = {
+            "against": against,
+            "against_accuracy": sum(judged) / len(judged),
+            "difference": found.difference,
+            "difference_low": found.low,
+            "difference_high": found.high,
+        }
+        print(
+            f"on the same tasks {against}: {compared['against_accuracy']:.1%}; difference {found.difference:+.1%} "
+            f"(95 % interval {found.low:+.1%} to {found.high:+.1%})"
+        )
     mean, low, high = mean_interval(accuracies)
-    return {
+    return compared | {
         "task": "metatrain",
         "seed": seed,
         "test_accuracy": mean,
@@ -199,3 +230,25 @@ def _evaluate_tasks(
         "inner_steps": meta["inner_steps"],
         "skipped": len(images.skipped),
     }
+
+
+def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
+    """Load what a meta-learner is compared with, and say how many inner steps it takes.
+
+    Raises:
+        InputError: if there is no such run or baseline, or it is for tasks of other ways or images.
+    """
+    meta = spec.meta
+    if against in BASELINES:
+        classes = tuple(str(way) for way in range(meta["ways"]))
+        start = ModelConfig(**spec.config["model"])
+        model, _ = build_backbone(start, classes, spec.inputs.channels, spec.inputs.image_size, "metatrain")
+        set_normalization(model, meta["normalization"])
+        attach_loop(model, Inner(meta["inner_lr"], meta["inner_steps"], algorithm=against))
+        return model.eval(), meta["inner_steps"]
+    if not Path(against).exists():
+        raise InputError(f"eval.against: {against!r} does not exist; give a run folder, centroid, logistic or finetune")
+    model, other = load_model(against, "eval.against")
+    if other.task != "metatrain" or other.num_classes != spec.num_classes or other.inputs != spec.inputs:
+        raise InputError(f"eval.against: {against!r} is no meta-learner for the same ways and images; give one that is")
+    return model, other.meta["inner_steps"]

@@ -76,6 +76,10 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     check_gates(model, config.optim.open_gates)
     check_forward(model, spec)
     set_normalization(model, config.meta.normalization)
+    if config.eval.against is not None:
+        raise InputError(
+            f"eval.against: {config.eval.against!r} is compared with a finished run; give it to arelu-meta evaluate"
+        )
     inner_of(config.meta)  # says what is wrong before anything is written
     spec = replace(
         spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config)

@@ -8,7 +8,8 @@ import torch
 
 from arelu_meta import create_backbone, evaluate, metatrain
 from arelu_meta.config import MetatrainConfig, TaskConfig
-from arelu_meta.data.episodes import Pool, TensorSampler
+from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
+from arelu_meta.errors import InputError
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, task_accuracies
 from arelu_meta.meta.inner import Inner, attach_loop
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization
@@ -72,7 +73,7 @@ def test_memory_is_flat_over_ten_thousand_tasks() -> None:
     class Watched(TensorSampler):
         held: dict[int, int]
 
-        def batch(self, tasks: Sequence[int]):  # type: ignore[no-untyped-def]
+        def batch(self, tasks: Sequence[int]) -> TaskBatch:
             if tasks[0] in {960, 9600}:
                 self.held[tasks[0]] = tracemalloc.get_traced_memory()[0]
             return super().batch(tasks)
@@ -114,3 +115,23 @@ def test_a_saved_run_evaluates_as_it_did_whatever_its_algorithm(
     results = metatrain(config)
     assert "transductive normalisation; accuracy after" in capsys.readouterr().out
     assert evaluate(results["folder"], tasks=10)["test_accuracy"] == results["test_accuracy"]
+
+
+def test_evaluate_judges_another_model_on_the_same_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = MetatrainConfig()
+    config.run.folder, config.run.device = str(tmp_path / "run"), "cpu"
+    config.model.name, config.data.image_size, config.task.queries = "mnist_linear", 8, 3
+    config.meta.steps, config.meta.batch_tasks, config.eval.tasks, config.eval.every = 1, 1, 10, 1
+    run = metatrain(config)["folder"]
+    itself = evaluate(run, tasks=10, against=run)
+    assert itself["against_accuracy"] == itself["test_accuracy"]
+    assert (itself["difference"], itself["difference_low"], itself["difference_high"]) == (0, 0, 0)
+    centroids = evaluate(run, tasks=10, against="centroid")
+    assert centroids["difference"] == pytest.approx(centroids["test_accuracy"] - centroids["against_accuracy"])
+    assert centroids["difference"] != 0
+    assert centroids["difference_low"] < centroids["difference"] < centroids["difference_high"]
+    with pytest.raises(InputError, match=r"eval\.against: 'centroids' .*centroid, logistic or finetune"):
+        evaluate(run, tasks=10, against="centroids")
+    config.eval.against, config.run.folder = "centroid", str(tmp_path / "other")
+    with pytest.raises(InputError, match=r"eval\.against: 'centroid' .*arelu-meta evaluate"):
+        metatrain(config)
