@@ -1,8 +1,8 @@
 """The tables of the study of starts, from the runs that have ended."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from arelu_meta.claims.starts import STARTS
 from arelu_meta.claims.study import Rows, StudyConfig, chosen_rate, trial_of
 from arelu_meta.intervals import mean_interval
 from arelu_meta.runs.progress import print_table
@@ -22,6 +22,7 @@ def print_tables(config: StudyConfig, rows: Rows) -> None:
             about = f"{data}, {per_class} a class, {config.image_size} px, {optimizer}"
             one = _Set(config, rows, data, per_class, optimizer)
             _show(config, f"{about}: test accuracy (%), seed 0", one.screening(sorted(rates)))
+            _show(config, f"{about}: validation accuracy (%) after each epoch at {small:g}", one.by_epoch(small))
             if config.seeds > 1:
                 _show(config, f"{about}: {config.seeds} seeds, paired with {REFERENCE}", one.paired(small))
 
@@ -46,8 +47,11 @@ class _Set:
 
     def accuracy(self, start: str, lr: float, seed: int) -> float | None:
         """Give a run's test accuracy in per cent; None if it has not ended."""
-        row = self.rows.get(trial_of(self.config, self.data, self.per_class, self.optimizer, start, lr, seed).key)
+        row = self._row(start, lr, seed)
         return None if row is None else 100 * float(row["test_accuracy"])
+
+    def _row(self, start: str, lr: float, seed: int) -> dict[str, Any] | None:
+        return self.rows.get(trial_of(self.config, self.data, self.per_class, self.optimizer, start, lr, seed).key)
 
     def chosen(self, start: str) -> float | None:
         """Give the rate that validation images chose."""
@@ -61,6 +65,16 @@ class _Set:
             cells = [_cell(self.accuracy(start, lr, 0)) for lr in rates]
             there = _cell(None if best is None else self.accuracy(start, best, 0))
             table.append([start, *cells, "" if best is None else f"{best:g}", there])
+        return table
+
+    def by_epoch(self, lr: float) -> list[list[str]]:
+        """List every start's validation accuracy epoch by epoch, the mean over the seeds that have ended."""
+        table = [["start", *(str(epoch + 1) for epoch in range(self.config.epochs)), "seeds"]]
+        for start in self.config.starts:
+            found = [self._row(start, lr, seed) for seed in range(self.config.seeds)]
+            courses = [row["by_epoch"] for row in found if row is not None and "by_epoch" in row]
+            means = [100 * sum(values) / len(values) for values in zip(*courses, strict=True)]
+            table.append([start, *(map(_cell, means or [None] * self.config.epochs)), str(len(courses))])
         return table
 
     def paired(self, small: float) -> list[list[str]]:
@@ -94,8 +108,3 @@ class _Set:
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
-
-
-def describe_starts() -> list[list[str]]:
-    """List the starts with what each does."""
-    return [["start", "what it does"], *([name, start.says] for name, start in STARTS.items())]
