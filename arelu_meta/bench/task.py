@@ -11,6 +11,7 @@ import torch
 from arelu_meta.bench.maml import CASES, maml_rows
 from arelu_meta.bench.op import DTYPES, LAYOUTS, PASSES, SIZES, op_rows
 from arelu_meta.bench.step import MODELS, step_rows
+from arelu_meta.bench.swap import SMALLEST, swap_rows
 from arelu_meta.bench.timing import Row
 from arelu_meta.config import BenchConfig
 from arelu_meta.errors import InputError, nearest_names
@@ -35,7 +36,8 @@ def bench_task(config: BenchConfig) -> list[Row]:
         InputError: if no case is called so, or the folder of the JSON file does not exist.
     """
     device = choose_device(config.device)
-    cases = {"op": _op_cases, "step": _step_cases, "maml": _maml_cases}[config.what](device, config.rounds)
+    kinds = {"op": _op_cases, "step": _step_cases, "maml": _maml_cases, "swap": _swap_cases}
+    cases = kinds[config.what](device, config.rounds)
     wanted = [name for name in cases if config.case is None or fnmatch.fnmatchcase(name, config.case)]
     if not wanted:
         raise InputError(f"case: {config.case!r} is not known; {nearest_names(config.case or '', cases)}")
@@ -49,6 +51,9 @@ def bench_task(config: BenchConfig) -> list[Row]:
         found = cases[name]()
         _print_rows(name, found)
         rows += found
+    if config.what == "swap":
+        within = sum(row.ratio_to_peer <= 1 for row in rows)
+        print(f"{within} of {len(rows)} models are swapped within {rows[0].peer}", flush=True)
     if config.json is not None:
         write_json(Path(config.json), [dataclasses.asdict(row) for row in rows])
     return rows
@@ -77,6 +82,12 @@ def _step_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
 
 def _maml_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
     return {name: lambda name=name: maml_rows([name], rounds or 9, device) for name in CASES}  # type: ignore[misc]
+
+
+def _swap_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+    if device.type != "cpu":
+        raise InputError(f"device: {device.type!r} is not allowed here; bench swap measures Python's time, give 'cpu'")
+    return {name: lambda name=name: swap_rows([name], rounds or 5) for name in SMALLEST.values()}  # type: ignore[misc]
 
 
 def _print_rows(case: str, rows: list[Row]) -> None:
