@@ -256,7 +256,9 @@ class GatedAReLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if any(getattr(module, "inplace", False) for module in base.modules()):
+        # Most bases have no parts; to walk through them all the same is a good part of a swap.
+        parts = base.modules() if base._modules else (base,)
+        if any(getattr(module, "inplace", False) for module in parts):
             raise ValueError(f"base: {base} works in place and would overwrite the input; give one with inplace=False")
         self.base = base
         self.register_parameter("alpha", _parameter(alpha, device, dtype))

@@ -1,8 +1,6 @@
 """See, in one forward pass, how often each activation is called and which ones are called as functions."""
 
 import copy
-import dis
-import functools
 import inspect
 import itertools
 import sys
@@ -23,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 from arelu_meta.backbones.calls import call_site
 from arelu_meta.backbones.examples import Example, call_with, example_input, on_meta, two_of
 from arelu_meta.backbones.functions import name_of
-from arelu_meta.backbones.mentions import mentions_in_class
+from arelu_meta.backbones.modes import tells_training_apart
 from arelu_meta.backbones.roles import Slot, find_slots, is_activation, is_gate_type
+from arelu_meta.backbones.shapes import without_computing
 from arelu_meta.backbones.sources import nested_codes
 from arelu_meta.backbones.walking import named_modules
 from arelu_meta.backbones.without_data import without_data
@@ -35,9 +34,7 @@ __all__ = ["Call", "FunctionCall", "Seen", "Trace", "example_input", "functional
 _TORCH = str(Path(torch.__file__).parent)
 # Between a function and the code that calls it: what torch does for a mode that looks on.
 _BETWEEN = (__file__, F.__file__, torch.overrides.__file__, torch._jit_internal.__file__)
-# Their result has their input's shape, as an activation's has. Without data that is all there is to know, and torch
-# takes longer to find it out than for all else together.
-_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.hardsigmoid)
+_ASKS = {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad")} | {Tensor.dim}
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def trace_forward(model: nn.Module, example: Example | None = None) -> tuple[Tra
     if evaluation is None:
         return None
     training = None
-    if _tells_training_apart(model):
+    if tells_training_apart(model):
         try:
             with without_data(model):
                 training = _trace(model, two_of(on_meta(example)), training=True)
@@ -168,39 +165,9 @@ def _both_modes(model: nn.Module, example: Example) -> tuple[Trace, Trace]:
     if evaluation is None:
         raise RuntimeError("the forward pass failed")
     training = None
-    if _tells_training_apart(model):
+    if tells_training_apart(model):
         training = _trace(model, two_of(example), training=True)
     return evaluation, training or evaluation
-
-
-def _tells_training_apart(model: nn.Module) -> bool:
-    """Say whether the code of a module that holds an activation, or calls a function, reads `self.training`."""
-    kinds: set[Any] = {type(slot.owner) for slot in find_slots(model)} | {type(model)}
-    every: set[Any] = {type(module) for _, module in named_modules(model)}
-    kinds |= {kind for kind in every if mentions_in_class(kind)}
-    return any(
-        _asks_for_training(function.__code__)
-        for base in {base for kind in kinds for base in kind.__mro__}
-        # A norm's own statistics depend on the mode, the activation behind it does not.
-        if not base.__module__.startswith(("torch.", "timm.layers.norm_act"))
-        for name, function in vars(base).items()
-        if hasattr(function, "__code__") and name != "reset_classifier"  # timm's; no forward calls it
-    )
-
-
-@functools.cache
-def _asks_for_training(code: CodeType) -> bool:
-    """Say whether a function reads `training` for more than to hand it to a dropout: what it calls may depend on it."""
-    if "training" not in code.co_names:
-        return False
-    drops = any("dropout" in name for name in code.co_names)
-    steps = list(dis.get_instructions(code))
-    for step, after in itertools.pairwise(steps):
-        # The names of a call's keywords: before Python 3.13 an instruction of its own, since then a constant.
-        names = code.co_consts[after.arg or 0] if after.opname == "KW_NAMES" else after.argval
-        if step.argval == "training" and not (drops and isinstance(names, tuple) and names[-1:] == ("training",)):
-            return True
-    return False
 
 
 class _Recorder(TorchFunctionMode):
@@ -218,14 +185,16 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in _ASKS:
+            return func(*args)
         name, kwargs = name_of(func), kwargs or {}
         if name is not None and not self.inside:
             self.found.functions.append(self._function_call(func, name, args))
-        if (name is not None or func in _KEEP_SHAPE) and args and args[0].is_meta:
-            asked = any(one is True for one in (*args[1:], kwargs.get("inplace")))
-            inplace = name is not None and (name.endswith("_") or asked)
-            result = args[0] if inplace else torch.empty_like(args[0])
+        if name is not None and args and args[0].is_meta and _works_in_place(name, args, kwargs):
+            result = args[0]
         else:
+            result = without_computing(func, args, kwargs, keeps_shape=name is not None)
+        if result is None:
             result = func(*args, **kwargs)
         written = self.watch.sees(func, args, result)
         if written is not None and not self.inside:
@@ -271,6 +240,10 @@ class _Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, *_: object) -> None:
         self.stack.pop()
         self.inside -= self.activation(module)
+
+
+def _works_in_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return name.endswith("_") or kwargs.get("inplace") is True or any(one is True for one in args[1:])
 
 
 def method_name(module: nn.Module, code: CodeType) -> str | None:
@@ -330,12 +303,14 @@ def _trace(
 @contextmanager
 def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     modes = [(module, module.training) for _, module in named_modules(model)]
-    model.train(training)
+    if any(mode != training for _, mode in modes):
+        model.train(training)
     try:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager

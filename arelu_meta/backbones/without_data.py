@@ -25,7 +25,8 @@ def without_data(model: nn.Module) -> Iterator[None]:
     """
     modules = [module for _, module in named_modules(model)]
     kept = [_Kept(module) for module in modules]
-    empty = {id(tensor): _empty(tensor) for module in modules for tensor in _tensors(module)}
+    alike: dict[tuple[Any, ...], Tensor] = {}
+    empty = {id(tensor): _empty(tensor, alike) for module in modules for tensor in _tensors(module)}
     # A hook may belong to a stranger: it would report calls that never were.
     hooked = type(model).__name__ == "FeatureHookNet"
     try:
@@ -63,9 +64,16 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
             yield tensor
 
 
-def _empty(tensor: Tensor) -> Tensor:
-    made = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+def _empty(tensor: Tensor, alike: dict[tuple[Any, ...], Tensor]) -> Tensor:
+    """Make a stand-in without data, one for all tensors that are alike: making them is a good part of a swap."""
+    kind = tensor.shape, tensor.dtype, tensor.requires_grad, type(tensor)
+    made = alike.get(kind)
+    if made is None:
+        made = torch.empty_like(tensor, device="meta")
+        if isinstance(tensor, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+        alike[kind] = made
+    return made
 
 
 def _take_out(module: nn.Module, empty: dict[int, Tensor], hooked: bool) -> None:

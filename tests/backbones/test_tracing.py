@@ -153,7 +153,13 @@ def test_a_model_that_does_not_say_what_it_takes_has_no_example() -> None:
 
 @pytest.mark.parametrize(
     ("name", "apart"),
-    [("resnet18", False), ("efficientnet_b0", False), ("densenet121", False), ("levit_128s", True)],
+    [
+        ("resnet18", False),
+        ("efficientnet_b0", False),
+        ("densenet121", False),
+        ("levit_128s", False),
+        ("volo_d1_224", True),
+    ],
 )
 def test_training_is_traced_apart_only_where_a_forward_asks_for_more_than_dropout(name: str, apart: bool) -> None:
     with torch.device("meta"):
