@@ -118,6 +118,8 @@ def _fail(error: object, status: int) -> int:
         sys.stdout.flush()
     except OSError:
         _drop_output()
+    if status == BAD_INPUT and int(os.environ.get("RANK") or 0) > 0:
+        return status  # every process of the run finds the same fault; the first says it
     with contextlib.suppress(OSError):  # nobody reads it: the status still counts
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return status

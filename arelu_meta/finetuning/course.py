@@ -1,6 +1,7 @@
 """The course of one fine-tuning run: its epochs, its best model, its checkpoints, its test."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,26 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
-from arelu_meta.config import FinetuneConfig
+from arelu_meta.config import FinetuneConfig, OptimConfig
 from arelu_meta.data.images import Splits
 from arelu_meta.data.loading import Batches, build_transform, choose_workers
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.features import FeatureBatches, cached_batches, fit_once
-from arelu_meta.finetuning.loop import Mix, Trainer, check_finite, loss_and_accuracy, predict_logits, train_epoch
-from arelu_meta.finetuning.modes import keeps_features, set_learning
+from arelu_meta.finetuning.loop import (
+    Mix,
+    Trainer,
+    check_finite,
+    loss_and_accuracy,
+    loss_sum,
+    predict_logits,
+    train_epoch,
+)
+from arelu_meta.finetuning.modes import keeps_features, set_learning, set_training
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, peak_rate
 from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import write_results
-from arelu_meta.runs.compute import random_state, restore_random_state
+from arelu_meta.finetuning.search import Search, search_rate, write_search
+from arelu_meta.runs.compute import autocast, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
@@ -51,7 +61,9 @@ class Course:
     ) -> None:
         self.config, self.folder, self.splits, self.spec, self.ranks = config, folder, splits, spec, ranks
         self.device = ranks.device
+        self.search: Search | None = None
         self._make_batches()
+        self.optim = self._with_rate(model)
         self.trainer = self._make_trainer(model)
         self.scalars, self.gradients = ScalarRecorder(folder.path), GradientRecorder(folder.path)
         self.trainer.before_step = self._record_gradients
@@ -83,16 +95,16 @@ class Course:
 
     def _make_trainer(self, model: nn.Module) -> Trainer:
         config = self.config
-        optimizer = build_optimizer(model, config.optim)
+        optimizer = build_optimizer(model, self.optim)
         steps = -(-len(self.train) // config.optim.accumulate)
         epochs = config.train.epochs
         trainer = Trainer(
             model,
             optimizer,
-            build_schedule(optimizer, config.optim, epochs, steps),
+            build_schedule(optimizer, self.optim, epochs, steps),
             self.device,
             config.run.precision,
-            peak_rate(config.optim),
+            peak_rate(self.optim),
             config.train,
             self.ranks,
             gates=gate_schedule(model, config.optim.open_gates),
@@ -107,6 +119,23 @@ class Course:
 
             trainer.average = ModelEmaV3(model, decay=config.train.ema, use_warmup=True)
         return trainer
+
+    def _with_rate(self, model: nn.Module) -> OptimConfig:
+        """Take optim.lr, or the one that the resumed run had found, or look for one."""
+        optim = self.config.optim
+        if optim.lr != "auto":
+            return optim
+        if self.folder.resumed is not None:
+            return replace(optim, lr=self.folder.resumed["peak_rate"])
+        config = self.config.train
+        self.search = search_rate(
+            model,
+            optim,
+            self.train.epoch(0),
+            lambda copied, images, labels: mean_loss(copied, images, labels, self.device, self.config),
+            lambda copied: set_training(copied, config),
+        )
+        return replace(optim, lr=self.search.chosen)
 
     def _class_weights(self) -> Tensor | None:
         if self.config.train.class_weights == "none":
@@ -134,9 +163,12 @@ class Course:
             self.gradients.restore(self.folder.resumed.get("gradients"))
         with (
             resumable(lambda: self.checkpoint),
-            open_trackers(self.config.run.trackers, self.folder.path, self.config, self.epoch) as self.trackers,
+            open_trackers(
+                tracker_names(self.config.run.trackers), self.folder.path, self.config, self.epoch
+            ) as self.trackers,
         ):
             print("\n".join([self._headline(), *notes, *self._prepare_features()]), flush=True)
+            self._report_search()
             if self.epoch == 0:
                 self._judge_the_start()
                 self._save_checkpoint()
@@ -158,6 +190,12 @@ class Course:
         where = f"{self.spec.inputs.image_size} px on {self.device}"
         where += f", {self.ranks.processes} processes" if self.ranks.processes > 1 else ""
         return f"{name}, {where}\n{parts}{notes}"
+
+    def _report_search(self) -> None:
+        if self.search is not None:
+            print(f"{self.search.why()}; lr_search.png", flush=True)
+            if self.ranks.main:
+                write_search(self.folder.path, self.search)
 
     def _prepare_features(self) -> list[str]:
         """Compute frozen features once where only the head learns; say so, or why not."""
@@ -266,6 +304,7 @@ class Course:
     def _save_checkpoint(self) -> None:
         state = self.trainer.state() | {
             "optimizer_name": self.config.optim.name,
+            "peak_rate": self.trainer.peak_rate,
             "epoch": self.epoch,
             "best": list(self.best),
             "best_epoch": self.best_epoch,
@@ -332,6 +371,33 @@ class Course:
             {"accuracy": ["train_accuracy", "validation_accuracy"], "loss": ["train_loss", "validation_loss"]},
             f"{self.spec.name}, {self.spec.activation or 'own activation'}: test accuracy {accuracy:.1%}",
         )
+
+
+def mean_loss(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, config: FinetuneConfig) -> Tensor:
+    """Run a batch through a model.
+
+    Args:
+        model: on the device.
+        images: shape (batch, channels, height, width), float32.
+        labels: shape (batch,), int64.
+        device: where to compute.
+        config: precision and label smoothing.
+
+    Returns:
+        The mean loss, with its graph.
+    """
+    with autocast(config.run.precision, device):
+        logits = model(images.to(device))
+        return loss_sum(logits, labels.to(device), config.train.label_smoothing) / len(labels)
+
+
+def tracker_names(trackers: str | None) -> list[str]:
+    """Split run.trackers at its commas.
+
+    Args:
+        trackers: run.trackers.
+    """
+    return [name.strip() for name in (trackers or "").split(",") if name.strip()]
 
 
 def _mix(config: FinetuneConfig, classes: int) -> Mix | None:

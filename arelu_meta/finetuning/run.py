@@ -15,7 +15,7 @@ from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.data.loading import check_augmentation, unlabelled_batches
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.course import Course
+from arelu_meta.finetuning.course import Course, tracker_names
 from arelu_meta.finetuning.heads import start_with_probe
 from arelu_meta.finetuning.members import member_configs, run_members
 from arelu_meta.finetuning.modes import check_mode, count_learning, keeps_features, set_learning
@@ -23,6 +23,7 @@ from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.folder import check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
 from arelu_meta.runs.results import finished_results
+from arelu_meta.runs.trackers import check_trackers
 
 _DIGITS_SIZE = 64
 
@@ -48,6 +49,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     _check_read(config)
     check_model_config(config.model)
     check_optimizer_name(config.optim.name)
+    check_trackers(tracker_names(config.run.trackers))
     ranks = join(config.run)
     if members := member_configs(config):
         return run_members(config, members, partial(_finetune, ranks=ranks), ranks)
@@ -133,6 +135,8 @@ def _counts(model: nn.Module) -> list[str]:
 def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, splits: Splits, ranks: Ranks) -> str:
     """Start a new head as model.head_init asks; return what was done, in words."""
     asked = config.model.head_init
+    if config.train.mode == "probe":
+        return "head: logistic regression on the frozen features, and nothing else"
     if isinstance(config.model.pretrained, str) and not config.model.reset_head and asked == "auto":
         return "head: as the checkpoint has it"
     if asked == "auto":

@@ -1,0 +1,66 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from arelu_meta.backbones.saving import read_tensors
+
+# BatchNorm frozen, augmentation off; batches of 30 leave one of 20, which two processes share evenly and a third not.
+_ARGUMENTS = [
+    *["finetune", "--data.image_size", "16", "--data.per_class", "20", "--data.batch_size", "30"],
+    *["--data.augmentation", "none", "--model.name", "conv4_32", "--model.pretrained", "false"],
+    *["--model.activation", "arelu", "--model.init", "preserve", "--optim.lr", "0.05", "--train.epochs", "2"],
+    *["--train.freeze_bn", "true", "--run.device", "cpu"],
+]
+
+
+def _run(folder: Path, processes: int, *more: str) -> list[subprocess.CompletedProcess[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [*_ARGUMENTS, "--run.folder", str(folder), *more]
+    program = "import sys; from arelu_meta.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, *arguments]
+    shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            command,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    done = []
+    for process in started:
+        out, error = process.communicate(timeout=240)
+        done.append(subprocess.CompletedProcess(command, process.returncode, out, error))
+    return done
+
+
+def test_two_processes_give_one_processs_result(tmp_path: Path) -> None:
+    single, double = _run(tmp_path / "one", 1), _run(tmp_path / "two", 2)
+    assert [one.returncode for one in single + double] == [0, 0, 0], [one.stderr for one in single + double]
+    weights = [read_tensors(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert abs(results[0]["test_loss"] - results[1]["test_loss"]) < 1e-4
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
+    assert len(rows[0]) == len(rows[1]) == 3
+    assert double[1].stdout == ""  # the first process speaks for all
+
+
+def test_bad_input_is_said_once_by_all_processes_together(tmp_path: Path) -> None:
+    found = _run(tmp_path / "run", 2, "--train.mode", "nonsense")
+    assert [one.returncode for one in found] == [2, 2]
+    said = "".join(one.stderr for one in found).splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("error: train.mode: 'nonsense' is not known")
+    assert not (tmp_path / "run").exists()
