@@ -208,3 +208,11 @@ def test_a_readme_of_someone_elses_is_left_as_it_is(run: Path) -> None:
     (run / "README.md").write_text("my notes")
     assert export(run, format="pt2")["card"] is None
     assert (run / "README.md").read_text() == "my notes"
+
+
+def test_a_folder_that_is_read_only_is_named_before_the_model_is_exported(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(InputError, match=r"model\.pt2' cannot be written: .* is read-only; give another"):
+        export(run, format="pt2")
