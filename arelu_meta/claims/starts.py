@@ -111,6 +111,7 @@ STARTS: dict[str, Start] = {
     "head-like-paper": Start("control: original, head's first step as large as paper's", like="paper"),
     "head-like-last": Start("control: original, head's first step as large as last's", like="last"),
     "head-like-last-3": Start("control: original, head's first step as large as last-3's", like="last-3"),
+    "head-like-leak": Start("control: original, head's first step as large as leak-slow's", like="leak-slow"),
     "paper-like-original": Start(
         "control: paper, head's first step as small as the original's", "paper", like="original"
     ),

@@ -7,6 +7,7 @@ from torch import nn
 
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.create import create_backbone
+from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.claims.starts import STARTS, first_step
 
 
@@ -51,6 +52,20 @@ def test_looking_at_features_leaves_statistics_and_mode_as_they_were() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_the_studys_leak_is_the_one_that_is_offered() -> None:
+    images = torch.randn(8, 3, 32, 32)
+    torch.manual_seed(0)
+    model = create_backbone("test_resnet", num_classes=3, activation="arelu", init="preserve")
+    prepare = STARTS["leak-slow"].prepare
+    assert prepare is not None
+    prepare(model, [images])
+    torch.manual_seed(0)
+    offered = create_backbone("test_resnet", num_classes=3)
+    swap_activations(offered, init="leak", data=images, batch_norm=True)
+    for (name, one), other in zip(model.state_dict().items(), offered.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
+
+
 @pytest.mark.parametrize("name", STARTS)
 def test_every_start_leaves_gates_and_statistics_that_are_finite(name: str) -> None:
     torch.manual_seed(0)
@@ -62,6 +77,6 @@ def test_every_start_leaves_gates_and_statistics_that_are_finite(name: str) -> N
         start.prepare(model, [images])
     gates = [module.t.item() for module in model.modules() if isinstance(module, GatedAReLU)]
     opened = sum(gate > 0 for gate in gates)
-    expected = {"open": len(gates), "negative": len(gates), "last": 1}.get(name.split("-")[0], 0)
+    expected = {"open": len(gates), "negative": len(gates), "leak": len(gates), "last": 1}.get(name.split("-")[0], 0)
     assert opened == (len(gates) if name == "last-some" else expected)
     assert all(value.isfinite().all() for value in model.state_dict().values())
