@@ -3,9 +3,9 @@
 import functools
 import inspect
 import re
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,22 +101,20 @@ def find_slots(model: nn.Module) -> Iterator[Slot]:
     return iter(slots)
 
 
-# A look at some hundred types for each module of a model is a good part of a swap.
-_known_kinds: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-
-
 def is_activation(module: nn.Module | None) -> bool:
     """Say whether a module is an activation, as a whole.
 
     Args:
         module: any module; None is none.
     """
-    kind = type(module)
-    known = _known_kinds.get(kind)
-    if known is None:
-        known = issubclass(kind, _activation_types()) and not issubclass(kind, _not_elementwise_types())
-        _known_kinds[kind] = known
-    return known
+    kind: Any = type(module)
+    return _is_activation_type(kind)
+
+
+# A look at some hundred types for each module of a model is a good part of a swap.
+@functools.lru_cache(maxsize=4096)
+def _is_activation_type(kind: Any) -> bool:
+    return issubclass(kind, _activation_types()) and not issubclass(kind, _not_elementwise_types())
 
 
 def is_gate_type(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ torch.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return None
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
-    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+    return _empty(input, (*input.shape[:-1], weight.shape[0]))
 
 
 def _matmul(x: Tensor, other: Tensor) -> Tensor | None:
@@ -108,7 +108,7 @@ def _matmul(x: Tensor, other: Tensor) -> Tensor | None:
         return None
     if x.shape[:-2] != other.shape[:-2] and other.ndim > 2:
         return None
-    return x.new_empty((*x.shape[:-1], other.shape[-1]))
+    return _empty(x, (*x.shape[:-1], other.shape[-1]))
 
 
 def _conv2d(
@@ -138,7 +138,12 @@ def _made(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Make a result whose channels lie last in memory where those of the input do."""
     if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
         return torch.empty(shape, dtype=like.dtype, device="meta", memory_format=torch.channels_last)
-    return like.new_empty(shape)
+    return _empty(like, shape)
+
+
+def _empty(like: Tensor, shape: Iterable[int]) -> Tensor:
+    # On the meta device `like.new_empty(shape)` is one of torch's decompositions, too.
+    return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -163,7 +168,7 @@ def _attention(
         return None
     if attn_mask is not None and not _broadcasts(attn_mask.shape, torch.Size((*query.shape[:-1], key.shape[-2]))):
         return None
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+    return _empty(query, (*query.shape[:-1], value.shape[-1]))
 
 
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
@@ -173,7 +178,7 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
     if len(reduced) != (1 if isinstance(dim, int) else len(dim)):
         return None
     kept = [1 if at in reduced else length for at, length in enumerate(x.shape) if keepdim or at not in reduced]
-    return x.new_empty(kept)
+    return _empty(x, kept)
 
 
 def _adaptive_pool(input: Tensor, output_size: Any) -> Tensor | None:
@@ -227,7 +232,7 @@ def _lstm(x: Tensor, states: Any, weights: Any, *_: object) -> tuple[Tensor, Ten
         return None
     hidden, cell = states
     bidirectional = bool(_[4])
-    result = x.new_empty((*x.shape[:2], hidden.shape[-1] * (1 + bidirectional)))
+    result = _empty(x, (*x.shape[:2], hidden.shape[-1] * (1 + bidirectional)))
     return result, _like(hidden), _like(cell)
 
 

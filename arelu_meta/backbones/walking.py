@@ -12,15 +12,17 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     Returns:
         Path and module, each module once, the model itself first under "".
     """
-    found: list[tuple[str, nn.Module]] = []
-    seen: set[nn.Module] = set()
+    found: list[tuple[str, nn.Module]] = [("", model)]
+    seen: set[nn.Module] = {model}
 
-    def walk(module: nn.Module, path: str) -> None:
-        seen.add(module)
-        found.append((path, module))
+    def walk(module: nn.Module, prefix: str) -> None:
         for name, child in module._modules.items():
             if child is not None and child not in seen:
-                walk(child, f"{path}.{name}" if path else name)
+                seen.add(child)
+                path = prefix + name
+                found.append((path, child))
+                if child._modules:
+                    walk(child, f"{path}.")
 
     walk(model, "")
     return found

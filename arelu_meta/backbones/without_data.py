@@ -44,11 +44,8 @@ class _Kept:
     def __init__(self, module: nn.Module) -> None:
         self.attributes = vars(module)
         self.values = dict(self.attributes)
-        self.contents = [
-            (value, copy.copy(value))
-            for name, value in self.values.items()
-            if type(value) in (dict, list, set) and name not in _OF_ANY_MODULE
-        ]
+        own = [self.values[name] for name in self.values.keys() - _OF_ANY_MODULE]
+        self.contents = [(value, copy.copy(value)) for value in own if type(value) in (dict, list, set)]
 
     def put_back(self) -> None:
         self.attributes.clear()
