@@ -98,7 +98,7 @@ class ModelConfig:
             as near as an AReLU can to what it replaces; fit does so on the training images.
         reset_head: start a new head where the checkpoint's has another number of classes.
         head_init: finetune: how a new head starts: zero, random, or probe (logistic regression on the frozen features
-            of the training images); auto takes probe on pretrained features, else random.
+            of the training images); auto takes zero on pretrained features, else random.
         drop_rate: finetune: dropout before the head; default: the model's own.
     """
 

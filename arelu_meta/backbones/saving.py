@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
-from arelu_meta.config import LARGEST_IMAGE, Normalization
+from arelu_meta.config import LARGEST_IMAGE, MetaConfig, Normalization
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.runs.folder import write_atomically
 
 _HEADER = "arelu_meta"
+_MOST_STEPS = 1000
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -111,15 +112,22 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
             header = (opened.metadata() or {}).get(_HEADER)
         if header is None:
             raise InputError(f"{where}: {str(file)!r} does not say what model it holds; give one that a run here wrote")
-        return file, _spec(json.loads(header))
+        return file, parse_spec(json.loads(header))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where}: {str(file)!r} is damaged or no model of this toolkit ({error})") from error
 
 
-def _spec(content: Any) -> ModelSpec:
-    """Make a spec of a header's content, which anyone may have written; TypeError or KeyError where it is none."""
+def parse_spec(content: Any) -> ModelSpec:
+    """Make a spec of a header's content, which anyone may have written.
+
+    Args:
+        content: what JSON gave.
+
+    Raises:
+        TypeError: if it says what no spec says; KeyError and ValueError likewise.
+    """
     if not isinstance(content, dict):
         raise TypeError(f"its header holds a {type(content).__name__}")
     inputs = dict(content["inputs"])
@@ -175,6 +183,21 @@ def _check_meta(meta: dict[str, Any], num_classes: int) -> None:
         raise TypeError(f"its header says {meta['normalization']!r} for normalization")
     if not isinstance(meta["inverted"], bool):
         raise TypeError(f"its header says {meta['inverted']!r} for inverted")
+    _check_inner_loop(meta)
+
+
+def _check_inner_loop(meta: dict[str, Any]) -> None:
+    choices = get_type_hints(MetaConfig)
+    for name in ("algorithm", "adapt"):
+        if name in meta and meta[name] not in get_args(choices[name]):
+            raise TypeError(f"its header says {meta[name]!r} for {name}")
+    rate = meta.get("inner_act_lr")
+    if rate is not None and (not _is_number(rate) or rate <= 0):
+        raise TypeError(f"its header says {rate!r} for inner_act_lr")
+    # Learned rates take a number a tensor and step: a header must not make us reserve any amount of memory.
+    steps = meta.get("train_steps", 1)
+    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        raise TypeError(f"its header says {steps!r} for train_steps")
 
 
 def _is_number(value: object) -> bool:

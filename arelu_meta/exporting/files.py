@@ -29,7 +29,7 @@ from arelu_meta.exporting.hub import check_classifier
 TOLERANCE = 1e-3
 """How far an exported file's logits may be from the model's, as a share of the largest logit (1 at least)."""
 
-_INSTALL_ONNX = "pip install onnx onnxruntime onnxscript"
+_INSTALL_ONNX = "pip install 'arelu-meta[onnx]'"
 _ONNX_LIMIT = 2**31 - 2**24  # bytes; protobuf's 2 GiB, less what is not weights
 _INFO = "arelu_meta.json"  # the description's name inside TorchScript and torch.export archives
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from arelu_meta.backbones.saving import ModelSpec, _spec, load_model, load_tensors, read_spec, read_tensors
+from arelu_meta.backbones.saving import ModelSpec, load_model, load_tensors, parse_spec, read_spec, read_tensors
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.exporting.card import TAGS, card_body, results_beside, without_paths
 
@@ -119,7 +119,7 @@ def load_from_hub(source: str | Path) -> tuple[nn.Module, ModelSpec]:
     try:
         config, weights = (Path(_fetch(source, name)) for name in (_CONFIG, _WEIGHTS))
         content = json.loads(config.read_text(encoding="utf-8"))
-        spec = _spec(content["arelu_meta"])
+        spec = parse_spec(content["arelu_meta"])
         tensors = read_tensors(weights)
     except KeyError as error:
         raise InputError(f"{where} was not pushed by arelu_meta; timm.create_model may load it") from error

@@ -164,7 +164,7 @@ class Course:
         with (
             resumable(lambda: self.checkpoint),
             open_trackers(
-                tracker_names(self.config.run.trackers), self.folder.path, self.config, self.epoch
+                tracker_names(self.config.run.trackers), self.folder.path, self.config, self.epoch + 1
             ) as self.trackers,
         ):
             print("\n".join([self._headline(), *notes, *self._prepare_features()]), flush=True)

@@ -140,7 +140,7 @@ def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, split
     if isinstance(config.model.pretrained, str) and not config.model.reset_head and asked == "auto":
         return "head: as the checkpoint has it"
     if asked == "auto":
-        asked = "probe" if config.model.pretrained else "random"
+        asked = "zero" if config.model.pretrained else "random"
     if asked == "probe":
         balanced = config.train.class_weights == "balanced"
         precision = config.run.precision
