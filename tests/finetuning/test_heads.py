@@ -64,6 +64,7 @@ def test_a_head_after_which_something_acts_has_no_inputs_that_stand_for_images()
             return self.fc
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return 2 * self.fc(images.mean((2, 3)))
+            doubled: torch.Tensor = 2 * self.fc(images.mean((2, 3)))
+            return doubled
 
     assert head_inputs(Doubled(), [(torch.rand(2, 3, 4, 4), torch.tensor([0, 1]))], CPU) is None

@@ -18,7 +18,7 @@ from arelu_meta.finetuning.modes import (
 
 @pytest.fixture
 def model() -> nn.Module:
-    backbone = timm.create_model("test_resnet", num_classes=4)
+    backbone: nn.Module = timm.create_model("test_resnet", num_classes=4)
     swap_activations(backbone, "arelu", init="preserve", example=torch.zeros(1, 3, 64, 64))
     return backbone
 

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from arelu_meta.finetuning.optimizer import (
     check_optimizer_name,
     head_parameters,
     parameter_groups,
+    peak_rate,
 )
 
 
@@ -75,7 +77,7 @@ def test_an_unknown_optimiser_is_refused_with_the_nearest() -> None:
 
 def _rates(config: OptimConfig, epochs: int, updates: int) -> list[float]:
     parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=config.lr)
+    optimizer = torch.optim.SGD([parameter], lr=peak_rate(config))
     schedule = build_schedule(optimizer, config, epochs, updates)
     rates = []
     for update in range(1, epochs * updates + 1):
@@ -117,3 +119,33 @@ def test_every_offered_schedule_takes_a_run_however_short(
 ) -> None:
     rates = _rates(OptimConfig(lr=1.0, schedule=schedule, warmup_epochs=warmup), epochs, updates)
     assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_layers_farther_from_the_head_learn_more_slowly_and_scalars_with_their_layer() -> None:
+    backbone = timm.create_model("test_resnet", num_classes=4)
+    swap_activations(backbone, "arelu", init="preserve", example=torch.zeros(1, 3, 64, 64))
+    rates = {}
+    for group in parameter_groups(backbone, OptimConfig(lr=0.1, act_lr=0.2, layer_decay=0.5)):
+        rates |= {id(parameter): group["lr"] for parameter in group["params"]}
+    named = {name: rates[id(parameter)] for name, parameter in backbone.named_parameters()}
+    assert named["fc.weight"] == pytest.approx(0.1)
+    order = [named[name] for name in ("conv1.0.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")]
+    assert 0 < order[0] < order[1] < order[2] < 0.1
+    for name, rate in named.items():
+        if name.startswith("layer1.0.") and name.endswith("alpha"):
+            assert rate == pytest.approx(2 * named["layer1.0.conv1.weight"])
+
+
+def test_what_a_model_names_itself_is_spared_from_weight_decay() -> None:
+    backbone = timm.create_model("test_vit", num_classes=4)
+    spared = {id(p) for name, p in backbone.named_parameters() if name in backbone.no_weight_decay() and p.ndim > 1}
+    assert spared
+    for group in parameter_groups(backbone, OptimConfig(weight_decay=0.5)):
+        for parameter in group["params"]:
+            if id(parameter) in spared:
+                assert group["weight_decay"] == 0
+
+
+def test_a_rate_that_was_not_looked_for_is_refused() -> None:
+    with pytest.raises(InputError, match=r"optim\.lr: 'auto' is not allowed here"):
+        parameter_groups(timm.create_model("test_vit"), OptimConfig(lr="auto"))

@@ -58,7 +58,7 @@ def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert (mine - value).abs().max().item() <= 1e-8 * max(value.abs().max().item(), 1e-6 * largest), name
 
 
-CASES = [
+CASES: list[tuple[str, bool, str, str, float | None]] = [
     (algorithm, first_order, normalization, "all", None)
     for algorithm, first_order, normalization in itertools.product(ALGORITHMS, (False, True), NORMALIZATIONS)
     if normalization != "running"  # the vectorised engine leaves it to learn2learn
