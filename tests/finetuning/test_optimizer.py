@@ -124,7 +124,7 @@ def test_every_offered_schedule_takes_a_run_however_short(
 def test_layers_farther_from_the_head_learn_more_slowly_and_scalars_with_their_layer() -> None:
     backbone = timm.create_model("test_resnet", num_classes=4)
     swap_activations(backbone, "arelu", init="preserve", example=torch.zeros(1, 3, 64, 64))
-    rates = {}
+    rates: dict[int, float] = {}
     for group in parameter_groups(backbone, OptimConfig(lr=0.1, act_lr=0.2, layer_decay=0.5)):
         rates |= {id(parameter): group["lr"] for parameter in group["params"]}
     named = {name: rates[id(parameter)] for name, parameter in backbone.named_parameters()}
