@@ -45,6 +45,7 @@ class StudyConfig:
         starts: of `STARTS`, the most important first.
         seeds: how many; the first takes every rate, the others the small one and the one chosen on validation images.
         small_rates: the small learning rate, one an optimiser.
+        reference: the start that the table pairs the others with, seed by seed.
         epochs: passes over the training images.
         batch_size: images a step.
         table: print the tables of what is there and run nothing.
@@ -61,6 +62,7 @@ class StudyConfig:
     starts: list[str] = field(default_factory=lambda: list(STARTS))
     seeds: int = 1
     small_rates: list[float] = field(default_factory=lambda: [1e-3])
+    reference: str = "original"
     epochs: int = 6
     batch_size: int = 34
     table: bool = False
@@ -117,7 +119,7 @@ def check(config: StudyConfig) -> None:
     Raises:
         InputError: naming the field.
     """
-    for name in config.starts:
+    for name in [*config.starts, config.reference]:
         if name not in STARTS:
             raise InputError(f"starts: {name!r} is not known; {nearest_names(name, STARTS)}")
     for what, values, needed in (

@@ -7,8 +7,6 @@ from arelu_meta.claims.study import Rows, StudyConfig, chosen_rate, trial_of
 from arelu_meta.intervals import mean_interval
 from arelu_meta.runs.progress import print_table
 
-REFERENCE = "original"
-
 
 def print_tables(config: StudyConfig, rows: Rows) -> None:
     """Print, for each set and optimiser, the first seed over all rates, and the seeds paired with the original.
@@ -24,7 +22,7 @@ def print_tables(config: StudyConfig, rows: Rows) -> None:
             _show(config, f"{about}: test accuracy (%), seed 0", one.screening(sorted(rates)))
             _show(config, f"{about}: validation accuracy (%) after each epoch at {small:g}", one.by_epoch(small))
             if config.seeds > 1:
-                _show(config, f"{about}: {config.seeds} seeds, paired with {REFERENCE}", one.paired(small))
+                _show(config, f"{about}: {config.seeds} seeds, paired with {config.reference}", one.paired(small))
 
 
 def _show(config: StudyConfig, title: str, table: list[list[str]]) -> None:
@@ -85,7 +83,7 @@ class _Set:
         table = [header]
         for start in self.config.starts:
             row = [start]
-            for rates in ((small, small), (self.chosen(start), self.chosen(REFERENCE))):
+            for rates in ((small, small), (self.chosen(start), self.chosen(self.config.reference))):
                 row += self._compared(start, *rates)
             table.append(row)
         return table
@@ -94,13 +92,13 @@ class _Set:
         if rate is None or reference_rate is None:
             return ["", "0", ""]
         pairs = [
-            (self.accuracy(start, rate, seed), self.accuracy(REFERENCE, reference_rate, seed))
+            (self.accuracy(start, rate, seed), self.accuracy(self.config.reference, reference_rate, seed))
             for seed in range(self.config.seeds)
         ]
         own = [mine for mine, _ in pairs if mine is not None]
         differences = [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
         cells = [_cell(sum(own) / len(own) if own else None), str(len(own))]
-        if start == REFERENCE or len(differences) < 2:
+        if start == self.config.reference or len(differences) < 2:
             return [*cells, ""]
         mean, low, high = mean_interval(differences)
         return [*cells, f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"]
