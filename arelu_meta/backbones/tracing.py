@@ -196,7 +196,7 @@ class _Recorder(TorchFunctionMode):
             result = without_computing(func, args, kwargs, keeps_shape=name is not None)
         if result is None:
             result = func(*args, **kwargs)
-        written = self.watch.sees(func, args, result)
+        written = self.watch.sees(func, args, kwargs, result)
         if written is not None and not self.inside:
             self.found.functions.append(FunctionCall(self.stack[-1][1], written, _where()))
         return result
