@@ -3,6 +3,7 @@
 from torch import nn
 
 from arelu_meta.backbones.examples import Example
+from arelu_meta.backbones.hand_written import hand_written
 from arelu_meta.backbones.leading import Led, lead_calls, missed, why_kept
 from arelu_meta.backbones.mentions import mentions_in_hooks
 from arelu_meta.backbones.report import Kept, SwapReport
@@ -37,7 +38,7 @@ def trace_and_lead(model: nn.Module, example: Example | None) -> tuple[Traces | 
 
 
 def functions_that_stay(model: nn.Module, traces: Traces | None) -> list[Kept]:
-    """List the function calls that are left, each with its line and its reason.
+    """List the function calls that are left, each with its line and its reason, and the user's own activation classes.
 
     Args:
         model: any module.
@@ -58,7 +59,10 @@ def functions_that_stay(model: nn.Module, traces: Traces | None) -> list[Kept]:
         for mention in mentions_in_hooks(module):
             if mention.where not in seen:
                 kept.append(Kept(path, "hidden", mention.name, f"called as a function in {mention.where}: in a hook"))
-    return list(dict.fromkeys(kept))
+    own = hand_written(model)
+    whole = {entry.path for entry in own}
+    # What such a class calls is a part of it, and stays with it.
+    return list(dict.fromkeys([*own, *(entry for entry in kept if entry.path not in whole)]))
 
 
 def settle(report: SwapReport, led: list[Led]) -> None:

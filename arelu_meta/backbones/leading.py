@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from arelu_meta.backbones.functional import is_rewritten
+from arelu_meta.backbones.hand_written import is_part_of_one
 from arelu_meta.backbones.judging import HELD, ON_PARAMETER, Refusal, judge, method_of
 from arelu_meta.backbones.mentions import Mention, mentions_in_class
 from arelu_meta.backbones.roles import is_activation
@@ -61,7 +62,7 @@ def lead_calls(model: nn.Module, traces: tuple[Trace, Trace]) -> list[Led]:
     leads: dict[str, dict[str, list[Lead]]] = {}
     for path, module, method, end, call in _calls(model, traces):
         site = judge(module, method, end, call)
-        if isinstance(site, Refusal):
+        if isinstance(site, Refusal) or is_part_of_one(module, site.module):
             continue
         one = led.setdefault(path, Led(path, module, type(module)))
         if site.target in module._modules:
