@@ -94,8 +94,9 @@ class ModelConfig:
         name: any timm model, or mnist_conv, mnist_linear, conv4, conv4_32.
         pretrained: true, false, or the path of a run folder or model.safetensors to start from.
         activation: what to swap in; default: the model's own.
-        init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; nearest comes
-            as near as an AReLU can to what it replaces; fit does so on the training images.
+        init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; leak opens
+            preserve's gates a little on the negative side; nearest comes as near as an AReLU can to what it replaces;
+            fit does so on the training images.
         reset_head: start a new head where the checkpoint's has another number of classes.
         head_init: finetune: how a new head starts: zero, random, or probe (logistic regression on the frozen features
             of the training images); auto takes zero on pretrained features, else random.

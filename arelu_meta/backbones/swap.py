@@ -91,8 +91,8 @@ def swap_activations(
     Args:
         model: any module.
         activation: a name of `list_activations()`.
-        init: how an AReLU starts: `preserve` (every output stays as it was; the default), `paper`, `nearest`, or
-            `fit`, which needs `data`. Other activations start as they are made.
+        init: how an AReLU starts: `preserve` (every output stays as it was; the default), `paper`, `leak`,
+            `nearest`, or `fit`, which needs `data`. Other activations start as they are made.
         include: replace only these: roles (`hidden`, `se_hidden`, `glu`, `gate`, `position`, `attention_kernel`),
             path patterns (`blocks.*`) or types.
         exclude: never replace these: the same.
