@@ -8,7 +8,7 @@ from arelu_meta.backbones.leading import Led, lead_calls, missed, why_kept
 from arelu_meta.backbones.mentions import mentions_in_hooks
 from arelu_meta.backbones.report import Kept, SwapReport
 from arelu_meta.backbones.tracing import Trace, trace_forward
-from arelu_meta.backbones.walking import named_modules
+from arelu_meta.backbones.walking import named_modules, tree_changed
 
 Traces = tuple[Trace, Trace]
 
@@ -29,10 +29,12 @@ def trace_and_lead(model: nn.Module, example: Example | None) -> tuple[Traces | 
     led = lead_calls(model, traces)
     if not led:
         return traces, []
+    tree_changed(model)
     again = trace_forward(model, example)
     if again is None:  # what is known of the calls is not true of this model
         for one in reversed(led):
             one.undo()
+        tree_changed(model)
         return traces, []
     return again, led
 

@@ -13,7 +13,7 @@ from torch import nn
 from arelu_meta.activations import modern, pau, torch_gaps, zoo
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.calls import CallSequence
-from arelu_meta.backbones.walking import named_modules
+from arelu_meta.backbones.walking import named_modules, remembered
 
 ROLES = ("hidden", "se_hidden", "gate", "glu", "position", "attention_kernel")
 REPLACED_ROLES = ("hidden", "se_hidden", "glu")
@@ -85,6 +85,10 @@ def find_slots(model: nn.Module) -> Iterator[Slot]:
     Args:
         model: any module.
     """
+    return iter(remembered(model, "slots", _slots))
+
+
+def _slots(model: nn.Module) -> list[Slot]:
     slots: list[Slot] = []
 
     def walk(owner: nn.Module, prefix: str, owners: tuple[nn.Module, ...]) -> None:
@@ -98,7 +102,7 @@ def find_slots(model: nn.Module) -> Iterator[Slot]:
                 walk(child, f"{prefix}{name}.", owners)
 
     walk(model, "", ())
-    return iter(slots)
+    return slots
 
 
 def is_activation(module: nn.Module | None) -> bool:

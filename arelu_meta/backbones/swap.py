@@ -40,7 +40,7 @@ from arelu_meta.backbones.roles import (
 )
 from arelu_meta.backbones.timm_support import add_timm_support, drop_timm_support
 from arelu_meta.backbones.tracing import Trace
-from arelu_meta.backbones.walking import named_modules
+from arelu_meta.backbones.walking import named_modules, tree_changed, tree_stays
 from arelu_meta.errors import InputError, nearest_names
 
 __all__ = ["SwapReport", "find_activations", "is_activation", "swap_activations", "unswap"]
@@ -113,24 +113,43 @@ def swap_activations(
             to replace; the model is unchanged then.
     """
     start = _check_arguments(activation, init, share, data, batch_norm)
+    with tree_stays(model):
+        return _swap_checked(model, activation, start, (include, exclude), example, data, trace, share, batch_norm)
+
+
+def _swap_checked(
+    model: nn.Module,
+    activation: str,
+    start: str,
+    patterns: tuple[Sequence[Pattern] | None, Sequence[Pattern] | None],
+    example: Example | None,
+    data: Tensor | Iterable[object] | None,
+    trace: bool,
+    share: str,
+    batch_norm: bool,
+) -> SwapReport:
     _check_model(model)
     batches = batches_of(data, model)
     rewritten = [module for _, module in functional_owners(model)]
     for module in rewritten:
         rewrite(module)
+        tree_changed(model)
     led: list[Led] = []
     try:
         first = batches[0] if example is None and batches else example
         traces, led = trace_and_lead(model, first) if trace else (None, led)
-        report = _swap(model, activation, start, (include, exclude), traces, batches, share, batch_norm)
+        report = _swap(model, activation, start, patterns, traces, batches, share, batch_norm)
     except Exception:
         for one in reversed(led):
             one.undo()
         for module in rewritten:
             restore(module)
+        tree_changed(model)
         match_fast_paths(model)
         raise
     settle(report, led)
+    if led:
+        tree_changed(model)
     match_fast_paths(model)
     return report
 
@@ -290,6 +309,7 @@ def _fill_by_data(
     except Exception as error:
         for place in places:
             place.slot.owner._modules[place.slot.name] = place.slot.module
+        tree_changed(model)
         forget_calls(model)
         for name, buffer in model.named_buffers():
             if name in statistics:
@@ -319,6 +339,7 @@ def _put_in(model: nn.Module, places: list[_Place], hooks: bool = True) -> None:
         if hooks:
             move_hooks(place.slot.module, after)
         place.slot.owner._modules[place.slot.name] = after
+    tree_changed(model)
 
 
 def _path_of(place: _Place, call: int) -> str:
@@ -393,7 +414,8 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_slot(slot: Slot) -> None:
-    if any(parametrize.is_parametrized(module) for module in slot.module.modules()):
+    parts = slot.module.modules() if slot.module._modules else (slot.module,)
+    if any(parametrize.is_parametrized(module) for module in parts):
         raise InputError(
             f"model: {slot.path!r} is parametrised; remove its parametrisation before the swap, or exclude it"
         )
@@ -440,13 +462,25 @@ def _where(model: nn.Module, slot: Slot) -> tuple[torch.device | None, torch.dty
     """Take device and dtype from the nearest parameter around the activation."""
     owner, path = slot.owner, slot.path.rpartition(".")[0]
     while True:
-        for parameter in owner.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
+        parameter = _first_real_parameter(owner)
+        if parameter is not None:
+            return parameter.device, parameter.dtype
         if not path:
             return None, None
         path = path.rpartition(".")[0]
         owner = model.get_submodule(path)
+
+
+def _first_real_parameter(module: nn.Module) -> nn.Parameter | None:
+    # As module.parameters() does, without its generators, which are slow where there are many activations.
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter
+    for child in module._modules.values():
+        found = None if child is None else _first_real_parameter(child)
+        if found is not None:
+            return found
+    return None
 
 
 def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -25,7 +25,7 @@ from arelu_meta.backbones.modes import tells_training_apart
 from arelu_meta.backbones.roles import Slot, find_slots, is_activation, is_gate_type
 from arelu_meta.backbones.shapes import without_computing
 from arelu_meta.backbones.sources import nested_codes
-from arelu_meta.backbones.walking import named_modules
+from arelu_meta.backbones.walking import named_modules, tree_changed
 from arelu_meta.backbones.without_data import without_data
 from arelu_meta.backbones.written_out import Watch
 
@@ -124,6 +124,7 @@ def trace_forward(model: nn.Module, example: Example | None = None) -> tuple[Tra
         except Exception:  # it needs its values: a stranger's model may raise anything
             pass
     evaluation = _trace(model, example, training=False)
+    tree_changed(model)  # a forward with data may make modules
     if evaluation is None:
         return None
     training = None
@@ -175,7 +176,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.paths = {module: path for path, module in named_modules(model)}
         self.activation = activation
-        self.stack: list[tuple[nn.Module, str, int]] = [(model, "", 0)]
+        self.stack: list[tuple[nn.Module, str, int, bool]] = [(model, "", 0, False)]
         self.entries = 0
         self.inside = 0
         self.watch = Watch()
@@ -225,21 +226,21 @@ class _Recorder(TorchFunctionMode):
         return None, None
 
     def enter(self, module: nn.Module, _: object) -> None:
+        activation = self.activation(module)
         if module in self.slots and not self.inside:
             path, owner = self.slots[module]
-            holders = [(where, entry) for running, where, entry in self.stack if running is owner]
-            caller = holders[-1] if holders else self.stack[-1][1:]
+            holders = [(where, entry) for running, where, entry, _ in self.stack if running is owner]
+            caller = holders[-1] if holders else self.stack[-1][1:3]
             self.found.calls.setdefault(path, []).append(Call(call_site(2), *caller))
-        elif not self.inside and self.activation(module) and not is_gate_type(module):
+        elif activation and not self.inside and not is_gate_type(module):
             # It is held outside the tree of modules, in a list or a closure, where no swap can reach it.
             self.found.functions.append(FunctionCall(self.stack[-1][1], type(module).__name__, _where()))
         self.entries += 1
-        self.stack.append((module, self.paths.get(module, self.stack[-1][1]), self.entries))
-        self.inside += self.activation(module)
+        self.stack.append((module, self.paths.get(module, self.stack[-1][1]), self.entries, activation))
+        self.inside += activation
 
     def leave(self, module: nn.Module, *_: object) -> None:
-        self.stack.pop()
-        self.inside -= self.activation(module)
+        self.inside -= self.stack.pop()[3]
 
 
 def _works_in_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """A model whose tensors have a shape and no values, for as long as a forward pass is looked at."""
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,7 @@ class _Kept:
     def __init__(self, module: nn.Module) -> None:
         self.attributes = vars(module)
         self.values = dict(self.attributes)
-        own = [self.values[name] for name in self.values.keys() - _OF_ANY_MODULE]
+        own = [] if _is_plain(module) else [self.values[name] for name in self.values.keys() - _OF_ANY_MODULE]
         self.contents = [(value, copy.copy(value)) for value in own if type(value) in (dict, list, set)]
 
     def put_back(self) -> None:
@@ -53,6 +54,17 @@ class _Kept:
         for container, content in self.contents:
             container.clear()
             container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Say whether a class is torch's own and its modules hold no tensors in lists, nor change one in a forward."""
+    kind: Any = type(module)
+    return _is_plain_type(kind)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_plain_type(kind: Any) -> bool:
+    return kind.__module__.startswith("torch.nn.modules.") and not issubclass(kind, nn.RNNBase)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -79,7 +91,7 @@ def _take_out(module: nn.Module, empty: dict[int, Tensor], hooked: bool) -> None
         attributes[table] = {
             name: None if tensor is None else empty[id(tensor)] for name, tensor in attributes[table].items()
         }
-    for name in attributes.keys() - _OF_ANY_MODULE:
+    for name in () if _is_plain(module) else attributes.keys() - _OF_ANY_MODULE:
         value = attributes[name]
         if type(value) is list and any(id(one) in empty for one in value):  # such as an LSTM's flat weights
             attributes[name] = [empty.get(id(one), one) for one in value]
