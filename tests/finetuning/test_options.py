@@ -18,23 +18,6 @@ from arelu_meta.errors import InputError
 Make = Callable[..., FinetuneConfig]
 
 
-@pytest.fixture
-def digits(tmp_path: Path) -> Make:
-    def make(folder: str = "run", **changes: Any) -> FinetuneConfig:
-        config = FinetuneConfig()
-        config.run.folder, config.run.device = str(tmp_path / folder), "cpu"
-        config.data.image_size, config.data.per_class = 12, 20
-        config.model.name, config.model.pretrained = "mnist_linear", False
-        config.optim.lr, config.train.epochs = 0.1, 2
-        for name, value in changes.items():
-            group, _, field = name.partition("_")
-            assert hasattr(getattr(config, group), field)
-            setattr(getattr(config, group), field, value)
-        return config
-
-    return make
-
-
 def _weights(results: dict[str, Any]) -> dict[str, torch.Tensor]:
     return read_tensors(Path(results["folder"]) / "model.safetensors")
 

@@ -18,24 +18,6 @@ from arelu_meta.errors import InputError, RunError
 Make = Callable[..., FinetuneConfig]
 
 
-@pytest.fixture
-def digits(tmp_path: Path) -> Make:
-    """A run of seconds: MNIST-Linear on the embedded digits."""
-
-    def make(folder: str = "run", **changes: Any) -> FinetuneConfig:
-        config = FinetuneConfig()
-        config.run.folder, config.run.device = str(tmp_path / folder), "cpu"
-        config.data.image_size, config.data.per_class = 12, 20
-        config.model.name, config.model.pretrained = "mnist_linear", False
-        config.optim.lr, config.train.epochs = 0.1, 2
-        for name, value in changes.items():
-            group, _, field = name.partition("_")
-            setattr(getattr(config, group), field, value)
-        return config
-
-    return make
-
-
 def test_a_run_leaves_all_the_files_of_the_contract(digits: Make) -> None:
     results = finetune(digits())
     folder = Path(results["folder"])
