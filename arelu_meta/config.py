@@ -164,7 +164,6 @@ class TrainConfig:
         patience: stop after this many epochs without a better validation accuracy; default: never.
         compile: torch.compile the model.
         channels_last: keep images and weights in channels-last order.
-        sync_bn: several GPUs: batch normalisation over all of them.
     """
 
     epochs: int = 6
@@ -179,7 +178,6 @@ class TrainConfig:
     patience: int | None = None
     compile: bool = False
     channels_last: bool = False
-    sync_bn: bool = False
 
 
 @dataclass
