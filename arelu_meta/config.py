@@ -5,6 +5,7 @@ Flags (`--optim.lr 1e-3`) and YAML keys (`optim: {lr: 1e-3}`) are these fields. 
 
 import math
 import os
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -527,8 +528,27 @@ def validate(config: object) -> None:
         raise InputError(f"run.device: {device!r} is not known; give auto, cpu, cuda, cuda:N, mps or xpu")
 
 
+MODES = ("full", "head", "activations", "gradual", "probe")
+LAST_STAGES = re.compile(r"last-([1-9]\d*)")
+
+
+def check_mode(mode: str) -> None:
+    """Refuse an unknown train.mode.
+
+    Args:
+        mode: train.mode.
+
+    Raises:
+        InputError: with what is allowed.
+    """
+    if mode not in MODES and not LAST_STAGES.fullmatch(mode):
+        raise InputError(f"train.mode: {mode!r} is not known; give {', '.join(MODES)} or last-N, as last-2")
+
+
 def _check_together(flat: dict[str, Any]) -> None:
     """Check values that mean something only beside each other."""
+    if "train.mode" in flat:
+        check_mode(flat["train.mode"])
     fold, folds = flat.get("data.fold"), flat.get("data.folds")
     if fold is not None and folds is None:
         raise InputError(f"data.fold: {fold} is one of how many? give --data.folds with it")

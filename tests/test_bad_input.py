@@ -367,9 +367,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "output folder is empty": _case("--run.folder", "", task=METATRAIN, says=r"run\.folder: '' is empty"),
     # and what else a newcomer meets
-    "choice": _case(
-        "--train.mode", "half", task=FINETUNE, says=r"train\.mode: 'half' is not allowed; give one of 'full', "
-    ),
+    "choice": _case("--train.mode", "half", task=FINETUNE, says=r"train\.mode: 'half' is not known; give full, head, "),
     "whole number": _case(
         "--train.epochs", "1.5", task=FINETUNE, says=r"train\.epochs: '1\.5' is not allowed; give a whole"
     ),

@@ -65,7 +65,7 @@ class ModelSpec:
             from arelu_meta.meta.normalization import set_normalization
 
             set_normalization(model, self.meta["normalization"])
-        if self.task == "metatrain":
+        if self.task == "metatrain" and "inner_lr" in self.meta:  # a run that starts from it has a loop of its own
             from arelu_meta.meta.inner import attach_loop, inner_of_meta
 
             attach_loop(model, inner_of_meta(self.meta))

@@ -167,11 +167,12 @@ class Course:
                 tracker_names(self.config.run.trackers), self.folder.path, self.config, self.epoch + 1
             ) as self.trackers,
         ):
+            if self.epoch == 0:
+                self._save_checkpoint()
             print("\n".join([self._headline(), *notes, *self._prepare_features()]), flush=True)
             self._report_search()
             if self.epoch == 0:
                 self._judge_the_start()
-                self._save_checkpoint()
             elif not self.folder.model_file.exists():
                 self._count_from_here()
             self._train()

@@ -1,30 +1,13 @@
 """What of a model is trained: everything, the head, the activations, the last stages, or more with every epoch."""
 
-import re
 from collections.abc import Iterable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from arelu_meta.config import TrainConfig
+from arelu_meta.config import LAST_STAGES, TrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters, head_parameters
-
-_LAST = re.compile(r"last-([1-9]\d*)")
-_MODES = ("full", "head", "activations", "gradual", "probe")
-
-
-def check_mode(mode: str) -> None:
-    """Refuse an unknown train.mode.
-
-    Args:
-        mode: train.mode.
-
-    Raises:
-        InputError: with what is allowed.
-    """
-    if mode not in _MODES and not _LAST.fullmatch(mode):
-        raise InputError(f"train.mode: {mode!r} is not known; give {', '.join(_MODES)} or last-N, as last-2")
 
 
 def keeps_features(mode: str) -> bool:
@@ -87,7 +70,7 @@ def unfrozen_stages(mode: str, stage_count: int, epoch: int, epochs: int) -> int
 
     Source: Howard and Ruder 2018 (ULMFiT), section 3.3, with the pace set by the run's length.
     """
-    last = _LAST.fullmatch(mode)
+    last = LAST_STAGES.fullmatch(mode)
     if last:
         return int(last[1])
     if mode == "gradual":

@@ -18,7 +18,7 @@ from arelu_meta.errors import InputError
 from arelu_meta.finetuning.course import Course, tracker_names
 from arelu_meta.finetuning.heads import start_with_probe
 from arelu_meta.finetuning.members import member_configs, run_members
-from arelu_meta.finetuning.modes import check_mode, count_learning, keeps_features, set_learning
+from arelu_meta.finetuning.modes import count_learning, keeps_features, set_learning
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.folder import check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
@@ -44,7 +44,6 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     """
     config = config or FinetuneConfig()
     validate(config)
-    check_mode(config.train.mode)
     check_augmentation(config.data.augmentation)
     _check_read(config)
     check_model_config(config.model)
