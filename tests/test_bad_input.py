@@ -221,7 +221,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         )
         for value, shown in {
             **{"fast": "fast", "0": "0.0", "-0.1": "-0.1", "nan": "nan", "inf": "inf", "-inf": "-inf", "": ""},
-            **{"1e-400": "0.0", "null": "None", "1,5": "1,5", "true": "True"},
+            **{"1e-400": "0.0", "null": "None", "1,5": "1,5", "true": "[Tt]rue"},
         }.items()
     },
     "learning rate, head": _case(
