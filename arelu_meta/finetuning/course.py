@@ -135,6 +135,8 @@ class Course:
             lambda copied, images, labels: mean_loss(copied, images, labels, self.device, self.config),
             lambda copied: set_training(copied, config),
         )
+        # Each process saw its own images; they must not train at different rates.
+        self.search = self.ranks.gather(self.search)[0]
         return replace(optim, lr=self.search.chosen)
 
     def _class_weights(self) -> Tensor | None:
