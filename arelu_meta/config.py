@@ -399,6 +399,7 @@ class BenchConfig:
         json: write the rows to this file, too.
         rounds: how often each contender has its turn; default: enough for a steady median.
         device: auto, cpu, cuda …
+        growth: maml: how a meta-step grows with 1 to 128 tasks and with 1 to 10 inner steps, too; long.
     """
 
     what: Literal["op", "step", "maml", "swap"]
@@ -406,6 +407,7 @@ class BenchConfig:
     json: str | None = None
     rounds: int | None = None
     device: str = "auto"
+    growth: bool = False
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """MAML as other packages do it, for `bench maml`; none of them is needed elsewhere."""
 
-import importlib.util
+import importlib
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,12 @@ from arelu_meta.meta.engines import Inner
 
 
 def has_torchopt() -> bool:
-    """Say whether TorchOpt is installed."""
-    return importlib.util.find_spec("torchopt") is not None
+    """Say whether TorchOpt is installed and can be imported; it needs packages that it does not always bring."""
+    try:
+        importlib.import_module("torchopt")
+    except ImportError:
+        return False
+    return True
 
 
 class TorchoptEngine:

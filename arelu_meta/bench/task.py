@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from arelu_meta.bench.maml import CASES, maml_rows
+from arelu_meta.bench.maml import CASES, growth_rows, maml_rows
 from arelu_meta.bench.op import DTYPES, LAYOUTS, PASSES, SIZES, op_rows
 from arelu_meta.bench.step import MODELS, step_rows
 from arelu_meta.bench.swap import SMALLEST, swap_rows
@@ -35,8 +35,12 @@ def bench_task(config: BenchConfig) -> list[Row]:
     Raises:
         InputError: if no case is called so, or the folder of the JSON file does not exist.
     """
-    device = choose_device(config.device)
-    kinds = {"op": _op_cases, "step": _step_cases, "maml": _maml_cases, "swap": _swap_cases}
+    if config.growth and config.what != "maml":
+        raise InputError(f"growth: bench {config.what} does not read it; give it to bench maml")
+    # A swap is Python's work, on whatever machine.
+    device = choose_device("cpu" if (config.what, config.device) == ("swap", "auto") else config.device)
+    maml = _growth_cases if config.growth else _maml_cases
+    kinds = {"op": _op_cases, "step": _step_cases, "maml": maml, "swap": _swap_cases}
     cases = kinds[config.what](device, config.rounds)
     wanted = [name for name in cases if config.case is None or fnmatch.fnmatchcase(name, config.case)]
     if not wanted:
@@ -49,7 +53,8 @@ def bench_task(config: BenchConfig) -> list[Row]:
     rows: list[Row] = []
     for name in wanted:
         found = cases[name]()
-        _print_rows(name, found)
+        for case, group in itertools.groupby(found, lambda row: row.case):
+            _print_rows(case, list(group))
         rows += found
     if config.what == "swap":
         within = sum(row.ratio_to_peer <= 1 for row in rows)
@@ -82,6 +87,10 @@ def _step_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
 
 def _maml_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
     return {name: lambda name=name: maml_rows([name], rounds or 9, device) for name in CASES}  # type: ignore[misc]
+
+
+def _growth_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+    return {name: lambda name=name: growth_rows([name], rounds or 3, device) for name in CASES}  # type: ignore[misc]
 
 
 def _swap_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
