@@ -37,6 +37,7 @@ from arelu_meta.runs.compute import naming_anomaly, prepare, random_state, resto
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, check_apart, open_run, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
+from arelu_meta.runs.ranks import refuse_several
 from arelu_meta.runs.results import finished_results, report_results
 
 _EPISODE_SIZE = 28
@@ -59,6 +60,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     """
     config = config or MetatrainConfig()
     validate(config)
+    refuse_several("metatrain")
     check_model_config(config.model)
     check_optimizer_name(config.optim.name)
     folder = open_run(config.run, "metatrain")

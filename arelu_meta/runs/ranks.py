@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.config import RunConfig
+from arelu_meta.errors import InputError
 from arelu_meta.runs.compute import prepare
 
 
@@ -88,6 +89,20 @@ class Ranks:
         """Wait for all processes."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
+
+
+def refuse_several(task: str) -> None:
+    """Refuse to be one of several processes: each would do the whole task, into the same folder.
+
+    Args:
+        task: that cannot be shared.
+
+    Raises:
+        InputError: if torchrun or accelerate started more than one.
+    """
+    processes = os.environ.get("WORLD_SIZE") or "1"
+    if processes != "1":
+        raise InputError(f"WORLD_SIZE: {processes} processes, and {task} runs in one; start it without torchrun")
 
 
 def join(config: RunConfig) -> Ranks:
