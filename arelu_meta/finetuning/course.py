@@ -225,10 +225,12 @@ class Course:
         self._save_model()
 
     def _train(self) -> None:
-        epochs = 0 if self.config.train.mode == "probe" else self.config.train.epochs
-        if self.config.train.mode == "probe" and self.epoch == 0:
-            self._one_row(1, 0.0, None, None, self.best[1] * -1, self.best[0])
-            self.epoch = self.best_epoch = 1
+        if self.config.train.mode == "probe":
+            if self.epoch == 0:
+                self._one_row(1, 0.0, None, None, -self.best[1], self.best[0])
+                self.epoch = self.best_epoch = 1
+            return
+        epochs = self.config.train.epochs
         with progress("fine-tuning", (epochs - self.epoch) * len(self.splits.train), "images") as bar:
             while self.epoch < epochs and not self._stopped_early():
                 self._one_epoch(bar)

@@ -86,8 +86,8 @@ def fit_once(trainer: Trainer, train: Images, validation: Images, config: Finetu
     head = linear_head(trainer.model)
     if head is None or not (isinstance(train, FeatureBatches) and isinstance(validation, FeatureBatches)):
         raise InputError(
-            f"train.mode: 'probe' needs a head that is one linear layer on one vector an image, and "
-            f"{config.model.name!r} has another; give head"
+            f"train.mode: 'probe' needs a head that acts last, on one vector an image, and {config.model.name!r} has "
+            "another; give head"
         )
     balanced = config.train.class_weights == "balanced"
     weight, bias, _ = fit_probe(train.features, validation.features, head.out_features, balanced)

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import ImageSet
 from arelu_meta.data.loading import Batches, InputSpec, build_transform
+from arelu_meta.errors import InputError
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import progress
 
@@ -39,6 +41,23 @@ def linear_head(model: nn.Module) -> nn.Linear | None:
     """
     head = model.get_classifier()  # type: ignore[operator]
     return head if isinstance(head, nn.Linear) else None
+
+
+def check_probe(model: nn.Module, config: FinetuneConfig) -> None:
+    """Refuse train.mode probe for a head that logistic regression cannot be written into.
+
+    Args:
+        model: with timm's `get_classifier`.
+        config: its train.mode, and the model's name for the sentence.
+
+    Raises:
+        InputError: if the head is not one linear layer.
+    """
+    if config.train.mode == "probe" and linear_head(model) is None:
+        raise InputError(
+            f"train.mode: 'probe' needs a head that is one linear layer, and {config.model.name!r} has another; "
+            "give head"
+        )
 
 
 @torch.no_grad()

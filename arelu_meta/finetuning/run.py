@@ -16,7 +16,7 @@ from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.data.loading import check_augmentation, unlabelled_batches
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.course import Course, tracker_names
-from arelu_meta.finetuning.heads import start_with_probe
+from arelu_meta.finetuning.heads import check_probe, start_with_probe
 from arelu_meta.finetuning.members import member_configs, run_members
 from arelu_meta.finetuning.modes import count_learning, keeps_features, set_learning
 from arelu_meta.finetuning.optimizer import check_optimizer_name
@@ -65,18 +65,15 @@ def _check_read(config: FinetuneConfig) -> None:
             "train.mixup": train.mixup > 0,
             "train.cutmix": train.cutmix > 0,
             "train.patience": train.patience is not None,
+            "data.augmentation": config.data.augmentation not in ("auto", "none"),
         }
-        for name in (name for name, given in unread.items() if given):
+        if name := next((name for name, given in unread.items() if given), None):
             raise InputError(f"{name}: train.mode probe takes no gradient steps and does not read it; leave {name} out")
-    if keeps_features(mode):
-        for name, given in {"data.augmentation": config.data.augmentation, "optim.layer_decay": None}.items():
-            if name == "data.augmentation" and mode == "probe" and given not in ("auto", "none"):
-                raise InputError(f"{name}: {given!r} does not go with train.mode probe; give none")
-        if config.optim.layer_decay is not None:
-            raise InputError(
-                f"optim.layer_decay: {config.optim.layer_decay} is read where the backbone learns, and train.mode is "
-                f"{mode!r}; leave it out"
-            )
+    if keeps_features(mode) and config.optim.layer_decay is not None:
+        raise InputError(
+            f"optim.layer_decay: {config.optim.layer_decay} is read where the backbone learns, and train.mode is "
+            f"{mode!r}; leave it out"
+        )
     learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
     if config.optim.act_lr is not None and not learned:
         raise InputError(
@@ -105,6 +102,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     smallest = None if keeps_features(config.train.mode) else min(config.data.batch_size, len(splits.train))
     check_forward(model, spec, smallest)
     set_learning(model, config.train)
+    check_probe(model, config)
     ranks.wait()  # before the first of them writes: the others would take its files for an older run
     spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
     model.to(ranks.device)

@@ -184,6 +184,7 @@ def test_mixing_and_smoothing_and_class_weights_train(digits: Make) -> None:
     [
         ({"train_mode": "probe", "train_ema": 0.9}, r"train\.ema: train\.mode probe takes no gradient steps"),
         ({"train_mode": "head", "optim_layer_decay": 0.5}, r"optim\.layer_decay: 0\.5 is read where the backbone"),
+        ({"train_mode": "probe", "data_augmentation": "crop"}, r"data\.augmentation: train\.mode probe takes no"),
         ({"optim_act_lr": 0.1}, r"optim\.act_lr: 0\.1 is of activations that learn"),
         ({"data_fold": 1}, r"data\.fold: 1 is one of how many"),
         ({"data_fold": 3, "data_folds": 2}, r"data\.fold: 3 is not allowed; give a number from 1 to data\.folds, 2"),
@@ -201,3 +202,12 @@ def test_what_a_run_would_not_read_or_cannot_do_is_refused_before_anything_is_wr
     with pytest.raises(InputError, match=message):
         finetune(digits(**changes))
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_a_probe_on_a_head_that_is_no_single_linear_layer_is_refused_before_anything_is_written(
+    digits: Make, tmp_path: Path
+) -> None:
+    config = digits(train_mode="probe", model_name="deit_tiny_distilled_patch16_224", data_image_size=32)
+    with pytest.raises(InputError, match=r"'probe' needs a head that is one linear layer, and 'deit_tiny_distilled"):
+        finetune(config)
+    assert not (tmp_path / "run").exists()
