@@ -20,7 +20,7 @@ from arelu_meta.finetuning.loop import (
     Trainer,
     check_finite,
     loss_and_accuracy,
-    loss_sum,
+    mean_loss,
     predict_logits,
     train_epoch,
 )
@@ -29,13 +29,13 @@ from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, pea
 from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import write_results
 from arelu_meta.finetuning.search import Search, search_rate, write_search
-from arelu_meta.runs.compute import autocast, random_state, restore_random_state
+from arelu_meta.runs.compute import random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.results import report_results
-from arelu_meta.runs.trackers import open_trackers
+from arelu_meta.runs.trackers import open_trackers, tracker_names
 
 
 class Course:
@@ -376,33 +376,6 @@ class Course:
             {"accuracy": ["train_accuracy", "validation_accuracy"], "loss": ["train_loss", "validation_loss"]},
             f"{self.spec.name}, {self.spec.activation or 'own activation'}: test accuracy {accuracy:.1%}",
         )
-
-
-def mean_loss(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, config: FinetuneConfig) -> Tensor:
-    """Run a batch through a model.
-
-    Args:
-        model: on the device.
-        images: shape (batch, channels, height, width), float32.
-        labels: shape (batch,), int64.
-        device: where to compute.
-        config: precision and label smoothing.
-
-    Returns:
-        The mean loss, with its graph.
-    """
-    with autocast(config.run.precision, device):
-        logits = model(images.to(device))
-        return loss_sum(logits, labels.to(device), config.train.label_smoothing) / len(labels)
-
-
-def tracker_names(trackers: str | None) -> list[str]:
-    """Split run.trackers at its commas.
-
-    Args:
-        trackers: run.trackers.
-    """
-    return [name.strip() for name in (trackers or "").split(",") if name.strip()]
 
 
 def _mix(config: FinetuneConfig, classes: int) -> Mix | None:

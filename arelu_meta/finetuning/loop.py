@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arelu_meta.config import TrainConfig
+from arelu_meta.config import FinetuneConfig, TrainConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning.modes import set_training
 from arelu_meta.finetuning.optimizer import restore_optimizer
@@ -203,6 +203,24 @@ def loss_sum(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weig
         class_weights: what an image of each class counts, shape (classes,).
     """
     return F.cross_entropy(logits.float(), targets, weight=class_weights, label_smoothing=smoothing, reduction="sum")
+
+
+def mean_loss(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, config: FinetuneConfig) -> Tensor:
+    """Run a batch through a model.
+
+    Args:
+        model: on the device.
+        images: shape (batch, channels, height, width), float32.
+        labels: shape (batch,), int64.
+        device: where to compute.
+        config: precision and label smoothing.
+
+    Returns:
+        The mean loss, with its graph.
+    """
+    with autocast(config.run.precision, device):
+        logits = model(images.to(device))
+        return loss_sum(logits, labels.to(device), config.train.label_smoothing) / len(labels)
 
 
 def _update(trainer: Trainer) -> None:

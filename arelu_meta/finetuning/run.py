@@ -15,7 +15,7 @@ from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.data.loading import check_augmentation, unlabelled_batches
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.course import Course, tracker_names
+from arelu_meta.finetuning.course import Course
 from arelu_meta.finetuning.heads import check_probe, start_with_probe
 from arelu_meta.finetuning.members import member_configs, run_members
 from arelu_meta.finetuning.modes import count_learning, keeps_features, set_learning
@@ -23,7 +23,7 @@ from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.folder import check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
 from arelu_meta.runs.results import finished_results
-from arelu_meta.runs.trackers import check_trackers
+from arelu_meta.runs.trackers import check_trackers, tracker_names
 
 _DIGITS_SIZE = 64
 

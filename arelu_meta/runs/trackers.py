@@ -71,6 +71,15 @@ class Trackers:
         self.finish()
 
 
+def tracker_names(trackers: str | None) -> list[str]:
+    """Split run.trackers at its commas.
+
+    Args:
+        trackers: run.trackers.
+    """
+    return [name.strip() for name in (trackers or "").split(",") if name.strip()]
+
+
 def check_trackers(names: Sequence[str], where: str = "run.trackers") -> None:
     """Refuse an unknown tracker, or one whose package is missing, before a run begins.
 
