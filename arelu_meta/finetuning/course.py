@@ -67,6 +67,7 @@ class Course:
         self.trainer = self._make_trainer(model)
         self.scalars, self.gradients = ScalarRecorder(folder.path), GradientRecorder(folder.path)
         self.trainer.before_step = self._record_gradients
+        self.compiled = model
         self.epoch, self.best, self.best_epoch, self.seconds = 0, (-1.0, 0.0), 0, 0.0
         self.checkpoint = "none"
 
@@ -204,8 +205,8 @@ class Course:
         """Compute frozen features once where only the head learns; say so, or why not."""
         if not keeps_features(self.config.train.mode):
             if self.config.train.compile:
-                self.trainer.forward = torch.compile(self.trainer.model)  # type: ignore[assignment]
-            self.trainer.forward = self.ranks.wrap(self.trainer.forward or self.trainer.model)
+                self.compiled = torch.compile(self.trainer.model)  # type: ignore[assignment]
+            self.trainer.forward = self.ranks.wrap(self.compiled)
             return []
         if not self.plain:
             return [f"features are not cached: data.augmentation {self.config.data.augmentation} changes every image"]
@@ -262,7 +263,7 @@ class Course:
         """Let more stages learn under `gradual`; what averages gradients over processes is told anew."""
         if self.config.train.mode == "gradual":
             set_learning(self.trainer.model, self.config.train, number)
-            self.trainer.forward = self.ranks.wrap(self.trainer.model)
+            self.trainer.forward = self.ranks.wrap(self.compiled)
 
     def _one_row(
         self,

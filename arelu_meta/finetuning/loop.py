@@ -56,7 +56,7 @@ class Trainer:
     peak_rate: float
     config: TrainConfig = field(default_factory=TrainConfig)
     ranks: Ranks | None = None
-    forward: nn.Module | None = None
+    forward: nn.Module = None  # type: ignore[assignment]  # set below where it is not given
     gates: Callable[[float], object] | None = None
     all_updates: int = 1
     updates: int = 0
@@ -68,6 +68,8 @@ class Trainer:
     before_step: Callable[[nn.Module], object] | None = None
 
     def __post_init__(self) -> None:
+        if self.forward is None:
+            self.forward = self.model  # type: ignore[unreachable]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @property
@@ -164,7 +166,7 @@ def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], sums: _Sums, checkpoint: str) -> None:
     """Add up the gradients of the mean loss over all images of a step, in whatever processes they are."""
     trainer.optimizer.zero_grad(set_to_none=True)
-    forward = trainer.forward or trainer.model
+    forward = trainer.forward
     images_here = sum(len(labels) for _, labels in step)
     scale: float | Tensor = 1 / images_here
     if trainer.ranks is not None and trainer.ranks.processes > 1:
@@ -190,7 +192,7 @@ def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], s
 
 def _unsynced(trainer: Trainer, skip: bool) -> Any:
     ranks = trainer.ranks or Ranks(trainer.device)
-    return ranks.without_sync(trainer.forward or trainer.model, skip)
+    return ranks.without_sync(trainer.forward, skip)
 
 
 def loss_sum(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:

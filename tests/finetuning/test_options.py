@@ -211,3 +211,21 @@ def test_a_probe_on_a_head_that_is_no_single_linear_layer_is_refused_before_anyt
     with pytest.raises(InputError, match=r"'probe' needs a head that is one linear layer, and 'deit_tiny_distilled"):
         finetune(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["full", "gradual"])
+def test_a_compiled_run_is_the_plain_run_to_rounding(digits: Make, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    plain = finetune(digits("plain", train_mode=mode))
+    batches: list[int] = []
+    real = torch.compile
+
+    def with_eager_backend(model: torch.nn.Module) -> object:  # traced all the same, without seconds of C++
+        traced = real(model, backend="eager")
+        traced.register_forward_hook(lambda module, inputs, logits: batches.append(len(logits)))
+        return traced
+
+    monkeypatch.setattr(torch, "compile", with_eager_backend)
+    fast = finetune(digits("compiled", train_mode=mode, train_compile=True))
+    assert sum(batches) == 2 * 200  # both epochs went through it
+    for name, tensor in _weights(plain).items():
+        torch.testing.assert_close(_weights(fast)[name], tensor, rtol=1e-4, atol=1e-6)
