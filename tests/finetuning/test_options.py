@@ -220,7 +220,7 @@ def test_a_compiled_run_is_the_plain_run_to_rounding(digits: Make, monkeypatch: 
     real = torch.compile
 
     def with_eager_backend(model: torch.nn.Module) -> object:  # traced all the same, without seconds of C++
-        traced = real(model, backend="eager")
+        traced: Any = real(model, backend="eager")
         traced.register_forward_hook(lambda module, inputs, logits: batches.append(len(logits)))
         return traced
 
