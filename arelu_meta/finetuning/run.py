@@ -20,6 +20,7 @@ from arelu_meta.finetuning.heads import check_probe, start_with_probe
 from arelu_meta.finetuning.members import member_configs, run_members
 from arelu_meta.finetuning.modes import count_learning, keeps_features, set_learning
 from arelu_meta.finetuning.optimizer import check_optimizer_name
+from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
 from arelu_meta.runs.results import finished_results
@@ -89,7 +90,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         return finished_results(folder, "finetune")
     check_apart(folder, class_holders(config.data))
     splits = load_images(config.data, config.run.seed)
-    torch.manual_seed(config.run.seed)
+    prepare(config.run)  # each seed and fold from its own state, whatever ran before it
     model, spec = build_backbone(
         config.model,
         splits.train.classes,
