@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ ARGUMENTS = ["--model.name", "mnist_linear", "--model.pretrained", "false", "--d
 
 def _command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "arelu_meta.cli", "finetune", *ARGUMENTS, "--run.folder", str(folder)]
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Where the tests run in a shell's background, they and what they start are told to ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
