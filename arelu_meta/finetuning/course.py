@@ -65,7 +65,9 @@ class Course:
         self._make_batches()
         self.optim = self._with_rate(model)
         self.trainer = self._make_trainer(model)
-        self.scalars, self.gradients = ScalarRecorder(folder.path), GradientRecorder(folder.path)
+        self.scalars = ScalarRecorder(folder.path)
+        # At least four samples an epoch: a short run would have none but the first, when a head at zero passes nothing.
+        self.gradients = GradientRecorder(folder.path, every=max(1, min(50, len(self.train) // 4)))
         self.trainer.before_step = self._record_gradients
         self.compiled = model
         self.epoch, self.best, self.best_epoch, self.seconds = 0, (-1.0, 0.0), 0, 0.0

@@ -229,3 +229,9 @@ def test_a_compiled_run_is_the_plain_run_to_rounding(digits: Make, monkeypatch: 
     assert sum(batches) == 2 * 200  # both epochs went through it
     for name, tensor in _weights(plain).items():
         torch.testing.assert_close(_weights(fast)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_short_run_has_gradients_of_every_epoch(digits: Make, tmp_path: Path) -> None:
+    finetune(digits(train_epochs=3))  # 7 steps each
+    steps = {int(line.split(",")[0]) for line in (tmp_path / "run" / "gradients.csv").read_text().splitlines()[1:]}
+    assert all(steps & set(range(first, first + 7)) for first in (1, 8, 15))
