@@ -55,7 +55,7 @@ class Trainer:
     precision: str
     peak_rate: float
     config: TrainConfig = field(default_factory=TrainConfig)
-    ranks: Ranks | None = None
+    ranks: Ranks = None  # type: ignore[assignment]  # set below where they are not given
     forward: nn.Module = None  # type: ignore[assignment]  # set below where it is not given
     gates: Callable[[float], object] | None = None
     all_updates: int = 1
@@ -70,6 +70,8 @@ class Trainer:
     def __post_init__(self) -> None:
         if self.forward is None:
             self.forward = self.model  # type: ignore[unreachable]
+        if self.ranks is None:
+            self.ranks = Ranks(self.device)  # type: ignore[unreachable]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @property
@@ -146,7 +148,7 @@ def train_epoch(
         if len(sums.waiting) >= unchecked:
             sums.settle(lambda loss: check_finite(loss, "training", trainer, checkpoint))
         _update(trainer)
-        count = sum(len(labels) for _, labels in step) * (trainer.ranks.processes if trainer.ranks else 1)
+        count = sum(len(labels) for _, labels in step) * trainer.ranks.processes
         bar.advance(count, loss=sums.loss / max(1, sums.seen), accuracy=sums.right / max(1, sums.seen))
     sums.settle(lambda loss: check_finite(loss, "training", trainer, checkpoint))
     return _over_ranks(trainer, sums)
@@ -166,12 +168,9 @@ def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], sums: _Sums, checkpoint: str) -> None:
     """Add up the gradients of the mean loss over all images of a step, in whatever processes they are."""
     trainer.optimizer.zero_grad(set_to_none=True)
-    forward = trainer.forward
     images_here = sum(len(labels) for _, labels in step)
-    scale: float | Tensor = 1 / images_here
-    if trainer.ranks is not None and trainer.ranks.processes > 1:
-        everywhere = trainer.ranks.total(torch.tensor(float(images_here), device=trainer.device))
-        scale = trainer.ranks.processes / everywhere  # gradients are averaged over the processes
+    everywhere = trainer.ranks.total(torch.tensor(float(images_here), device=trainer.device))
+    scale = trainer.ranks.processes / everywhere  # gradients are averaged over the processes
     for number, (images, labels) in enumerate(step, 1):
         images = images.to(trainer.device, non_blocking=True)
         labels = labels.to(trainer.device, non_blocking=True)
@@ -181,18 +180,14 @@ def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], s
         if trainer.mix is not None:
             images, targets = trainer.mix(images, labels)
         with autocast(trainer.precision, trainer.device):
-            logits = forward(images)
+            logits = trainer.forward(images)
             loss = loss_sum(logits, targets, trainer.config.label_smoothing, trainer.class_weights)
         sums.waiting.append((loss.detach(), (logits.detach().argmax(1) == labels).sum(), len(labels)))
         if trainer.device.type == "cpu":
             check_finite(loss.item(), "training", trainer, checkpoint)
-        with naming_anomaly(lambda what: diverged(what, trainer, checkpoint)), _unsynced(trainer, number < len(step)):
+        alone = trainer.ranks.without_sync(trainer.forward, number < len(step))
+        with naming_anomaly(lambda what: diverged(what, trainer, checkpoint)), alone:
             trainer.scaler.scale(loss * scale).backward()
-
-
-def _unsynced(trainer: Trainer, skip: bool) -> Any:
-    ranks = trainer.ranks or Ranks(trainer.device)
-    return ranks.without_sync(trainer.forward, skip)
 
 
 def loss_sum(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
@@ -244,10 +239,8 @@ def _update(trainer: Trainer) -> None:
 
 
 def _over_ranks(trainer: Trainer, sums: _Sums) -> tuple[float, float]:
-    if trainer.ranks is None:
-        return sums.loss / sums.seen, sums.right / sums.seen
     found = torch.tensor([sums.loss, sums.right, sums.seen], dtype=torch.float64)
-    loss, right, seen = trainer.ranks.total(found.to(trainer.device)).tolist()
+    loss, right, seen = trainer.ranks.total(found).tolist()
     return loss / seen, right / seen
 
 

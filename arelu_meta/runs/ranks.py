@@ -69,9 +69,9 @@ class Ranks:
         """Add a tensor up over all processes.
 
         Args:
-            value: of any shape, on the device.
+            value: of any shape; where there are several, the sum is on the device.
         """
-        return value if self.accelerator is None else self.accelerator.reduce(value, "sum")
+        return value if self.accelerator is None else self.accelerator.reduce(value.to(self.device), "sum")
 
     def gather(self, value: Any) -> list[Any]:
         """Collect one value of each process, in the ranks' order; every process gets them.
