@@ -21,6 +21,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
 _RUN = 1 << 12  # what is summed in float32 before float64 takes over: 64 to 256 elements a vector lane
+_FEW = 1 << 10  # elements whose sums are taken by themselves, see `_sums_for`
 COUNTER, SIZE, BLOCK, INPUT, OTHER, THIRD, OUTPUT, SECOND_OUTPUT = range(8)
 POSITIVE, NEGATIVE, POSITIVE_SHARE, NEGATIVE_SHARE, SUMS = range(8, 13)
 """Where in a job what lies; the sums come last, two for each block."""
@@ -266,6 +267,28 @@ def _forward_for(job: Any, kind: Any) -> Any:
     return run
 
 
+def _sums_for(is_negative: Any) -> Any:
+    """Make the function that sums products on either side of zero and writes nothing.
+
+    A loop that also writes asks where its arrays lie: where less than a vector's length is between two of them, as
+    between small ones, it goes element by element, and adds in another order. So the sums of few elements would depend
+    on the allocator, in their last bit.
+    """
+
+    @njit(error_model="numpy", fastmath=_FAST)
+    def add_up(signs: Any, firsts: Any, seconds: Any) -> Any:
+        zero = type(_widen(signs[0]))(0)
+        above, below = zero, zero
+        for i in range(signs.size):
+            product = _widen(firsts[i]) * _widen(seconds[i])
+            side = is_negative(_widen(signs[i]))
+            above += zero if side else product
+            below += product if side else zero
+        return above, below
+
+    return add_up
+
+
 def _backward(job: Any, kind: Any) -> Any:
     """Write `grad * (derivative(v) + slope)`, and sum `grad * v` on either side of zero."""
     raise NotImplementedError
@@ -275,6 +298,7 @@ def _backward(job: Any, kind: Any) -> Any:
 def _backward_for(job: Any, kind: Any) -> Any:
     derivative = _DERIVATIVES[kind.literal_value]
     is_negative = _has_sign_bit if kind.literal_value == "arelu" else _below_zero
+    add_up = _sums_for(is_negative)
 
     def run(job: Any, kind: Any) -> Any:
         words = carray(_words(job), SUMS)
@@ -290,6 +314,7 @@ def _backward_for(job: Any, kind: Any) -> Any:
             for start in range(number * block, min(size, (number + 1) * block), _RUN):
                 end = min(start + _RUN, size)
                 vs, gs, outs = values[start:end], grad[start:end], out[start:end]
+                few_above, few_below = add_up(vs, vs, gs) if size < _FEW else (zero, zero)
                 run_above, run_below = zero, zero
                 for i in range(vs.size):
                     v, g = _widen(vs[i]), _widen(gs[i])
@@ -298,8 +323,8 @@ def _backward_for(job: Any, kind: Any) -> Any:
                     product = g * v
                     run_above += zero if side else product
                     run_below += product if side else zero
-                above += run_above
-                below += run_below
+                above += few_above if size < _FEW else run_above
+                below += few_below if size < _FEW else run_below
             sums[2 * number], sums[2 * number + 1] = above, below
             number = _draw_block(job)
 
@@ -313,6 +338,8 @@ def _double_backward(job: Any) -> Any:
 
 @overload(_double_backward, jit_options={"error_model": "numpy", "fastmath": _FAST})
 def _double_backward_for(job: Any) -> Any:
+    add_up = _sums_for(_has_sign_bit)
+
     def run(job: Any) -> Any:
         words = carray(_words(job), SUMS)
         size, block, slopes = words[SIZE], words[BLOCK], words.view(np.float64)
@@ -331,6 +358,7 @@ def _double_backward_for(job: Any) -> Any:
                 vs, gs, ts, outs, outs2 = (
                     values[start:end], grad[start:end], third[start:end], out[start:end], out2[start:end]
                 )  # fmt: skip
+                few_above, few_below = add_up(vs, gs, ts) if size < _FEW else (zero, zero)
                 run_above, run_below = zero, zero
                 for i in range(vs.size):
                     v, g, t = _widen(vs[i]), _widen(gs[i]), _widen(ts[i])
@@ -341,8 +369,8 @@ def _double_backward_for(job: Any) -> Any:
                     product = g * t
                     run_above += zero if side else product
                     run_below += product if side else zero
-                above += run_above
-                below += run_below
+                above += few_above if size < _FEW else run_above
+                below += few_below if size < _FEW else run_below
             sums[2 * number], sums[2 * number + 1] = above, below
             number = _draw_block(job)
 

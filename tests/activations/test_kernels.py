@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from arelu_meta.activations import aten_kernels, kernels, numba_kernels
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.activations.aten_kernels import BASES
+from arelu_meta.activations.numba_loops import LOOPS
 from arelu_meta.backbones.create import create_backbone
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -217,6 +218,25 @@ def test_sums_are_the_same_to_the_last_bit_for_any_number_of_threads() -> None:
         results.append(numba_kernels.gated_backward("silu", x, grad, scalar(0.3), scalar(1.0), scalar(0.7)))
     for result in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("gap", [0, 1, 4, 16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("loop", [name for name in LOOPS if "backward" in name])
+def test_gradients_of_few_elements_do_not_depend_on_where_their_memory_lies(
+    loop: str, dtype: torch.dtype, gap: int
+) -> None:
+    inputs, outputs = (3, 2) if loop == "arelu_double_backward" else (2, 1)
+    slopes = (0.7, 0.4, 0.2, 0.3) if inputs == 3 else (0.7, 0.4)
+    for elements in range(5, 50):
+        values = torch.randn(inputs, elements).to(dtype)
+        apart = list(values.unbind()), [torch.empty(elements, dtype=dtype) for _ in range(outputs)]
+        rows = torch.empty(inputs + outputs, elements + gap, dtype=dtype)[:, :elements]  # one close behind the other
+        rows[:inputs] = values
+        close = list(rows[:inputs].unbind()), list(rows[inputs:].unbind())
+        sums = [numba_kernels._run(loop, tuple(given), tuple(out), slopes) for given, out in (apart, close)]
+        assert sums[0] == sums[1]
+        assert all(torch.equal(one, other) for one, other in zip(apart[1], close[1], strict=True))
 
 
 def test_a_gradient_beyond_the_scalars_range_is_infinite() -> None:
