@@ -112,7 +112,7 @@ def tensors(draw: st.DrawFn, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     value = st.one_of(st.sampled_from(EDGES), st.floats(-10, 10, width=32))
     values = torch.tensor(draw(st.lists(value, min_size=1, max_size=30)), dtype=torch.float64)
     if dtype == torch.float16:
-        values = values.clamp(-3e4, 3e4)
+        values = values.clamp(-2e4, 2e4)  # the largest slope, three at an open gate, stays below the largest float16
     x = values.repeat(size // len(values) + 1)[:size].reshape(shape).to(dtype)
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))).to(dtype)
     lay_out_x, lay_out_grad = (LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))] for _ in range(2))
