@@ -3,81 +3,41 @@
 import contextlib
 import csv
 import dataclasses
-import errno
-import json
+import io
 import os
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import torch
 import yaml
-from safetensors import SafetensorError
 
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.runs.checkpoints import list_checkpoints, load_checkpoint, load_last, set_aside_later, write_checkpoint
 from arelu_meta.runs.environment import environment
+from arelu_meta.runs.files import drop_unfinished, why_not_written, write_atomically, write_json, write_text
+from arelu_meta.runs.lock import FolderLock, check_free
 from arelu_meta.runs.ranks import Ranks
 
+__all__ = [
+    "RunFolder",
+    "check_apart",
+    "default_folder",
+    "load_checkpoint",
+    "open_run",
+    "restoring",
+    "resumable",
+    "write_atomically",
+    "write_json",
+    "write_text",
+]
+
 _MARKS = ("config.yaml", "metrics.csv", "results.json", "model.safetensors", "checkpoints")
-_KEPT_CHECKPOINTS = 2
-_FULL_DISK = 1 << 20  # bytes left
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of it.
-
-    Args:
-        path: the file.
-        write: writes the content to the path that it is given, in the same folder.
-
-    Raises:
-        RunError: if the disk refuses; the old file is intact.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        # mkstemp's files are private; a run folder is as open as the user's umask makes other files.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = _why_not_written(error, path.parent)
-        raise RunError(f"{path}: could not be written ({reason}); what was there before is intact") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _why_not_written(error: Exception, folder: Path) -> str:
-    """Say why a write failed; torch reports a full disk by the bytes that it missed."""
-    if not isinstance(error, OSError) and shutil.disk_usage(folder).free < _FULL_DISK:
-        return os.strerror(errno.ENOSPC)
-    return str(error).split("\n")[0]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically, as UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically, indented, non-ASCII as it is."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclass
@@ -90,6 +50,12 @@ class RunFolder:
         resumed_from: the file that it came from.
         finished: whether the run in it had ended already.
         silent: whether another process writes it.
+        damaged: what was wrong with later checkpoints that are not gone on from, a sentence each.
+        rows: of metrics.csv.
+        times: of times.csv: seconds are kept apart, since no two runs take as long.
+        seen: what lay in the folder when it was opened.
+
+    Within a `with` block, from `start` on, no other run can use the folder.
     """
 
     path: Path
@@ -97,7 +63,21 @@ class RunFolder:
     resumed_from: Path | None = None
     finished: bool = False
     silent: bool = False
+    damaged: tuple[str, ...] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
+    times: list[dict[str, Any]] = field(default_factory=list)
+    seen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._lock = FolderLock(self.path)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
 
     @property
     def checkpoints(self) -> Path:
@@ -117,51 +97,80 @@ class RunFolder:
             split: what is trained, validated and tested on; JSON types.
 
         Raises:
+            InputError: if another run holds the folder, or was started in it after this one had looked.
             RunError: if the folder cannot be written.
         """
         if self.silent:
             self.rows = list(self.resumed["metrics"]) if self.resumed is not None else []
             return
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            if _contents(self.path) != self.seen:
+                self._lock.release()
+                raise InputError(f"run.folder: {str(self.path)!r} was used by another run just now; start again")
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"run.folder: {str(self.path)!r} cannot be written ({error.strerror})") from error
+        self._clean_up()
         command = shlex.join(sys.argv)
         content = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
         write_text(self.path / "config.yaml", f"# {command}\n{content}")
         write_json(self.path / "environment.json", environment() | {"command": command})
         write_json(self.path / "split.json", dict(split))
         if self.resumed is not None:
-            self._restore_metrics(self.resumed["metrics"])
+            self._restore_metrics(self.resumed)
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
+    def _clean_up(self) -> None:
+        """Remove what a killed run was writing; set aside the checkpoints that this one does not go on from."""
+        drop_unfinished(self.path)
+        drop_unfinished(self.checkpoints)
+        if self.resumed_from is not None:
+            for sentence in self.damaged:
+                print(f"damaged checkpoint: {sentence}; going on from {self.resumed_from.name}", flush=True)
+            set_aside_later(self.checkpoints, self.resumed_from)
+
+    def append_metrics(self, row: Mapping[str, Any], seconds: float | None = None) -> None:
         """Append one row to metrics.csv; the first row's keys are the header.
 
         Args:
             row: one value a column; floats are written with all their digits.
+            seconds: that the run has taken so far, for times.csv; the row's first column goes with it.
+
+        Raises:
+            RunError: if the disk refuses.
         """
-        path = self.path / "metrics.csv"
-        new = not self.rows
-        self.rows.append(dict(row))
+        self._append("metrics.csv", self.rows, dict(row))
+        if seconds is not None:
+            first = next(iter(row))
+            self._append("times.csv", self.times, {first: row[first], "seconds": round(seconds, 2)})
+
+    def _append(self, name: str, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+        path = self.path / name
+        new = not rows
+        rows.append(row)
         if self.silent:
             return
-        with path.open("w" if new else "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("w" if new else "a", newline="", encoding="utf-8") as file:
+                file.write(_as_csv(rows, [row], header=new))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            reason = why_not_written(error, self.path)
+            raise RunError(f"{path}: could not be written ({reason}); the last checkpoint is intact") from error
 
-    def _restore_metrics(self, rows: list[dict[str, Any]]) -> None:
+    def _restore_metrics(self, state: Mapping[str, Any]) -> None:
         # Rows after the checkpoint are taken again, so each stands once.
-        self.rows = []
-        (self.path / "metrics.csv").unlink(missing_ok=True)
-        for row in rows:
-            self.append_metrics(row)
+        self.rows, self.times = list(state["metrics"]), list(state.get("times", []))
+        for name, rows in (("metrics.csv", self.rows), ("times.csv", self.times)):
+            if rows:
+                write_text(self.path / name, _as_csv(rows, rows, header=True))
+            else:
+                (self.path / name).unlink(missing_ok=True)
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint atomically and drop all but the last two.
+        """Write a checkpoint atomically, with its checksum, and drop all but the last two.
 
         Args:
             name: sorts by time, as in `epoch-0003`.
@@ -169,20 +178,35 @@ class RunFolder:
 
         Returns:
             The checkpoint's path.
+
+        Raises:
+            RunError: if the disk refuses; the checkpoints before it are intact.
         """
         path = self.checkpoints / f"{name}.pt"
-        if self.silent:
-            return path
-        content = {**state, "metrics": self.rows}
-        write_atomically(path, lambda temporary: torch.save(content, temporary))
-        for old in sorted(self.checkpoints.glob("*.pt"))[:-_KEPT_CHECKPOINTS]:
-            old.unlink()
+        if not self.silent:
+            write_checkpoint(path, {**state, "metrics": self.rows, "times": self.times})
         return path
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json: the run has ended."""
         if not self.silent:
             write_json(self.path / "results.json", dict(results))
+
+
+def _as_csv(columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], header: bool) -> str:
+    """Write rows as CSV; the columns are those of the first of `columns`."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(columns[0]))
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _contents(path: Path) -> tuple[str, ...]:
+    """List what makes a folder a run's, and its checkpoints."""
+    marks = [mark for mark in _MARKS if (path / mark).exists()]
+    return (*marks, *(found.name for found in list_checkpoints(path / "checkpoints")))
 
 
 def open_run(config: RunConfig, task: str, ranks: Ranks | None = None) -> RunFolder:
@@ -204,7 +228,10 @@ def open_run(config: RunConfig, task: str, ranks: Ranks | None = None) -> RunFol
     if ranks is not None:
         path = ranks.gather(path)[0]  # the first one's clock names it
     _check_place(path)
-    folder = RunFolder(path, silent=ranks is not None and not ranks.main)
+    main = ranks is None or ranks.main
+    if main:
+        check_free(path)
+    folder = RunFolder(path, silent=not main, seen=_contents(path))
     held = [mark for mark in _MARKS if (path / mark).exists()]
     if config.resume == "never":
         if held:
@@ -216,9 +243,8 @@ def open_run(config: RunConfig, task: str, ranks: Ranks | None = None) -> RunFol
         if (path / "results.json").exists():
             folder.finished = True
             return folder
-        saved = sorted(folder.checkpoints.glob("*.pt"))
-        if saved:
-            folder.resumed, folder.resumed_from = load_checkpoint(saved[-1]), saved[-1]
+        folder.resumed, folder.resumed_from, damaged = load_last(folder.checkpoints)
+        folder.damaged = tuple(damaged)
         return folder
     folder.resumed_from = Path(os.path.expanduser(config.resume))  # noqa: PTH111
     if held and folder.resumed_from.resolve().parent != folder.checkpoints.resolve():
@@ -311,32 +337,3 @@ def default_folder(task: str) -> Path:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running any code that it may hold.
-
-    Args:
-        path: a file that `RunFolder.save_checkpoint` wrote.
-
-    Returns:
-        Its state.
-
-    Raises:
-        InputError: if it is missing, or no checkpoint.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"run.resume: {str(path)!r} does not exist; give never, auto or a checkpoint (checkpoints/*.pt)"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler meets in a damaged file
-        # torch's own messages advise to load it without the protection.
-        raise InputError(
-            f"run.resume: {str(path)!r} is not a checkpoint of this toolkit (it is damaged, or holds more than tensors "
-            "and plain values); give one of checkpoints/*.pt"
-        ) from error
-    if not isinstance(state, dict) or "metrics" not in state:
-        raise InputError(f"run.resume: {str(path)!r} is not a checkpoint of this toolkit; give one of checkpoints/*.pt")
-    return state

@@ -63,7 +63,7 @@ def test_a_start_that_is_fitted_looks_at_the_training_images(digits: Make) -> No
 def test_gates_open_on_schedule_and_stay_where_the_best_epoch_had_them(digits: Make) -> None:
     config = digits(model_activation="arelu", model_init="preserve", optim_open_gates=0.5, train_epochs=4)
     folder = Path(finetune(config)["folder"])
-    last = torch.load(sorted((folder / "checkpoints").iterdir())[-1], weights_only=True)
+    last = torch.load(sorted((folder / "checkpoints").glob("*.pt"))[-1], weights_only=True)
     gates = [tensor.item() for name, tensor in last["model"].items() if name.endswith(".t")]
     assert set(gates) == {1.0}
     config = digits("learned", model_activation="arelu", model_init="preserve", train_epochs=1)
@@ -117,7 +117,7 @@ def test_head_mode_changes_nothing_but_the_head(digits: Make, tmp_path: Path) ->
     config.data.image_size, config.data.per_class = 16, 5
     results = finetune(config)
     after = read_tensors(Path(results["folder"]) / "model.safetensors")
-    checkpoint = sorted((Path(results["folder"]) / "checkpoints").iterdir())[-1]
+    checkpoint = sorted((Path(results["folder"]) / "checkpoints").glob("*.pt"))[-1]
     trained = torch.load(checkpoint, weights_only=True)["model"]
     start = _start_weights(config)
     for name, tensor in start.items():

@@ -66,7 +66,7 @@ def test_gates_open_on_schedule_whatever_the_engine(digits: Make, engine: str) -
         pytest.importorskip("learn2learn", reason="learn2learn is not installed")
     config = digits(model_activation="arelu", model_init="preserve", optim_open_gates=1.0, meta_engine=engine)
     folder = Path(metatrain(config)["folder"])
-    checkpoints = [torch.load(path, weights_only=True) for path in sorted((folder / "checkpoints").iterdir())]
+    checkpoints = [torch.load(path, weights_only=True) for path in sorted((folder / "checkpoints").glob("*.pt"))]
     gates = {state["step"]: {v.item() for k, v in state["model"].items() if k.endswith(".t")} for state in checkpoints}
     assert gates[4] == {1.0}
     assert all(opened == {step / 4} for step, opened in gates.items())

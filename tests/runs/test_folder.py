@@ -76,7 +76,7 @@ def test_checkpoints_round_trip_keep_two_and_carry_the_metrics(tmp_path: Path) -
     for epoch in range(1, 4):
         folder.append_metrics({"epoch": epoch, "loss": 0.1 * epoch})
         folder.save_checkpoint(f"epoch-{epoch:04d}", {"weights": torch.full((2,), float(epoch))})
-    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["epoch-0002.pt", "epoch-0003.pt"]
+    assert sorted(path.name for path in folder.checkpoints.glob("*.pt")) == ["epoch-0002.pt", "epoch-0003.pt"]
     resumed = open_run(RunConfig(folder=str(folder.path), resume="auto"), "finetune").resumed
     assert resumed is not None
     assert torch.equal(resumed["weights"], torch.full((2,), 3.0))

@@ -1,0 +1,191 @@
+"""Checkpoints: written at once, the last two kept, each with a checksum beside it; read without running any code."""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arelu_meta.errors import InputError
+from arelu_meta.runs.files import write_atomically, write_text
+
+KEPT = 2
+_ASIDE = ".aside"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List a folder's checkpoints, the oldest first.
+
+    Args:
+        folder: `checkpoints/` of a run; need not be there.
+    """
+    # By the stem: `epoch-0003` lies before `epoch-0003-step-000120`, which is of the epoch after it.
+    return sorted(folder.glob("*.pt"), key=lambda path: path.stem)
+
+
+def checksum_file(path: Path) -> Path:
+    """Return the file that holds a checkpoint's checksum, in the form that `sha256sum --check` reads."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def digest_of(path: Path) -> str:
+    """Compute a file's SHA-256, as 64 hexadecimal digits.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint and its checksum; drop all of the folder's but the last two.
+
+    Args:
+        path: `*.pt`; the stems sort by time.
+        state: tensors and plain Python values, so that `torch.load(weights_only=True)` reads it.
+
+    Raises:
+        RunError: if the disk refuses; the checkpoints before it are intact.
+    """
+
+    def write_checksum(whole: Path) -> None:
+        # Before the checkpoint has its name: one that is there was always checked against its own checksum.
+        write_text(checksum_file(path), f"{digest_of(whole)}  {path.name}\n")
+
+    write_atomically(path, lambda temporary: torch.save(dict(state), temporary), before=write_checksum)
+    for old in list_checkpoints(path.parent)[:-KEPT]:
+        old.unlink(missing_ok=True)
+        checksum_file(old).unlink(missing_ok=True)
+
+
+def set_aside_later(folder: Path, path: Path) -> list[Path]:
+    """Rename the checkpoints after the one that a run goes on from: damaged, or of a course that it leaves.
+
+    Args:
+        folder: `checkpoints/` of the run.
+        path: what it goes on from, in the folder; nothing is done where it lies elsewhere.
+
+    Returns:
+        The new names.
+    """
+    if path.resolve().parent != folder.resolve():
+        return []
+    later = [other for other in list_checkpoints(folder) if other.stem > path.stem]
+    moved = [other.rename(other.with_name(other.name + _ASIDE)) for other in later]
+    for other in later:
+        checksum_file(other).unlink(missing_ok=True)
+    return moved
+
+
+def why_damaged(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint's bytes, if anything.
+
+    Args:
+        path: a file.
+
+    Returns:
+        A phrase; None where the checksum is right, or there is none and the file is whole.
+    """
+    beside = checksum_file(path)
+    if beside.is_file():
+        found = re.match(r"([0-9a-f]{64})\b", beside.read_text(encoding="utf-8", errors="replace"))
+        if found is None:
+            return f"{beside.name} holds no checksum"
+        return None if digest_of(path) == found[1] else f"its bytes are not those that {beside.name} was made of"
+    return why_no_archive(path)
+
+
+def why_no_archive(path: Path) -> str | None:
+    """Say why a file cannot be what torch.save writes, before anything of it is unpacked.
+
+    Args:
+        path: a file.
+
+    Returns:
+        A phrase; None where it may be one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        return f"it is no archive that torch wrote ({error})"
+    # torch stores without compression; what would unpack to more than the file holds is a bomb.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        return "it is compressed, which torch's files are not"
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        return "it claims to hold more than it is long"
+    return None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code that it may hold.
+
+    Args:
+        path: a file that `write_checkpoint` wrote.
+
+    Returns:
+        Its state.
+
+    Raises:
+        InputError: if it is missing, damaged, or no checkpoint.
+    """
+    where = f"run.resume: {str(path)!r}"
+    if not path.is_file():
+        raise InputError(f"{where} does not exist; give never, auto or a checkpoint (checkpoints/*.pt)")
+    try:
+        damage = why_damaged(path)
+    except OSError as error:
+        raise InputError(
+            f"{where} cannot be read ({error.strerror or error}); give another of checkpoints/*.pt"
+        ) from error
+    if damage is not None:
+        raise InputError(
+            f"{where} is not a checkpoint of this toolkit, or damaged ({damage}); give one of checkpoints/*.pt"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler meets in a damaged file
+        # torch's own messages advise to load it without the protection.
+        raise InputError(
+            f"{where} is not a checkpoint of this toolkit (it is damaged, or holds more than tensors and plain values, "
+            "such as code, which is never run); give one of checkpoints/*.pt"
+        ) from error
+    if not isinstance(state, dict) or not _are_rows(state.get("metrics")):
+        raise InputError(f"{where} is not a checkpoint of this toolkit; give one of checkpoints/*.pt")
+    return state
+
+
+def _are_rows(metrics: object) -> bool:
+    return isinstance(metrics, list) and all(isinstance(row, dict) and row for row in metrics)
+
+
+def load_last(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:
+    """Read the newest whole checkpoint of a run.
+
+    Args:
+        folder: `checkpoints/` of the run.
+
+    Returns:
+        Its state and path, None where the folder holds no checkpoint; and a sentence for each damaged one after it.
+
+    Raises:
+        InputError: if there are checkpoints, but all are damaged.
+    """
+    damaged: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return load_checkpoint(path), path, damaged
+        except InputError as error:
+            damaged.append(str(error).removeprefix("run.resume: ").split("; give")[0])
+    if damaged:
+        raise InputError(
+            f"run.resume: no checkpoint in {str(folder)!r} is whole: {'; '.join(damaged)}; give another run.folder"
+        )
+    return None, None, []

@@ -1,0 +1,72 @@
+"""Ctrl-C, SIGTERM and Slurm's warnings, held back until the run stands at a place where a checkpoint can be written."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
+from typing import Any
+
+# What Slurm sends ahead of the end of a job's time or its pre-emption: SIGTERM, or by `sbatch --signal` any other;
+# SIGUSR1 and SIGUSR2 are what people and submitit choose.
+WARNINGS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
+_HEARD = ("SIGINT", *WARNINGS)
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+class Interrupts:
+    """Signals that arrived while a step was under way."""
+
+    def __init__(self) -> None:
+        self._waiting: tuple[int, Handler] | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody asked the run to stop."""
+        return self._waiting is not None
+
+    def hear(self, number: int, handler: Handler) -> None:
+        """Take note of a signal.
+
+        Args:
+            number: of the signal.
+            handler: what it would have done, and does now where it is the second: whoever asks twice is in a hurry.
+        """
+        if self.waiting:
+            handler(number, None)
+        self._waiting = (number, handler)
+
+    def deliver(self) -> None:
+        """Let the signal that waits do what it does, which mostly is to raise KeyboardInterrupt."""
+        if self._waiting is not None:
+            (number, handler), self._waiting = self._waiting, None
+            handler(number, None)
+
+
+def _hear(found: Interrupts, handler: Handler, number: int, frame: FrameType | None) -> None:
+    found.hear(number, handler)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[Interrupts]:
+    """Hold signals back inside the block, until `deliver` is called; what is left is delivered behind the block.
+
+    Only signals that would raise an exception are held; those that are ignored, or end the process at once, and all of
+    them in a thread other than the main one, are left alone.
+    """
+    found, before = Interrupts(), {}
+    if threading.current_thread() is threading.main_thread():
+        for name in _HEARD:
+            number = getattr(signal, name, None)  # Windows has not all of them
+            handler = None if number is None else signal.getsignal(number)
+            if number is not None and callable(handler):
+                before[number] = handler
+                signal.signal(number, partial(_hear, found, handler))
+    try:
+        yield found
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    found.deliver()
