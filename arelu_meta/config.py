@@ -15,6 +15,7 @@ from arelu_meta.errors import InputError, nearest_names
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
 Init = Literal["paper", "preserve", "leak", "nearest", "fit"]
 Normalization = Literal["transductive", "support", "running", "frozen", "group", "none"]
+Alphabets = Literal["mixed", "one-in-test", "one"]
 Adapt = Literal["all", "head", "activations"]
 Algorithm = Literal[
     "maml", "fomaml", "anil", "metasgd", "mamlpp", "reptile", "protonet", "centroid", "logistic", "finetune"
@@ -51,8 +52,9 @@ class DataConfig:
     """The labelled images.
 
     Args:
-        name: folder, digits, or a torchvision data set such as mnist or cifar10; default: folder where data.root is
-            given, else digits (embedded).
+        name: folder, digits, or a torchvision data set such as mnist or cifar10; for few-shot tasks also omniglot-small,
+            alphabets (a folder ALPHABET/CHARACTER/IMAGE), or a benchmark: omniglot, mini-imagenet, tiered-imagenet,
+            cifar-fs, fc100, cub; default: folder where data.root is given, else digits (embedded).
         root: the folder of images, or the folder that torchvision's data lies in; a relative one is looked for in the
             working directory, then in $ARELU_META_DATA.
         image_size: side in pixels; default: the model's own, 64 for the embedded digits, 28 for episodes with the
@@ -189,11 +191,17 @@ class TaskConfig:
         ways: classes a task.
         shots: support images a class.
         queries: query images a class.
+        split_file: JSON ({"train": [...], "validation": [...], "test": [...]}) or CSV (columns class and part) that says
+            which classes are trained on; default: the seed, or the data itself, decides.
+        alphabets: for characters of several alphabets: mixed; one-in-test (all characters of a test task are of one
+            alphabet, as Lake et al. 2015 test); or one (of a training task, too).
     """
 
     ways: int = 5
     shots: int = 1
     queries: int = 15
+    split_file: str | None = None
+    alphabets: Alphabets = "mixed"
 
 
 @dataclass
@@ -410,6 +418,122 @@ class BenchConfig:
     growth: bool = False
 
 
+StudyName = Literal["mnist", "transfer", "meta", "architectures", "small-lr", "gradients", "focus"]
+
+
+@dataclass
+class StudyModelConfig:
+    """The models that a study compares.
+
+    Args:
+        name: names of models, with commas between; default: the study's own.
+        pretrained: true, false, or the path of a run folder or model.safetensors; default: the study's own.
+        activation: activations, with commas between, each with its start behind a colon where it has one, as
+            original,relu,arelu:paper,arelu:preserve; original keeps the model's own; default: the study's.
+    """
+
+    name: str | None = None
+    pretrained: bool | str | None = None
+    activation: str | None = None
+
+
+@dataclass
+class StudyOptimConfig:
+    """The optimisers that a study compares.
+
+    Args:
+        name: timm's names, with commas between; default: the study's own.
+        lr: learning rates, with commas between, as 1e-2,1e-3; of the inner loop where the study meta-learns; the
+            smallest is the small one that claims are about, unless small_lr names it; default: the study's own.
+        small_lr: the small learning rate; one of lr.
+    """
+
+    name: str | None = None
+    lr: float | str | None = None
+    small_lr: float | None = None
+
+
+@dataclass
+class StudyTrainConfig:
+    """How long a study's runs are, and how many.
+
+    Args:
+        epochs: of each run; default: the study's own.
+        repeats: how many seeds, from run.seed on; 2 at the least, for an interval; default: the study's own.
+    """
+
+    epochs: int | None = None
+    repeats: int | None = None
+
+
+@dataclass
+class StudyMetaConfig:
+    """How a study's meta-learners are trained and judged.
+
+    Args:
+        steps: meta-steps; default: the study's own.
+        tasks: tasks from unseen classes at the end; default: the study's own.
+    """
+
+    steps: int | None = None
+    tasks: int | None = None
+
+
+@dataclass
+class ClaimsConfig:
+    """Run one of the paper's claims as a study and judge it: holds, does not hold, or cannot tell.
+
+    Args:
+        study: mnist (the authors' table), transfer, meta, architectures, small-lr (your backbone and data), gradients,
+            focus.
+        size: quick (at most 10 minutes on 2 cores) or full (the paper's size); flags change either.
+        run: where and how; run.resume auto goes on where a study was stopped.
+        data: the images, where a study lets you choose.
+        model: the models and activations.
+        optim: the optimisers and learning rates.
+        train: epochs and seeds.
+        meta: of studies that meta-learn.
+        pipeline: small-lr: finetune, or maml, whose learning rate is the inner loop's.
+        variant: mnist, meta: the activations as the authors ran them, or as the papers define them.
+        depth: gradients: numbers of layers, with commas between; default: the study's own.
+        target: small-lr: the accuracy that steps are counted to, a fraction; default: 0.9 of the original's best.
+        margin: by how many points a claim must be ahead to hold.
+        processes: runs side by side on a CPU; default: one a core.
+        engine: mnist: one network after another in each process, or stacked and vectorised; auto stacks on a GPU.
+    """
+
+    study: StudyName
+    size: Literal["quick", "full"] = "quick"
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: StudyModelConfig = field(default_factory=StudyModelConfig)
+    optim: StudyOptimConfig = field(default_factory=StudyOptimConfig)
+    train: StudyTrainConfig = field(default_factory=StudyTrainConfig)
+    meta: StudyMetaConfig = field(default_factory=StudyMetaConfig)
+    pipeline: Literal["finetune", "maml"] = "finetune"
+    variant: Literal["authors", "paper"] = "authors"
+    depth: int | str | None = None
+    target: float | None = None
+    margin: float = 1.0
+    processes: int | None = None
+    engine: Literal["auto", "single", "stacked"] = "auto"
+
+
+@dataclass
+class ReportConfig:
+    """Write one self-contained HTML page of a run, a study or a sweep, with Markdown and CSV beside it.
+
+    Args:
+        runs: the folders of runs, of a study or a sweep, or a folder of runs.
+        output: the page to write (.html); default: report.html in the folder, or in the working directory for several.
+        compare: compare two runs, the second with the first.
+    """
+
+    runs: list[str]
+    output: str | None = None
+    compare: bool = False
+
+
 @dataclass
 class DemoConfig:
     """The main job on embedded data, or part of it on your own folder of images.
@@ -469,6 +593,11 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "eval.validation_tasks": (1, True),
     "eval.patience": (1, True),
     "rounds": (1, True),
+    "optim.small_lr": (0, False),
+    "meta.tasks": (2, True),
+    "target": (0, False),
+    "margin": (0, True),
+    "processes": (1, True),
 }
 # What a share must not exceed, and whether it may reach it.
 _SHARES: dict[str, bool] = {
@@ -477,6 +606,7 @@ _SHARES: dict[str, bool] = {
     "model.drop_rate": False,
     "train.ema": False,
     "train.label_smoothing": False,
+    "target": True,
 }
 _LARGEST = 2**32 - 1
 LARGEST_IMAGE = 2**14  # pixels a side; beyond it torch counts elements in numbers that overflow
@@ -517,7 +647,7 @@ def validate(config: object) -> None:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 _check_text(name, text)
-        if name in _RANGES and value not in (None, "auto"):
+        if name in _RANGES and value is not None and not isinstance(value, str):  # auto, or several with commas
             high = LARGEST_IMAGE if name == "data.image_size" else _LARGEST
             _check_number(name, value, *_RANGES[name], high)
         if name in _SHARES and value is not None and (value > 1 or (value == 1 and not _SHARES[name])):

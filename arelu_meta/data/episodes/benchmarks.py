@@ -1,0 +1,226 @@
+"""The literature's few-shot benchmarks by name, through learn2learn's own loaders."""
+
+import contextlib
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from arelu_meta.config import DataConfig
+from arelu_meta.data.episodes.splits import ClassSplits, of_classes
+from arelu_meta.data.images import ImageSet, data_home
+from arelu_meta.data.reading import to_channels
+from arelu_meta.errors import InputError
+from arelu_meta.extras import import_learn2learn
+
+_MODES = ("train", "validation", "test")
+_OMNIGLOT_PARTS = (1100, 1200)  # training characters, and those with the validation characters
+_TURNS = 4
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How learn2learn names a benchmark.
+
+    Args:
+        loader: its class in `learn2learn.vision.datasets`.
+        size: of its download, as a person would say it.
+    """
+
+    loader: str
+    size: str
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "omniglot": Benchmark("FullOmniglot", "20 MB"),
+    "mini-imagenet": Benchmark("MiniImagenet", "1.1 GB"),
+    "tiered-imagenet": Benchmark("TieredImagenet", "12 GB"),
+    "cifar-fs": Benchmark("CIFARFS", "170 MB"),
+    "fc100": Benchmark("FC100", "160 MB"),
+    "cub": Benchmark("CUBirds200", "1.1 GB"),
+}
+# What a loader raises where files are missing, damaged, or cannot be fetched.
+_FAILURES = (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, ImportError)
+_FAILURES += (pickle.UnpicklingError, zipfile.BadZipFile, tarfile.TarError)
+
+
+def load_benchmark(name: str, config: DataConfig, seed: int) -> ClassSplits:
+    """Load a benchmark with the literature's division of its classes.
+
+    Args:
+        name: a key of `BENCHMARKS`.
+        config: root (default: the data home), and download.
+        seed: of Omniglot's division, which the literature draws at random.
+
+    Returns:
+        The parts. Omniglot: 1,100 characters to train on, 100 to validate and 423 to test on, and of every character
+        its quarter turns, as characters of their own.
+
+    Raises:
+        MissingExtraError: if learn2learn is not installed.
+        InputError: if the data is not there and cannot be downloaded.
+
+    Source: Vinyals et al. 2016 (Omniglot, mini-ImageNet, in Ravi and Larochelle's division), Ren et al. 2018
+    (tiered-ImageNet), Bertinetto et al. 2019 (CIFAR-FS), Oreshkin et al. 2018 (FC100), Triantafillou et al. 2020 (CUB).
+    """
+    make = getattr(import_learn2learn(f"data.name {name}").vision.datasets, BENCHMARKS[name].loader)
+    if name == "omniglot":
+        return _omniglot(_open(name, make, config), seed)
+    train, validation, test = (_image_set(_open(name, partial(make, mode=mode), config)) for mode in _MODES)
+    return ClassSplits(train, validation, test, (f"classes divided as in {name}",))
+
+
+def _open(name: str, make: Callable[..., Any], config: DataConfig) -> Any:
+    root = _root_of(config)
+    before = _folders(root)
+    try:
+        return make(root=str(root), download=False)
+    except _FAILURES as error:
+        missing = error
+    _remove_empty(_folders(root) - before)
+    where = f"data.name: {name!r} is missing or damaged in {str(root)!r}"
+    if not config.download:
+        raise InputError(f"{where} ({_reason(missing)}); put it there, or give --data.download true") from missing
+    print(f"downloading {name} ({BENCHMARKS[name].size}) to {root}", flush=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return make(root=str(root), download=True)
+    except _FAILURES as error:
+        _remove_empty(_folders(root) - before)
+        raise InputError(f"{where} and could not be downloaded ({_reason(error)}); put it there") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Say in a few words what is wrong; a failed connection repeats itself at length."""
+    text = str(error).split("\n")[0] or type(error).__name__
+    return text if len(text) <= 120 else f"{type(error).__name__}: {text[:100]}…"
+
+
+def _root_of(config: DataConfig) -> Path:
+    if config.root is None:
+        return data_home()
+    given = Path(os.path.expanduser(config.root))  # noqa: PTH111 (pathlib's raises where there is no such user)
+    below = data_home() / given
+    return below if below.is_dir() and not given.is_dir() else given
+
+
+def _folders(root: Path) -> set[Path]:
+    """List a folder, those above it and two levels below: all that a loader makes before it downloads."""
+    return {path for path in (root, *root.parents, *root.glob("*"), *root.glob("*/*")) if path.is_dir()}
+
+
+def _remove_empty(folders: set[Path]) -> None:
+    """Remove what a loader made and left empty: it would take it for the data the next time."""
+    for folder in sorted(folders, reverse=True):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _image_set(dataset: Any) -> ImageSet:
+    """Make one of learn2learn's data sets an image set of its classes."""
+    labels, names = _labels_of(dataset)
+    present = np.unique(labels)
+    classes = tuple(names[int(label)] if names is not None else str(label) for label in present)
+    return ImageSet(
+        classes=classes,
+        labels=np.searchsorted(present, labels).astype(np.int64),
+        names=tuple(str(index) for index in range(len(labels))),
+        read=partial(_read, dataset),
+    )
+
+
+def _labels_of(dataset: Any) -> tuple[np.ndarray[Any, Any], dict[int, str] | None]:
+    """Find every image's label, and the labels' names where the loader knows them, without decoding an image."""
+    if hasattr(dataset, "class_idx"):  # mini-ImageNet
+        return np.asarray(dataset.y).astype(np.int64), {label: str(name) for name, label in dataset.class_idx.items()}
+    if hasattr(dataset, "targets"):  # CIFAR-FS, a torchvision folder
+        return np.asarray(dataset.targets), dict(enumerate(dataset.classes))
+    if hasattr(dataset, "labels"):  # FC100, tiered-ImageNet
+        return np.asarray(dataset.labels).astype(np.int64), None
+    names = {label: Path(path).parent.name for path, label in dataset.data}  # CUB: paths with their labels
+    return np.asarray([label for _, label in dataset.data]), names
+
+
+def _read(dataset: Any, name: str) -> Image.Image:
+    image = dataset[int(name)][0]
+    if isinstance(image, torch.Tensor):  # mini-ImageNet: (3, 84, 84), 0 to 255
+        image = Image.fromarray(image.permute(1, 2, 0).round().clamp(0, 255).byte().numpy())
+    return to_channels(image, 3)
+
+
+def _omniglot(dataset: Any, seed: int) -> ClassSplits:
+    """Divide Omniglot's 1,623 characters at random, as Santoro et al. 2016 and the MAML paper do."""
+    background, evaluation = dataset.dataset.datasets
+    characters = [*background._characters, *evaluation._characters]
+    later = len(background._characters)
+    labels = [label for _, label in background._flat_character_images]
+    labels += [label + later for _, label in evaluation._flat_character_images]
+    classes = tuple(str(character).replace(os.sep, "/") for character in characters)
+    whole = ImageSet(
+        classes=classes,
+        labels=np.asarray(labels, dtype=np.int64),
+        names=tuple(str(index) for index in range(len(labels))),
+        read=partial(_read_character, dataset),
+        channels=1,
+    )
+    order = np.random.default_rng([seed, 2]).permutation(len(classes))
+    train, validation, test = np.split(order, _omniglot_cuts(len(classes)))
+    parts = [turned(of_classes(whole, part)) for part in (train, validation, test)]
+    note = f"{len(train)}, {len(validation)} and {len(test)} characters, and their quarter turns as further ones"
+    return ClassSplits(parts[0], parts[1], parts[2], (note,), inverted=True)
+
+
+def _omniglot_cuts(characters: int) -> list[int]:
+    """Cut where the literature does, or in the same proportions where only part of the data is there."""
+    if characters == 1623:
+        return list(_OMNIGLOT_PARTS)
+    return [round(characters * cut / 1623) for cut in _OMNIGLOT_PARTS]
+
+
+def _read_character(dataset: Any, name: str) -> Image.Image:
+    return to_channels(dataset[int(name)][0], 1)
+
+
+def turned(images: ImageSet) -> ImageSet:
+    """Add every class turned by 90, 180 and 270 degrees, as classes of their own.
+
+    Args:
+        images: some classes of which may be empty.
+
+    Returns:
+        Four times the images and the classes.
+    """
+    names = [f"{turn}:{name}" for turn in range(_TURNS) for name in images.names]
+    classes = [_turned_name(name, turn) for turn in range(_TURNS) for name in images.classes]
+    labels = np.concatenate([images.labels + turn * len(images.classes) for turn in range(_TURNS)])
+    return ImageSet(tuple(classes), labels, tuple(names), _Turned(images.read), images.channels, images.skipped)
+
+
+def _turned_name(name: str, turn: int) -> str:
+    """Name a turned class; a turned alphabet is another alphabet, so that no task of one has a character twice."""
+    alphabet, slash, character = name.rpartition("/")
+    if not turn:
+        return name
+    return f"{alphabet} turned by {90 * turn}/{character}" if slash else f"{name} turned by {90 * turn}"
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """Reads an image and turns it; the name starts with the number of quarter turns."""
+
+    read: Callable[[str], Image.Image]
+
+    def __call__(self, name: str) -> Image.Image:
+        turn, _, rest = name.partition(":")
+        return self.read(rest).rotate(90 * int(turn), expand=True)

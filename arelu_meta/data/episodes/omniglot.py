@@ -1,0 +1,151 @@
+"""Characters of several alphabets: Omniglot's small background sets, and any folder ALPHABET/CHARACTER/*.png."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from arelu_meta.config import DataConfig, TaskConfig
+from arelu_meta.data.episodes.splits import ClassSplits, alphabet_of, alphabet_sizes, of_classes, present_classes
+from arelu_meta.data.images import ImageSet, concatenate, find_root, read_folder
+from arelu_meta.errors import InputError
+
+_SMALL = ("images_background_small1", "images_background_small2")
+_WHOLE = ("images_background", "images_evaluation")
+_HELD_OUT, _TESTED = 0.15, 0.3
+_BRIGHT = 127
+ALPHABETS = ("omniglot-small", "alphabets")
+
+
+def load_alphabets(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:
+    """Divide characters so that no test character's alphabet was trained on.
+
+    Args:
+        config: `omniglot-small` trains on Omniglot's first small background set and tests on the alphabets of the
+            second that the first lacks; `alphabets` does so with a folder's two sets where it holds Omniglot's, and
+            otherwise keeps about a third of the alphabets for the test.
+        task: ways; and whether tasks stay within an alphabet, for then whole alphabets are validated on.
+        seed: of the division.
+
+    Returns:
+        The parts, mixed alphabets in each.
+
+    Raises:
+        InputError: if the data is missing, or a part has too few characters.
+    """
+    small = (config.name or "").lower() == "omniglot-small"
+    root = find_root(config.root or "omniglot-small") if small else _root_of(config)
+    if small:
+        for name in _SMALL:
+            if not (root / name).is_dir():
+                raise InputError(f"data.root: {str(root)!r} has no {name}/; give the folder that holds both sets")
+    pair = next((pair for pair in (_SMALL, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
+    if pair is None:
+        images = read_alphabets(root, config.skip_broken)
+        known, tested = _divide_alphabets(images, seed)
+    else:
+        known, second = (read_alphabets(root / name, config.skip_broken) for name in pair)
+        seen = {alphabet_of(name) for name in known.classes}
+        unseen = [label for label, name in enumerate(second.classes) if alphabet_of(name) not in seen]
+        tested = of_classes(second, np.array(unseen, dtype=np.int64))
+    where = "omniglot-small" if small else repr(str(root))
+    return _hold_out(known, tested, task, seed, where)
+
+
+def read_all_alphabets(config: DataConfig) -> ImageSet:
+    """Read every character, Omniglot's two sets put together.
+
+    Args:
+        config: name, root, skip_broken.
+    """
+    root = find_root(config.root or "omniglot-small") if config.root or config.name else _root_of(config)
+    pair = next((pair for pair in (_SMALL, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
+    folders = [root] if pair is None else [root / name for name in pair]
+    return concatenate([read_alphabets(folder, config.skip_broken) for folder in folders])
+
+
+def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
+    """Read ALPHABET/CHARACTER/*.png: a class is a character of one alphabet.
+
+    Args:
+        folder: holds the alphabets.
+        skip_broken: leave out files that are not images.
+
+    Returns:
+        Grey images, classes named ALPHABET/CHARACTER.
+
+    Raises:
+        InputError: naming an image that lies in no character's folder, or what `read_folder` refuses.
+    """
+    images = read_folder(folder, folder, skip_broken)
+    characters = ["/".join(name.split("/")[:2]) for name in images.names]
+    for name in images.names:
+        if name.count("/") < 2:
+            raise InputError(
+                f"data.root: {str(folder / name)!r} lies in no character's folder; give ALPHABET/CHARACTER/IMAGE"
+            )
+    classes = tuple(sorted(set(characters)))
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = np.array([label_of[name] for name in characters], dtype=np.int64)
+    return replace(images, classes=classes, labels=labels, channels=1)
+
+
+def is_of_alphabets(folder: Path) -> bool:
+    """Say whether a folder is laid out as ALPHABET/CHARACTER/IMAGE: two levels above every image.
+
+    Args:
+        folder: of images.
+    """
+    classes = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    below = [[inner.is_dir() for inner in child.iterdir() if not inner.name.startswith(".")] for child in classes]
+    return bool(below) and all(kinds and all(kinds) for kinds in below)
+
+
+def _root_of(config: DataConfig) -> Path:
+    if config.root is None:
+        raise InputError("data.root: missing; data.name alphabets needs a folder ALPHABET/CHARACTER/IMAGE")
+    return find_root(config.root)
+
+
+def _divide_alphabets(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    alphabets = sorted(alphabet_sizes(images))
+    if len(alphabets) < 2:
+        raise InputError(f"data.root: one alphabet, {alphabets[0]!r}; give at least two, of which one stays unseen")
+    order = np.random.default_rng([seed, 4]).permutation(alphabets)
+    tested = set(order[: max(1, round(_TESTED * len(order)))].tolist())
+    return _of_alphabets(images, set(alphabets) - tested), _of_alphabets(images, tested)
+
+
+def _of_alphabets(images: ImageSet, alphabets: set[str]) -> ImageSet:
+    return of_classes(images, np.array([n for n, name in enumerate(images.classes) if alphabet_of(name) in alphabets]))
+
+
+def _hold_out(known: ImageSet, tested: ImageSet, task: TaskConfig, seed: int, where: str) -> ClassSplits:
+    """Hold characters back to validate on, or an alphabet where tasks are to stay within one."""
+    inverted = _is_bright(known)
+    rng = np.random.default_rng([seed, 2])
+    if task.alphabets == "one":
+        sizes = alphabet_sizes(known)
+        fitting = [name for name in sorted(sizes) if sizes[name] >= task.ways]
+        if len(fitting) < 2:
+            note = "too few alphabets to validate on: the last checkpoint is kept"
+            return ClassSplits(known, None, tested, (note,), inverted)
+        held = {str(rng.permutation(fitting)[0])}
+        train, validation = _of_alphabets(known, set(sizes) - held), _of_alphabets(known, held)
+        return ClassSplits(train, validation, tested, inverted=inverted)
+    present = np.unique(known.labels)
+    order = rng.permutation(present)
+    count = max(task.ways, round(_HELD_OUT * len(order)))
+    unseen = len(present_classes(tested))
+    if len(order) - count < task.ways or unseen < task.ways:
+        most = min(len(order) // 2, unseen)
+        raise InputError(f"task.ways: {task.ways} is too many for {where}; give at most {most}")
+    return ClassSplits(of_classes(known, order[count:]), of_classes(known, order[:count]), tested, inverted=inverted)
+
+
+def _is_bright(images: ImageSet) -> bool:
+    """Say whether strokes are dark on white, by what most of a few images is."""
+    chosen = np.linspace(0, len(images) - 1, min(8, len(images))).round().astype(int)
+    means = [float(np.asarray(images[int(index)][0].convert("L")).mean()) for index in itertools.chain(chosen)]
+    return float(np.median(means)) > _BRIGHT

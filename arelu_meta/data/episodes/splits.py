@@ -1,0 +1,135 @@
+"""Images whose classes are divided into those to train on and those to test on, and what a task needs of them."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from arelu_meta.config import TaskConfig
+from arelu_meta.data.images import ImageSet, Labels
+from arelu_meta.errors import InputError
+
+
+@dataclass(frozen=True)
+class AlphabetSet(ImageSet):
+    """Images of characters, of which a task takes all its classes from one alphabet; a class is ALPHABET/CHARACTER.
+
+    Source: Lake et al. 2015, the one-shot classification of 20 characters within an alphabet.
+    """
+
+
+def alphabet_of(name: str) -> str:
+    """Return the alphabet of a class.
+
+    Args:
+        name: ALPHABET/CHARACTER; a name without an alphabet has the empty one.
+    """
+    return name.rpartition("/")[0]
+
+
+def within_alphabets(images: ImageSet) -> AlphabetSet:
+    """Let a set's tasks take all their classes from one alphabet.
+
+    Args:
+        images: whose classes are named ALPHABET/CHARACTER.
+    """
+    return AlphabetSet(**{item.name: getattr(images, item.name) for item in fields(ImageSet)})
+
+
+def of_classes(images: ImageSet, labels: Labels) -> ImageSet:
+    """Keep the images of some classes.
+
+    Args:
+        images: a set.
+        labels: the classes to keep.
+    """
+    return images.subset(np.flatnonzero(np.isin(images.labels, labels)))
+
+
+@dataclass(frozen=True)
+class ClassSplits:
+    """Images whose classes are divided: what is tested on was never trained on.
+
+    Args:
+        train: classes to meta-train on.
+        validation: classes to choose the best checkpoint by; or other images of the training classes; or None.
+        test: unseen classes.
+        notes: what a reader of the results should know.
+        inverted: whether dark strokes on white are to be turned into bright ones on black.
+    """
+
+    train: ImageSet
+    validation: ImageSet | None
+    test: ImageSet
+    notes: tuple[str, ...] = ()
+    inverted: bool = False
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Files left out because they are not images."""
+        parts = [part for part in (self.train, self.validation, self.test) if part is not None]
+        return tuple(dict.fromkeys(name for part in parts for name in part.skipped))
+
+    def describe(self) -> dict[str, Any]:
+        """List the classes and images of every part, for split.json."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            "notes": list(self.notes),
+            "skipped": list(self.skipped),
+            **{f"{name}_classes": present_classes(part) for name, part in parts.items() if part is not None},
+            **{name: list(part.names) for name, part in parts.items() if part is not None},
+        }
+
+
+def present_classes(images: ImageSet) -> list[str]:
+    """List the names of the classes that have an image.
+
+    Args:
+        images: a set, of which some classes may be empty.
+    """
+    return [images.classes[label] for label in np.unique(images.labels)]
+
+
+def check_class_sizes(images: ImageSet, task: TaskConfig) -> None:
+    """Refuse images from which a task cannot be drawn.
+
+    Args:
+        images: the classes to draw from.
+        task: ways, shots, queries.
+
+    Raises:
+        InputError: naming the ways, or the class that is too small.
+    """
+    labels, counts = np.unique(images.labels, return_counts=True)
+    if isinstance(images, AlphabetSet):
+        _check_alphabets(images, task.ways)
+    if len(labels) < task.ways:
+        raise InputError(
+            f"task.ways: {task.ways} is more than the {len(labels)} classes here; give at most {len(labels)}"
+        )
+    smallest = int(counts.argmin())
+    if counts[smallest] < task.shots + task.queries:
+        raise InputError(
+            f"task.shots + task.queries: {task.shots} + {task.queries} is more than class "
+            f"{images.classes[labels[smallest]]!r} has ({counts[smallest]} images here); give at most that many"
+        )
+
+
+def alphabet_sizes(images: ImageSet) -> dict[str, int]:
+    """Count the classes of each alphabet.
+
+    Args:
+        images: whose classes are named ALPHABET/CHARACTER.
+    """
+    alphabets, counts = np.unique([alphabet_of(name) for name in present_classes(images)], return_counts=True)
+    return {str(alphabet): int(count) for alphabet, count in zip(alphabets, counts, strict=True)}
+
+
+def _check_alphabets(images: AlphabetSet, ways: int) -> None:
+    sizes = alphabet_sizes(images)
+    largest = max(sizes, key=lambda alphabet: sizes[alphabet])
+    if sizes[largest] < ways:
+        raise InputError(
+            f"task.ways: {ways} is more than the characters of any alphabet here ({largest!r} has the most, "
+            f"{sizes[largest]}); give at most {sizes[largest]}"
+        )
