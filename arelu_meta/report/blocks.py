@@ -1,0 +1,214 @@
+"""What a report is made of, whatever it is written as: HTML, Markdown or CSV."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+Cell = str | float | int | bool | None
+VERDICTS = ("holds", "does not hold", "cannot tell")
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A sentence or a few.
+
+    Args:
+        text: plain text.
+        warning: whether something is wrong or missing.
+    """
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted.
+
+    Args:
+        title: what stands above it.
+        columns: the columns' names.
+        rows: one cell a column; None is an empty cell.
+        formats: a column's format, as `.1%` or `.3g`; without one a number is written with 4 digits.
+        note: what stands below it.
+        csv: whether it is written beside the page too (tables that lie in the run folder as CSV are not).
+        shown: rows on the page at first; the rest waits behind a button. None shows all.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    formats: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    csv: bool = False
+    shown: int | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that plotly draws in the browser.
+
+    Args:
+        title: what stands above it.
+        alt: what a person who cannot see it must know, in a sentence or two.
+        traces: plotly's, as plain values; colours are chosen on the page (see charts.py).
+        layout: plotly's, likewise.
+        height: in pixels.
+        note: what stands below it.
+    """
+
+    title: str
+    alt: str
+    traces: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any]
+    height: int = 380
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page.
+
+    Args:
+        title: what stands above it.
+        alt: what it shows, in words.
+        source: a data URI.
+        width: in pixels.
+        height: in pixels.
+        file: its path, for Markdown.
+    """
+
+    title: str
+    alt: str
+    source: str
+    width: int
+    height: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of a claim.
+
+    Args:
+        claim: the claim in words.
+        verdict: one of `VERDICTS`.
+        sentence: the finding, with its numbers.
+        difference: mean difference, in `unit` (accuracy: percentage points).
+        low: lower end of its 95 % interval.
+        high: upper end.
+        margin: how large a difference counts.
+        unit: of the difference.
+    """
+
+    claim: str
+    verdict: str
+    sentence: str = ""
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    margin: float | None = None
+    unit: str = "points"
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Text as a machine wrote it: a command, a config.
+
+    Args:
+        title: what stands above it.
+        text: any text.
+        folded: whether it waits behind its title.
+    """
+
+    title: str
+    text: str
+    folded: bool = False
+
+
+Block = Paragraph | Table | Chart | Picture | Raw
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Args:
+        title: its heading.
+        blocks: what it holds, in order.
+        lead: a sentence below the heading.
+    """
+
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number that is seen at first sight.
+
+    Args:
+        label: what it is.
+        value: as it is shown.
+        detail: a few words below it.
+    """
+
+    label: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report.
+
+    Args:
+        title: the page's name.
+        kind: what it is of: a fine-tuning run, a study …
+        headline: the answer in one sentence.
+        facts: the numbers behind it.
+        verdicts: a study's.
+        sections: the rest, in order.
+    """
+
+    title: str
+    kind: str
+    headline: str
+    facts: Sequence[Fact] = ()
+    verdicts: Sequence[Verdict] = ()
+    sections: Sequence[Section] = ()
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Say whether a value is a finite number, and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def shown(value: Cell, form: str = "") -> str:
+    """Write a cell for a person.
+
+    Args:
+        value: the cell.
+        form: a format as `.1%`; default: 4 digits for a number with a fraction.
+
+    Returns:
+        One text; empty for None and for a number that is not finite.
+    """
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if form.endswith("%"):
+        return f"{value:{form}}".replace("%", "\u00a0%").replace("-", "\u2212")
+    if form:
+        return f"{value:{form}}".replace("-", "\u2212") if "e" not in f"{value:{form}}" else f"{value:{form}}"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def percent(value: object) -> str:
+    """Write a fraction as per cent with one digit; a dash where it is no number."""
+    return shown(value, ".1%") if is_number(value) else "–"

@@ -1,0 +1,315 @@
+"""Charts as plotly takes them, without colours: the page chooses those, by light or dark.
+
+A trace says in `meta` what it is: `{"series": 3}` for the fourth colour, `{"depth": 0.5}` for a place on the way from
+the first layer to the last, and `"band": true` for the area around a line.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arelu_meta.report.blocks import Chart, is_number, shown
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star", "pentagon", "hexagon")
+_COLOURS = 7  # of the page's palette
+_MARKED = 60  # points; a line of more is drawn without markers
+_WRITTEN_CELLS = 450  # a heat map of more has no numbers in its cells
+_DIGITS = 6
+_FORMATS = {"percent": ".1%", "plain": ""}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart.
+
+    Args:
+        name: in the legend; any text.
+        x: where the points are.
+        y: what they are; None leaves a gap.
+        low: lower end of the band, one a point; empty for no band.
+        high: upper end.
+    """
+
+    name: str
+    x: Sequence[Any]
+    y: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+
+
+def plotly_text(text: object) -> str:
+    """Make plotly show a text as it is: it reads a part of HTML in every label."""
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(escaped.split())
+
+
+def rounded(values: Sequence[Any]) -> list[Any]:
+    """Keep as many digits as an eye can see; what is no finite number becomes a gap."""
+    return [float(f"{value:.{_DIGITS}g}") if is_number(value) else None for value in values]
+
+
+def curves(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Sequence[Series],
+    percent: bool = False,
+    log_y: bool = False,
+    by_depth: bool = False,
+    whole_x: bool = False,
+    note: str = "",
+) -> Chart:
+    """Draw lines, each with its band.
+
+    Args:
+        title: what stands above them.
+        x_label: below the horizontal axis.
+        y_label: beside the vertical one.
+        series: the lines.
+        percent: whether y are fractions to be shown as per cent.
+        log_y: whether the vertical axis is logarithmic.
+        by_depth: whether the lines are layers, coloured from the first to the last.
+        whole_x: whether the horizontal axis counts, and has few values: each has its mark.
+        note: below the chart.
+    """
+    traces: list[dict[str, Any]] = []
+    for number, one in enumerate(series):
+        if by_depth:
+            meta: dict[str, Any] = {"depth": number / max(len(series) - 1, 1)}
+        else:
+            meta = {"series": number % _COLOURS}
+        group = f"s{number}"
+        if len(one.low) and len(one.high):
+            traces.append(_band(one, meta, group))
+        traces.append(_line(one, meta, group, number, by_depth))
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": plotly_text(x_label)}},
+        "yaxis": {"title": {"text": plotly_text(y_label)}},
+        "showlegend": len(series) > 1,
+    }
+    if percent:
+        layout["yaxis"]["tickformat"] = ".0%"
+        layout["yaxis"]["hoverformat"] = ".1%"
+    if log_y:
+        layout["yaxis"]["type"] = "log"
+        layout["yaxis"]["exponentformat"] = "e"
+    if whole_x:
+        layout["xaxis"]["dtick"] = 1
+    if _spans_decades([value for one in series for value in one.x]):
+        layout["xaxis"]["type"] = "log"
+    return Chart(title, _described(series, x_label, y_label, percent), traces, layout, note=note)
+
+
+def _spans_decades(values: Sequence[Any]) -> bool:
+    numbers = [value for value in values if is_number(value)]
+    return bool(numbers) and min(numbers) > 0 and min(numbers) < 0.1 and max(numbers) >= 9 * min(numbers)
+
+
+def _line(one: Series, meta: Mapping[str, Any], group: str, number: int, by_depth: bool) -> dict[str, Any]:
+    style = 0 if by_depth else number // _COLOURS
+    marked = len(one.x) <= _MARKED
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if marked else "lines",
+        "name": plotly_text(one.name),
+        "x": _coordinates(one.x),
+        "y": rounded(one.y),
+        "legendgroup": group,
+        "line": {"width": 2, "dash": _DASHES[style % len(_DASHES)]},
+        "marker": {"size": 6, "symbol": "circle" if by_depth else _SYMBOLS[number % len(_SYMBOLS)]},
+        "meta": dict(meta),
+    }
+
+
+def _band(one: Series, meta: Mapping[str, Any], group: str) -> dict[str, Any]:
+    whole = [
+        (x, low, high)
+        for x, low, high in zip(_coordinates(one.x), rounded(one.low), rounded(one.high), strict=False)
+        if low is not None and high is not None
+    ]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for x, _, _ in whole] + [x for x, _, _ in reversed(whole)],
+        "y": [high for _, _, high in whole] + [low for _, low, _ in reversed(whole)],
+        "fill": "toself",
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": group,
+        "meta": {**meta, "band": True},
+    }
+
+
+def _coordinates(values: Sequence[Any]) -> list[Any]:
+    return [float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value for value in values]
+
+
+def _described(series: Sequence[Series], x_label: str, y_label: str, percent: bool) -> str:
+    form = _FORMATS["percent" if percent else "plain"]
+    parts = []
+    for one in series[:8]:
+        values = [float(value) for value in one.y if is_number(value)]
+        if not values:
+            continue
+        ends = f"{shown(values[0], form)} to {shown(values[-1], form)}" if len(values) > 1 else shown(values[0], form)
+        parts.append(f"{one.name}: {ends}")
+    more = f"; and {len(series) - 8} more" if len(series) > 8 else ""
+    counted = "1 line" if len(series) == 1 else f"{len(series)} lines"
+    return f"Line chart of {y_label} against {x_label}, {counted}. " + "; ".join(parts) + more + "."
+
+
+def heatmap(
+    title: str,
+    x_label: str,
+    y_label: str,
+    x: Sequence[object],
+    y: Sequence[object],
+    z: Sequence[Sequence[float | None]],
+    form: str = ".3g",
+    value_label: str = "",
+    colours: str = "sequential",
+    limits: tuple[float, float] | None = None,
+    top_down: bool = False,
+    written: bool = True,
+    text: Sequence[Sequence[str]] | None = None,
+    note: str = "",
+) -> Chart:
+    """Draw a table of numbers as colours, with the numbers in the cells where they fit.
+
+    Args:
+        title: what stands above it.
+        x_label: below the columns.
+        y_label: beside the rows.
+        x: the columns' names; two may be the same.
+        y: the rows' names.
+        z: one row of numbers a name in y; None for an empty cell.
+        form: the numbers' format.
+        value_label: what a number is, beside the colours.
+        colours: sequential, or diverging (around 0).
+        limits: the numbers at the colours' ends; default: the least and the greatest.
+        top_down: whether the first row is at the top.
+        written: whether the numbers stand in the cells if they fit.
+        text: what stands in the cells instead of the numbers.
+        note: below the chart.
+    """
+    cells = [rounded(list(row)) for row in z]
+    texts = text or [[shown(value, form) for value in row] for row in cells]
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "x": list(range(len(x))),
+        "y": list(range(len(y))),
+        "z": cells,
+        "text": [[plotly_text(one) for one in row] for row in texts],
+        "customdata": [[[plotly_text(column), plotly_text(row)] for column in x] for row in y],
+        "hovertemplate": f"{plotly_text(x_label)}: %{{customdata[0]}}<br>{plotly_text(y_label)}: %{{customdata[1]}}"
+        "<br><b>%{text}</b><extra></extra>",
+        "xgap": 1,
+        "ygap": 1,
+        "hoverongaps": False,
+        "colorbar": {"title": {"text": plotly_text(value_label), "side": "right"}, "thickness": 12},
+        "meta": {"colours": colours},
+    }
+    if written and len(x) * len(y) <= _WRITTEN_CELLS:
+        trace["texttemplate"] = "%{text}"
+    if form.endswith("%"):
+        trace["colorbar"]["tickformat"] = ".0%"
+    if limits is not None:
+        trace["zmin"], trace["zmax"] = limits
+    if colours == "diverging":
+        trace["zmid"] = 0
+    layout = {
+        "xaxis": _named_axis(x_label, x),
+        "yaxis": _named_axis(y_label, y) | ({"autorange": "reversed"} if top_down else {}),
+    }
+    height = max(260, min(900, 150 + 26 * len(y)))
+    return Chart(title, _described_map(x_label, y_label, x, y, cells, form), [trace], layout, height, note)
+
+
+def _named_axis(label: str, names: Sequence[object]) -> dict[str, Any]:
+    # Positions with names beside them: names that look like numbers, or are the same, stay apart.
+    step = max(1, -(-len(names) // 60))
+    chosen = range(0, len(names), step)
+    return {
+        "title": {"text": plotly_text(label)},
+        "tickmode": "array",
+        "tickvals": list(chosen),
+        "ticktext": [_short(plotly_text(names[index])) for index in chosen],
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def _short(text: str, longest: int = 28) -> str:
+    if len(text) <= longest or "&" in text:
+        return text
+    return f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
+
+
+def _described_map(
+    x_label: str, y_label: str, x: Sequence[object], y: Sequence[object], cells: Sequence[Sequence[Any]], form: str
+) -> str:
+    found = [(value, i, j) for i, row in enumerate(cells) for j, value in enumerate(row) if value is not None]
+    size = f"Heat map of {len(y)} rows ({y_label}) and {len(x)} columns ({x_label})"
+    if not found:
+        return f"{size}, all empty."
+    (least, i, j), (most, k, m) = min(found), max(found)
+    return f"{size}. Highest {shown(most, form)} at {y[k]}, {x[m]}; lowest {shown(least, form)} at {y[i]}, {x[j]}."
+
+
+def dots(
+    title: str,
+    x_label: str,
+    names: Sequence[str],
+    values: Sequence[float | None],
+    low: Sequence[float | None],
+    high: Sequence[float | None],
+    percent: bool = False,
+    note: str = "",
+) -> Chart:
+    """Draw one value a name as a dot with its interval as a bar, the first name at the top.
+
+    Args:
+        title: what stands above it.
+        x_label: what the values are.
+        names: one a row.
+        values: the dots.
+        low: the bars' lower ends.
+        high: their upper ends.
+        percent: whether values are fractions to be shown as per cent.
+        note: below the chart.
+    """
+    form = ".1%" if percent else ".4g"
+    below = [None if a is None or b is None else a - b for a, b in zip(values, low, strict=True)]
+    above = [None if a is None or b is None else b - a for a, b in zip(values, high, strict=True)]
+    told = [
+        shown(value, form) + (f" ({shown(a, form)} to {shown(b, form)})" if a is not None and b is not None else "")
+        for value, a, b in zip(values, low, high, strict=True)
+    ]
+    trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": rounded(values),
+        "y": list(range(len(names))),
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": rounded(above),
+            "arrayminus": rounded(below),
+            "thickness": 2,
+            "width": 4,
+        },
+        "text": [f"{plotly_text(name)}<br><b>{one}</b>" for name, one in zip(names, told, strict=True)],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"size": 9},
+        "meta": {"series": 0},
+    }
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": plotly_text(x_label)}} | ({"tickformat": ".0%"} if percent else {}),
+        "yaxis": _named_axis("", names) | {"range": [len(names) - 0.5, -0.5], "showgrid": True},
+        "showlegend": False,
+    }
+    described = "; ".join(f"{name}: {one}" for name, one in list(zip(names, told, strict=True))[:12])
+    alt = f"Dot chart of {x_label}, {len(names)} rows. {described}{' …' if len(names) > 12 else ''}."
+    return Chart(title, alt, [trace], layout, max(170, min(900, 110 + 30 * len(names))), note)

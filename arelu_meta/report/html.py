@@ -1,0 +1,118 @@
+"""A report as one HTML file that holds all it needs: text, charts, pictures and the code that draws them."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from arelu_meta import __version__
+from arelu_meta.report.blocks import Block, Cell, Chart, Page, Table, is_number, shown
+from arelu_meta.report.whiskers import explain, render_verdicts
+
+GENERATOR = "arelu_meta"
+
+
+def render_html(page: Page) -> str:
+    """Write a page as HTML.
+
+    Every text is escaped by the template. Even if one were not, the page's own policy lets the browser run the two
+    scripts written here and nothing else, and load nothing.
+
+    Args:
+        page: the report.
+
+    Returns:
+        The whole file.
+    """
+    from jinja2 import Environment
+
+    charts: list[Chart] = []
+    sections = [
+        {
+            "id": f"part-{number}",
+            "title": one.title,
+            "lead": one.lead,
+            "blocks": [_block(b, charts) for b in one.blocks],
+        }
+        for number, one in enumerate(page.sections, 1)
+    ]
+    plotly = _plotly() if charts else ""
+    script = _file("page.js")
+    environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(_file("page.html.j2")).render(
+        page=page,
+        sections=sections,
+        verdicts=render_verdicts(page.verdicts),
+        verdict_note=explain(page.verdicts),
+        generator=f"{GENERATOR} {__version__}",
+        policy=_policy([plotly, script] if charts else [script]),
+        css=_safe(_file("page.css")),
+        charts=_safe(_json_of(charts)),
+        any_chart=bool(charts),
+        plotly=_safe(plotly),
+        script=_safe(script),
+    )
+
+
+def _safe(text: str) -> Any:
+    """Mark our own text as HTML: it holds nothing that a user wrote, or is escaped already."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # A browser reads one line ending for another, and the policy's sum is over what it read.
+    return re.sub(r"\r\n?", "\n", str(get_plotlyjs())).replace("</script", r"<\/script")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    sums = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(f"'sha256-{one}'" for one in sums)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _json_of(charts: Sequence[Chart]) -> str:
+    content = [{"traces": one.traces, "layout": one.layout, "height": one.height} for one in charts]
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # A script element ends at the first `</script`, and takes `<!--` for the start of something.
+    return text.replace("<", r"\u003c")
+
+
+def _block(block: Block, charts: list[Chart]) -> dict[str, Any]:
+    made: dict[str, Any] = {"kind": type(block).__name__, **vars(block)}
+    if isinstance(block, Chart):
+        made["number"] = len(charts)
+        charts.append(block)
+    if isinstance(block, Table):
+        made["rows"] = [[_cell(block, column, cell) for column, cell in enumerate(row)] for row in block.rows]
+        made["numeric"] = _numeric_columns(block)
+        if block.shown is not None and block.shown >= len(block.rows):
+            made["shown"] = None
+    return made
+
+
+def _cell(table: Table, column: int, cell: Cell) -> dict[str, Any]:
+    key = cell if is_number(cell) else None
+    return {"text": shown(cell, table.formats.get(table.columns[column], "")), "key": key}
+
+
+def _numeric_columns(table: Table) -> set[int]:
+    found = set()
+    for column in range(len(table.columns)):
+        cells = [row[column] for row in table.rows if row[column] is not None]
+        if cells and all(is_number(cell) for cell in cells):
+            found.add(column)
+    return found

@@ -1,0 +1,207 @@
+"""The page of a study of the paper's claims: what `arelu-meta claims` wrote into results.json."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from arelu_meta.report.blocks import (
+    VERDICTS,
+    Block,
+    Cell,
+    Chart,
+    Fact,
+    Page,
+    Paragraph,
+    Section,
+    Table,
+    Verdict,
+    is_number,
+)
+from arelu_meta.report.charts import Series, curves, heatmap
+from arelu_meta.report.pictures import Budget, picture
+from arelu_meta.report.reading import Run
+from arelu_meta.report.training import duration, ending
+
+_ROWS = 25
+T = TypeVar("T")
+
+
+def study_page(run: Run, budget: Budget) -> Page:
+    """Report a study.
+
+    Args:
+        run: its folder.
+        budget: of pictures.
+    """
+    verdicts = _each(run, "verdicts", _verdict)
+    sections = [
+        Section("Curves", _each(run, "curves", _curves)),
+        Section("Heat maps", _each(run, "heatmaps", _heatmap)),
+        Section("Tables", _each(run, "tables", _table)),
+        Section("Pictures", _each(run, "images", lambda found: _picture(found, run.folder, budget))),
+        Section("The statistics behind the verdicts", _statistics(run)),
+    ]
+    name = run.text("study") or run.name
+    filled = [section for section in sections if section.blocks]
+    return Page(
+        f"Study: {name}", "Study of a claim", _headline(run, verdicts), _facts(run), verdicts, [*filled, ending([run])]
+    )
+
+
+def _each(run: Run, name: str, make: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Make something of each entry of a list in results.json; what is damaged is said and left out."""
+    entries = run.results.get(name) or []
+    if not isinstance(entries, list):
+        run.problems.append(f"results.json: {name} is no list and is left out.")
+        return []
+    made = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            made.append(make(entry))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            run.problems.append(f"results.json: entry {number} of {name} is damaged and left out.")
+    return made
+
+
+def _verdict(found: dict[str, Any]) -> Verdict:
+    verdict = str(found["verdict"])
+    if verdict not in VERDICTS:
+        raise ValueError(verdict)
+    claim = str(found["claim"])
+    sentence = str(found.get("sentence") or "")
+    # The sentence stands below the claim, so the claim need not be in it.
+    sentence = sentence.removeprefix(f"{claim}: ")
+    numbers = {name: _number(found.get(name)) for name in ("difference", "low", "high", "margin")}
+    return Verdict(
+        claim, verdict, sentence[:1].upper() + sentence[1:], **numbers, unit=str(found.get("unit") or "points")
+    )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def _headline(run: Run, verdicts: Sequence[Verdict]) -> str:
+    """Give the answer: the one claim's verdict, or how many hold."""
+    if not verdicts:
+        return "This study has no verdict: " + ("it has not ended." if not run.results else "none was asked for.")
+    if len(verdicts) == 1:
+        words = {"holds": "The claim holds", "does not hold": "The claim does not hold"}
+        return f"{words.get(verdicts[0].verdict, 'These runs cannot tell')}: {verdicts[0].claim}."
+    counts = {name: sum(one.verdict == name for one in verdicts) for name in VERDICTS}
+    verbs = {
+        "holds": ("holds", "hold"),
+        "does not hold": ("does not", "do not"),
+        "cannot tell": ("cannot be told with these runs", "cannot be told with these runs"),
+    }
+    parts = [f"{count} {verbs[name][count != 1]}" for name, count in counts.items() if count]
+    return f"Of {len(verdicts)} claims, {_joined(parts)}."
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _facts(run: Run) -> list[Fact]:
+    rows = run.rows("runs.csv")
+    found = [Fact("Size", run.text("size"))] if run.text("size") else []
+    if rows:
+        named = len({tuple(row.get(name, "") for name in _identity(rows[0])) for row in rows})
+        found.append(Fact("Runs", f"{named:,}", "all of them in runs.csv"))
+    seeds = run.results.get("seeds")
+    counted = len(seeds) if isinstance(seeds, list) else seeds
+    if isinstance(counted, int) and not isinstance(counted, bool):
+        found.append(Fact("Seeds", str(counted)))
+    if run.number("seconds") is not None:
+        found.append(Fact("Time", duration(run.number("seconds"))))
+    return found
+
+
+def _identity(row: dict[str, str]) -> list[str]:
+    """Name the columns that tell one run from another; the others say what was read out, and when."""
+    read = ("accuracy", "loss", "epoch", "step", "seconds", "value", "norm")
+    return [name for name in row if not any(word in name for word in read)]
+
+
+def _table(found: dict[str, Any]) -> Table:
+    columns = [str(name) for name in found["columns"]]
+    rows = [[_plain(cell) for cell in row] for row in found["rows"]]
+    if any(len(row) != len(columns) for row in rows):
+        raise ValueError("a row has another length than the header")
+    return Table(str(found["title"]), columns, rows, note=str(found.get("note") or ""), csv=True, shown=_ROWS)
+
+
+def _plain(cell: object) -> Cell:
+    return cell if cell is None or isinstance(cell, str | int | float | bool) else str(cell)
+
+
+def _curves(found: dict[str, Any]) -> Chart:
+    series = [
+        Series(
+            str(one["name"]),
+            list(one["x"]),
+            [_number(value) for value in one["y"]],
+            [_number(value) for value in one.get("low") or ()],
+            [_number(value) for value in one.get("high") or ()],
+        )
+        for one in found["series"]
+    ]
+    if any(len(one.x) != len(one.y) for one in series):
+        raise ValueError("x and y have not the same length")
+    banded = any(len(one.low) for one in series)
+    note = str(found.get("note") or ("Band: 95 % interval over seeds." if banded else ""))
+    return curves(str(found["title"]), str(found["x_label"]), str(found["y_label"]), series, note=note)
+
+
+def _heatmap(found: dict[str, Any]) -> Chart:
+    cells = [[_number(value) for value in row] for row in found["z"]]
+    x, y = [_label(one) for one in found["x"]], [_label(one) for one in found["y"]]
+    if len(cells) != len(y) or any(len(row) != len(x) for row in cells):
+        raise ValueError("z does not fit x and y")
+    title, note = str(found["title"]), str(found.get("note") or "")
+    label = str(found.get("value_label") or "")
+    return heatmap(
+        title, str(found["x_label"]), str(found["y_label"]), x, y, cells, ".1f", label, top_down=True, note=note
+    )
+
+
+def _label(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _picture(found: dict[str, Any], folder: Path, budget: Budget) -> Block:
+    title = str(found.get("title") or "Picture")
+    path = (folder / str(found["file"])).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return Paragraph(f"{title}: its file lies outside the study's folder and is left out.", warning=True)
+    return picture(path, title, str(found.get("alt") or title), budget)
+
+
+def _statistics(run: Run) -> list[Block]:
+    """List every number behind the verdicts, one row a claim."""
+    names = {
+        "verdict": "verdict",
+        "difference": "difference",
+        "low": "95 % low",
+        "high": "95 % high",
+        "unit": "unit",
+        "p": "p",
+        "p_holm": "p after Holm",
+        "effect_size": "effect size",
+        "n": "pairs",
+        "margin": "margin",
+        "seeds_needed": "pairs for 1 point",
+    }
+    entries = [one for one in run.results.get("verdicts") or [] if isinstance(one, dict)]
+    used = {key: name for key, name in names.items() if any(one.get(key) is not None for one in entries)}
+    if len(used) < 3:
+        return []
+    rows = [[str(one.get("claim", "")), *(_plain(one.get(key)) for key in used)] for one in entries]
+    formats = {"difference": "+.2f", "95 % low": "+.2f", "95 % high": "+.2f", "p": ".2g", "p after Holm": ".2g"}
+    formats |= {"effect size": "+.2f"}
+    note = (
+        "Differences are means over pairs of runs with the same seed, with the 95 % interval of the paired t; p is of "
+        "the paired t-test, and Holm’s correction is over all claims of the study; effect size: the mean difference in "
+        "standard deviations of the differences."
+    )
+    return [Table("Verdicts", ["claim", *used.values()], rows, formats, note, csv=True)]
