@@ -66,6 +66,12 @@ TASKS: dict[str, Task] = {
     "activations": Task(
         configs.ActivationsConfig, "arelu_meta.activations.task:activations_task", "every activation by name"
     ),
+    "report": Task(
+        configs.ReportConfig,
+        "arelu_meta.report.task:report_task",
+        "a page of a run, a study or a sweep",
+        positional=("runs",),
+    ),
     "bench": Task(
         configs.BenchConfig, "arelu_meta.bench.task:bench_task", "what it costs, beside peers", positional=("what",)
     ),
@@ -255,7 +261,7 @@ def _known_flags(config: type, prefix: str = "") -> dict[str, Any]:
 def _parser(name: str, task: Task) -> Any:
     import jsonargparse
 
-    shown = " ".join(f"{word.split('.')[0].upper()}{' …' if word == 'images' else ''}" for word in task.positional)
+    shown = " ".join(_shown(task))
     parser = jsonargparse.ArgumentParser(
         prog=f"arelu-meta {name}",
         usage=f"arelu-meta {name}{f' {shown}' if shown else ''} [--config FILE] [--group.field VALUE …]",
@@ -414,7 +420,9 @@ def _positional_flags(task: Task, name: str, positional: list[str], in_files: di
 
 
 def _shown(task: Task) -> list[str]:
-    return [word.split(".")[0].upper() for word in task.positional]
+    """Name positional words as they are typed; a list ends in dots."""
+    kinds = _known_flags(task.config)
+    return [f"{word.split('.')[0].upper()}{' …' if 'list' in str(kinds[word]) else ''}" for word in task.positional]
 
 
 def _parse_values(parser: Any, flags: list[tuple[str, str]], known: dict[str, Any]) -> Any:
