@@ -50,8 +50,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cub": Benchmark("CUBirds200", "1.1 GB"),
 }
 # What a loader raises where files are missing, damaged, or cannot be fetched.
-_FAILURES = (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, ImportError)
-_FAILURES += (pickle.UnpicklingError, zipfile.BadZipFile, tarfile.TarError)
+_DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, tarfile.TarError, EOFError)
+_FAILURES = (*_DAMAGED, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ImportError)
 
 
 def load_benchmark(name: str, config: DataConfig, seed: int) -> ClassSplits:

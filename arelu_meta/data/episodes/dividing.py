@@ -151,8 +151,8 @@ def _own_division(parts: list[ImageSet], config: DataConfig) -> ClassSplits | No
     for (first, a), (second, b) in itertools.combinations(zip(folders, held, strict=True), 2):
         if a & b:
             raise InputError(
-                f"data.root: class {min(a & b)!r} is in {first}/ and in {second}/ of {config.root!r}, and other classes "
-                "are in one alone; give each class to one part, or all classes to all"
+                f"data.root: class {min(a & b)!r} is in {first}/ and in {second}/ of {config.root!r}, and other "
+                "classes are in one alone; give each class to one part, or all classes to all"
             )
     return ClassSplits(
         parts[0], parts[1] if len(parts) == 3 else None, parts[-1], ("classes divided as in the folder",)

@@ -1,7 +1,5 @@
 """Characters of several alphabets: Omniglot's small background sets, and any folder ALPHABET/CHARACTER/*.png."""
 
-import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import numpy as np
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes.splits import ClassSplits, alphabet_of, alphabet_sizes, of_classes, present_classes
 from arelu_meta.data.images import ImageSet, concatenate, find_root, read_folder
+from arelu_meta.data.reading import is_candidate
 from arelu_meta.errors import InputError
 
 _SMALL = ("images_background_small1", "images_background_small2")
@@ -34,23 +33,16 @@ def load_alphabets(config: DataConfig, task: TaskConfig, seed: int) -> ClassSpli
     Raises:
         InputError: if the data is missing, or a part has too few characters.
     """
-    small = (config.name or "").lower() == "omniglot-small"
-    root = find_root(config.root or "omniglot-small") if small else _root_of(config)
-    if small:
-        for name in _SMALL:
-            if not (root / name).is_dir():
-                raise InputError(f"data.root: {str(root)!r} has no {name}/; give the folder that holds both sets")
-    pair = next((pair for pair in (_SMALL, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
-    if pair is None:
-        images = read_alphabets(root, config.skip_broken)
-        known, tested = _divide_alphabets(images, seed)
+    folders = _folders_of(config)
+    sets = [read_alphabets(folder, config.skip_broken) for folder in folders]
+    if len(sets) == 1:
+        known, tested = _divide_alphabets(sets[0], seed)
     else:
-        known, second = (read_alphabets(root / name, config.skip_broken) for name in pair)
+        known, second = sets
         seen = {alphabet_of(name) for name in known.classes}
         unseen = [label for label, name in enumerate(second.classes) if alphabet_of(name) not in seen]
         tested = of_classes(second, np.array(unseen, dtype=np.int64))
-    where = "omniglot-small" if small else repr(str(root))
-    return _hold_out(known, tested, task, seed, where)
+    return _hold_out(known, tested, task, seed, config.name or "")
 
 
 def read_all_alphabets(config: DataConfig) -> ImageSet:
@@ -59,10 +51,7 @@ def read_all_alphabets(config: DataConfig) -> ImageSet:
     Args:
         config: name, root, skip_broken.
     """
-    root = find_root(config.root or "omniglot-small") if config.root or config.name else _root_of(config)
-    pair = next((pair for pair in (_SMALL, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
-    folders = [root] if pair is None else [root / name for name in pair]
-    return concatenate([read_alphabets(folder, config.skip_broken) for folder in folders])
+    return concatenate([read_alphabets(folder, config.skip_broken) for folder in _folders_of(config)])
 
 
 def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
@@ -78,17 +67,27 @@ def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
     Raises:
         InputError: naming an image that lies in no character's folder, or what `read_folder` refuses.
     """
-    images = read_folder(folder, folder, skip_broken)
-    characters = ["/".join(name.split("/")[:2]) for name in images.names]
-    for name in images.names:
-        if name.count("/") < 2:
-            raise InputError(
-                f"data.root: {str(folder / name)!r} lies in no character's folder; give ALPHABET/CHARACTER/IMAGE"
-            )
-    classes = tuple(sorted(set(characters)))
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of[name] for name in characters], dtype=np.int64)
-    return replace(images, classes=classes, labels=labels, channels=1)
+    alphabets = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    for alphabet in alphabets:
+        for path in sorted(alphabet.iterdir()):
+            if is_candidate(path):
+                raise InputError(
+                    f"data.root: {str(path)!r} lies in no character's folder; give ALPHABET/CHARACTER/IMAGE"
+                )
+    if not alphabets:
+        raise InputError(f"data.root: {str(folder)!r} holds no alphabet; give ALPHABET/CHARACTER/IMAGE")
+    parts = [read_folder(alphabet, folder, skip_broken) for alphabet in alphabets]
+    first = np.cumsum([0, *(len(part.classes) for part in parts)])
+    return ImageSet(
+        classes=tuple(
+            f"{place.name}/{name}" for place, part in zip(alphabets, parts, strict=True) for name in part.classes
+        ),
+        labels=np.concatenate([part.labels + start for part, start in zip(parts, first[:-1], strict=True)]),
+        names=tuple(name for part in parts for name in part.names),
+        read=parts[0].read,  # names are relative to the folder that holds all alphabets
+        channels=1,
+        skipped=tuple(name for part in parts for name in part.skipped),
+    )
 
 
 def is_of_alphabets(folder: Path) -> bool:
@@ -102,10 +101,18 @@ def is_of_alphabets(folder: Path) -> bool:
     return bool(below) and all(kinds and all(kinds) for kinds in below)
 
 
-def _root_of(config: DataConfig) -> Path:
-    if config.root is None:
+def _folders_of(config: DataConfig) -> list[Path]:
+    """Find Omniglot's two sets below a root, or the root itself."""
+    small = (config.name or "").lower() == "omniglot-small"
+    if config.root is None and not small:
         raise InputError("data.root: missing; data.name alphabets needs a folder ALPHABET/CHARACTER/IMAGE")
-    return find_root(config.root)
+    root = find_root(config.root or "omniglot-small")
+    if small:
+        for name in _SMALL:
+            if not (root / name).is_dir():
+                raise InputError(f"data.root: {str(root)!r} has no {name}/; give the folder that holds both sets")
+    pair = next((pair for pair in (_SMALL, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
+    return [root] if pair is None else [root / name for name in pair]
 
 
 def _divide_alphabets(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -121,7 +128,7 @@ def _of_alphabets(images: ImageSet, alphabets: set[str]) -> ImageSet:
     return of_classes(images, np.array([n for n, name in enumerate(images.classes) if alphabet_of(name) in alphabets]))
 
 
-def _hold_out(known: ImageSet, tested: ImageSet, task: TaskConfig, seed: int, where: str) -> ClassSplits:
+def _hold_out(known: ImageSet, tested: ImageSet, task: TaskConfig, seed: int, name: str) -> ClassSplits:
     """Hold characters back to validate on, or an alphabet where tasks are to stay within one."""
     inverted = _is_bright(known)
     rng = np.random.default_rng([seed, 2])
@@ -140,12 +147,12 @@ def _hold_out(known: ImageSet, tested: ImageSet, task: TaskConfig, seed: int, wh
     unseen = len(present_classes(tested))
     if len(order) - count < task.ways or unseen < task.ways:
         most = min(len(order) // 2, unseen)
-        raise InputError(f"task.ways: {task.ways} is too many for {where}; give at most {most}")
+        raise InputError(f"task.ways: {task.ways} is too many for {name}; give at most {most}")
     return ClassSplits(of_classes(known, order[count:]), of_classes(known, order[:count]), tested, inverted=inverted)
 
 
 def _is_bright(images: ImageSet) -> bool:
     """Say whether strokes are dark on white, by what most of a few images is."""
     chosen = np.linspace(0, len(images) - 1, min(8, len(images))).round().astype(int)
-    means = [float(np.asarray(images[int(index)][0].convert("L")).mean()) for index in itertools.chain(chosen)]
+    means = [float(np.asarray(images[int(index)][0].convert("L")).mean()) for index in chosen]
     return float(np.median(means)) > _BRIGHT

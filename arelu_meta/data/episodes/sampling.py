@@ -111,7 +111,7 @@ class _Groups:
         self._first, self._sizes = first[sizes >= task.ways], sizes[sizes >= task.ways]
 
     def classes(self, which: Floats, draws: Floats) -> Labels:
-        """Draw each task's group from a number in [0, 1), shape (tasks,), and its classes from as many as it has ways."""
+        """Draw each task's group and classes from numbers in [0, 1), shape (tasks,) and (tasks, ways)."""
         group = (which * len(self._sizes)).astype(np.int64)
         found: Labels = self._order[self._first[group][:, None] + _without_replacement(draws, self._sizes[group])]
         return found
@@ -124,7 +124,7 @@ def _uniform(key: np.uint64, tasks: np.ndarray[Any, np.dtype[np.uint64]], draws:
     """
     stream = _mix(key + tasks * np.uint64(0x9E3779B97F4A7C15))
     counters = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
-    return (_mix(stream[:, None] + counters) >> np.uint64(11)) * 2.0**-53
+    return np.ldexp((_mix(stream[:, None] + counters) >> np.uint64(11)).astype(np.float64), -53)
 
 
 def _mix(z: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
