@@ -202,11 +202,9 @@ def shown(value: Cell, form: str = "") -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return value
-    if form.endswith("%"):
-        return f"{value:{form}}".replace("%", "\u00a0%").replace("-", "\u2212")
-    if form:
-        return f"{value:{form}}".replace("-", "\u2212") if "e" not in f"{value:{form}}" else f"{value:{form}}"
-    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+    text = f"{value:{form or ('.4g' if isinstance(value, float) else '')}}"
+    # A real minus sign is as wide as a digit; that of an exponent stays.
+    return ("\u2212" + text[1:] if text.startswith("-") else text).replace("%", "\u00a0%")
 
 
 def percent(value: object) -> str:

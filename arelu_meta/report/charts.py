@@ -14,6 +14,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star", "pentagon", "hexagon")
 _COLOURS = 7  # of the page's palette
 _MARKED = 60  # points; a line of more is drawn without markers
+_FEW = 15
 _WRITTEN_CELLS = 450  # a heat map of more has no numbers in its cells
 _DIGITS = 6
 _FORMATS = {"percent": ".1%", "plain": ""}
@@ -57,7 +58,6 @@ def curves(
     percent: bool = False,
     log_y: bool = False,
     by_depth: bool = False,
-    whole_x: bool = False,
     note: str = "",
 ) -> Chart:
     """Draw lines, each with its band.
@@ -70,7 +70,6 @@ def curves(
         percent: whether y are fractions to be shown as per cent.
         log_y: whether the vertical axis is logarithmic.
         by_depth: whether the lines are layers, coloured from the first to the last.
-        whole_x: whether the horizontal axis counts, and has few values: each has its mark.
         note: below the chart.
     """
     traces: list[dict[str, Any]] = []
@@ -94,16 +93,27 @@ def curves(
     if log_y:
         layout["yaxis"]["type"] = "log"
         layout["yaxis"]["exponentformat"] = "e"
-    if whole_x:
+    if _counts([value for one in series for value in one.x]):
         layout["xaxis"]["dtick"] = 1
     if _spans_decades([value for one in series for value in one.x]):
         layout["xaxis"]["type"] = "log"
-    return Chart(title, _described(series, x_label, y_label, percent), traces, layout, note=note)
+    height = max(380, min(700, 70 + 22 * len(series)))  # so that the legend beside it has room
+    return Chart(title, _described(series, x_label, y_label, percent), traces, layout, height, note)
 
 
 def _spans_decades(values: Sequence[Any]) -> bool:
     numbers = [value for value in values if is_number(value)]
     return bool(numbers) and min(numbers) > 0 and min(numbers) < 0.1 and max(numbers) >= 9 * min(numbers)
+
+
+def _counts(values: Sequence[Any]) -> bool:
+    """Say whether an axis counts a few things, as epochs: each then has its mark, and halves have none."""
+    different = set(values)
+    return (
+        len(different) <= _FEW
+        and all(is_number(value) and value == int(value) for value in different)
+        and (max(different, default=0) - min(different, default=0) <= _FEW)
+    )
 
 
 def _line(one: Series, meta: Mapping[str, Any], group: str, number: int, by_depth: bool) -> dict[str, Any]:
@@ -208,6 +218,7 @@ def heatmap(
         "xgap": 1,
         "ygap": 1,
         "hoverongaps": False,
+        "textfont": {"size": 12 if len(y) <= 20 else 10},
         "colorbar": {"title": {"text": plotly_text(value_label), "side": "right"}, "thickness": 12},
         "meta": {"colours": colours},
     }
@@ -223,7 +234,7 @@ def heatmap(
         "xaxis": _named_axis(x_label, x),
         "yaxis": _named_axis(y_label, y) | ({"autorange": "reversed"} if top_down else {}),
     }
-    height = max(260, min(900, 150 + 26 * len(y)))
+    height = max(260, min(900, 150 + (26 if len(y) <= 20 else 17) * len(y)))
     return Chart(title, _described_map(x_label, y_label, x, y, cells, form), [trace], layout, height, note)
 
 

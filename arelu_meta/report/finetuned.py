@@ -9,6 +9,7 @@ from arelu_meta.report.training import (
     described,
     duration,
     ending,
+    figures_section,
     learning_section,
     scalar_sections,
 )
@@ -29,6 +30,7 @@ def finetune_page(run: Run, budget: Budget) -> Page:
         *class_sections(run),
         *mistake_sections(run, budget),
         *scalar_sections(run),
+        *figures_section(run),
     ]
     return Page(run.name, "Fine-tuning run", headline(run), facts(run), (), [*sections, ending([run])])
 
@@ -44,7 +46,7 @@ def headline(run: Run) -> str:
         return unfinished(run, "epoch", run.config.get("train.epochs"))
     counted = run.results.get("test_n")
     images = f"{counted:,} test images" if isinstance(counted, int) else "the test images"
-    return f"{described(run)} names {percent(accuracy)} of {images} rightly."
+    return f"{described(run)} gets {percent(accuracy)} of {images} right."
 
 
 def unfinished(run: Run, unit: str, planned: object) -> str:

@@ -11,6 +11,7 @@ from arelu_meta.report.training import (
     described,
     duration,
     ending,
+    figures_section,
     learning_section,
     scalar_sections,
 )
@@ -23,6 +24,7 @@ def metatrain_page(run: Run) -> Page:
         run: its folder; it need not have ended.
     """
     sections = [*adaptation_sections([run]), learning_section(run), *scalar_sections(run), *_class_sections(run)]
+    sections += figures_section(run)
     return Page(run.name, "Meta-training run", headline(run), facts(run), (), [*sections, ending([run])])
 
 
@@ -50,8 +52,8 @@ def headline(run: Run) -> str:
     guessing = f" (guessing: {percent(1 / chance)})" if chance else ""
     algorithm = run.text("algorithm") or "the meta-learner"
     return (
-        f"{described(run)}, by {algorithm}, names {percent(accuracy)} of the query images of {task_words(run)} tasks "
-        f"with unseen classes rightly{guessing}."
+        f"{described(run)}, by {algorithm}, gets {percent(accuracy)} of the query images right in {task_words(run)} "
+        f"tasks of unseen classes{guessing}."
     )
 
 
@@ -104,9 +106,8 @@ def adaptation_sections(runs: list[Run]) -> list[Section]:
     if not series:
         return []
     note = "Mean over test tasks of unseen classes after each inner gradient step on the support images."
-    few = max(len(one.x) for one in series) <= 12
     title = "Accuracy after each inner step"
-    chart = curves(title, "inner steps", "accuracy", series, percent=True, whole_x=few, note=note)
+    chart = curves(title, "inner steps", "accuracy", series, percent=True, note=note)
     return [Section("Adaptation", [chart])]
 
 

@@ -17,7 +17,7 @@
     dark: {
       ink: "#e8ebef", soft: "#a5adb8", grid: "#2c333c",
       series: ["#56B4E9", "#FF8A4C", "#1FC79A", "#E39CC5", "#F0E442", "#8C9EFF", "#FFFFFF"],
-      depth: ["#9d7bff", "#5aa9e6", "#2fc6a6", "#e3e05a"],
+      depth: ["#b197fc", "#5aa9e6", "#2fc6a6", "#8ce99a"],
       sequential: [[0, "#1a2029"], [0.35, "#1f4e79"], [0.7, "#3d94d6"], [1, "#d7ecff"]],
       diverging: [[0, "#ffb066"], [0.25, "#a45a14"], [0.5, "#20252c"], [0.75, "#1f6fb2"], [1, "#9bd0ff"]],
     },
@@ -32,10 +32,10 @@
     return `rgb(${from.map((value, i) => Math.round(value + (to[i] - value) * (place - first))).join(",")})`;
   }
 
-  function coloured(trace, colours) {
+  function coloured(trace, colours, width) {
     const meta = trace.meta || {};
     if (trace.type === "heatmap") {
-      return { ...trace, colorscale: colours[meta.colours || "sequential"] };
+      return { ...trace, colorscale: colours[meta.colours || "sequential"], showscale: width >= NARROW || printing };
     }
     const colour = "depth" in meta ? between(colours.depth, meta.depth) : colours.series[meta.series || 0];
     if (meta.band) {
@@ -52,15 +52,17 @@
     });
     const legends = chart.traces.filter((trace) => trace.showlegend !== false).length;
     const below = width < NARROW || printing;
-    const rows = Math.ceil(legends / Math.max(1, Math.floor(width / 190)));
-    const extra = below && chart.layout.showlegend ? 22 * rows : 0;
+    // Below the chart the legend gets a height of its own, so that the chart keeps its.
+    const extra = below && chart.layout.showlegend ? 24 * Math.ceil(legends / Math.max(1, Math.floor(width / 190))) : 0;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", uirevision: "kept", hovermode: "closest",
       margin: { l: 58, r: 12, t: 12, b: 48 }, font: { family: getComputedStyle(document.body).fontFamily, size: 13 },
       ...chart.layout,
       font: { color: colours.ink, size: 13, family: "system-ui, sans-serif" },
       xaxis: axis(chart.layout.xaxis), yaxis: axis(chart.layout.yaxis),
-      legend: below ? { orientation: "h", y: -0.18, yanchor: "top", x: 0 } : { x: 1.02, y: 1 },
+      legend: below
+        ? { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, tracegroupgap: 0 }
+        : { x: 1.02, y: 1, tracegroupgap: 0 },
       hoverlabel: { font: { size: 13 } },
       height: chart.height + extra, width, autosize: false,
     };
@@ -77,7 +79,7 @@
     const layout = laidOut(chart, width, colours);
     place.style.height = `${layout.height}px`;
     drawn.add(place);
-    return Plotly.react(place, chart.traces.map((trace) => coloured(trace, colours)), layout, {
+    return Plotly.react(place, chart.traces.map((trace) => coloured(trace, colours, width)), layout, {
       displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     });
   }
@@ -218,4 +220,5 @@
   });
   document.querySelectorAll("details.data").forEach((one) => one.addEventListener("toggle", () => fill(one)));
   if (places.length) waitForCharts();
+  else document.documentElement.setAttribute("data-drawn", "true");
 })();

@@ -7,10 +7,11 @@ from arelu_meta.report.blocks import Block, Cell, Chart, Fact, Paragraph, Raw, S
 from arelu_meta.report.charts import Series, curves, heatmap
 from arelu_meta.report.reading import Row, Run, column, number_of
 
+# Title, meaning, format, and how far apart the colours' ends are at least: rounding is no colour.
 _SCALARS = {
-    "alpha": "slope on the negative side, used clamped to 0.01 … 0.99",
-    "beta": "slope on the positive side is 1 + sigmoid(beta)",
-    "t": "the gate of preserve: 0 is the original activation, 1 the whole residual",
+    "alpha": ("Alpha", "slope on the negative side, used clamped to 0.01 … 0.99", ".3f", 0.2),
+    "beta": ("Beta", "slope on the positive side is 1 + sigmoid(beta)", ".3f", 0.5),
+    "t": ("The gate t", "the gate of preserve: 0 is the original activation, 1 the whole residual", ".2g", 0.02),
 }
 _MOST_LINES = 60
 
@@ -26,7 +27,7 @@ def described(run: Run) -> str:
     start = run.text("init") or run.config.get("model.init")
     if not activation:
         return f"{model} with its own activation"
-    return f"{model} with {activation}" + (f", start {start}" if start else "")
+    return f"{model} with {activation}" + (f" (start: {start})" if start else "")
 
 
 def accuracy_fact(run: Run) -> Fact:
@@ -109,7 +110,7 @@ def scalar_sections(run: Run) -> list[Section]:
             lead += f" {clamped} of {alphas} alphas ended outside 0.01 … 0.99, where they no longer learn."
         sections.append(Section("Alpha and beta by layer and time", maps, lead))
     if chart := gradient_chart(run):
-        lead = "One line a layer, from the first (dark) to the last (light)."
+        lead = "One line a layer, from the first (violet) to the last (green)."
         sections.append(Section("Gradient norms", [chart], lead))
     return sections
 
@@ -127,16 +128,28 @@ def scalar_maps(run: Run) -> list[Chart]:
     times = list(dict.fromkeys(row.get(axis, "") for row in rows))
     layers = list(dict.fromkeys(row["path"] for row in rows))
     maps = []
-    for name, meaning in _SCALARS.items():
+    for name, (title, meaning, form, least) in _SCALARS.items():
         values = {(row["path"], row.get(axis, "")): number_of(row.get(name)) for row in rows}
-        if all(value is None for value in values.values()):
+        found = [value for value in values.values() if value is not None]
+        if not found:
             continue
         cells = [[values.get((layer, time)) for time in times] for layer in layers]
-        title = {"alpha": "Alpha", "beta": "Beta", "t": "The gate t"}[name]
-        maps.append(
-            heatmap(title, axis, "layer", times, layers, cells, ".3g", name, top_down=True, note=f"{name}: {meaning}.")
+        limits = _limits(found, least, around_zero=name == "t")
+        note, colours = f"{name}: {meaning}.", "diverging" if name == "t" else "sequential"
+        made = heatmap(
+            title, axis, "layer", times, layers, cells, form, name, colours, limits, top_down=True, note=note
         )
+        maps.append(made)
     return maps
+
+
+def _limits(values: Sequence[float], least: float, around_zero: bool) -> tuple[float, float]:
+    """Choose the numbers at the colours' ends, at least so far apart."""
+    if around_zero:
+        furthest = max(*(abs(value) for value in values), least)
+        return -furthest, furthest
+    short = max(0.0, least - (max(values) - min(values))) / 2
+    return min(values) - short, max(values) + short
 
 
 def gradient_chart(run: Run) -> Chart | None:
@@ -163,6 +176,20 @@ def gradient_chart(run: Run) -> Chart | None:
     if step > 1:
         note += f" Of {len(layers)} layers, every {step}th is drawn."
     return curves("Gradient norm", "step", "norm", series, log_y=True, by_depth=True, note=note)
+
+
+def figures_section(run: Run) -> list[Section]:
+    """List every figure of results.json.
+
+    Args:
+        run: any.
+    """
+    plain = {
+        name: value for name, value in run.results.items() if value is None or isinstance(value, str | int | float)
+    }
+    rows: list[list[Cell]] = [[name, value] for name, value in plain.items() if name != "folder"]
+    table = Table("results.json", ["name", "value"], rows, csv=True, shown=15)
+    return [Section("Every figure", [table], "Shares are fractions, times are in seconds.")] if rows else []
 
 
 def ending(runs: Sequence[Run], problems: Sequence[str] = ()) -> Section:
