@@ -32,6 +32,8 @@ class RunConfig:
         device: auto, cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one.
         precision: float32, or autocast to bf16 or fp16.
         resume: never (a folder that holds a run is an error), auto (start or continue), or a checkpoint's path.
+        checkpoint_minutes: finetune and metatrain: a checkpoint is written at least this often, beside the one after
+            each epoch or validation.
         deterministic: bit-identical results for the same command on the same machine, where PyTorch can.
         detect_anomaly: name the operation whose gradient becomes NaN; slow.
         trackers: finetune: where else metrics go, through accelerate, with commas between: tensorboard, wandb, mlflow …
@@ -42,6 +44,7 @@ class RunConfig:
     device: str = "auto"
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     resume: str = "never"
+    checkpoint_minutes: float = 5.0
     deterministic: bool = False
     detect_anomaly: bool = False
     trackers: str | None = None
@@ -555,6 +558,7 @@ class EnvConfig:
 # Lowest value allowed, and whether it is itself allowed.
 _RANGES: dict[str, tuple[float, bool]] = {
     "run.seed": (0, True),
+    "run.checkpoint_minutes": (0, True),
     "data.image_size": (1, True),
     "data.batch_size": (1, True),
     "data.per_class": (1, True),

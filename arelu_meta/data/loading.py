@@ -117,10 +117,10 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
 def _random_apart(seeds: NDArray[Any]) -> Iterator[None]:
     """Seed Python, NumPy and torch inside the block, and put them back to what they were."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(int(seeds[0]))
-    np.random.seed(int(seeds[1]))
-    torch.default_generator.manual_seed(int(seeds[2]))
     try:
+        random.seed(int(seeds[0]))
+        np.random.seed(int(seeds[1]))
+        torch.default_generator.manual_seed(int(seeds[2]))
         yield
     finally:
         random.setstate(before[0])
@@ -139,7 +139,8 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, images: int, batch_size: int, seed: int | None, share: tuple[int, int]) -> None:
-        self.images, self.batch_size, self.seed, self.share, self.epoch = images, batch_size, seed, share, 0
+        self.images, self.batch_size, self.seed, self.share = images, batch_size, seed, share
+        self.epoch = self.skip = 0
 
     def batches(self) -> list[NDArray[np.int64]]:
         """List this epoch's batches whole, over all processes."""
@@ -160,7 +161,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, processes = self.share
-        for batch in self.batches():
+        for batch in self.batches()[self.skip :]:
             if len(mine := batch[rank::processes]):
                 yield [(self.epoch, int(index)) for index in mine]
 
@@ -200,18 +201,21 @@ class Batches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pinned,
+            # Of its own: a loader draws a number at each start, and one that goes on in mid-epoch starts once more.
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def epoch(self, number: int) -> DataLoader[Any]:
+    def epoch(self, number: int, skip: int = 0) -> DataLoader[Any]:
         """Return the loader for one pass, its order set by the seed and the epoch's number.
 
         Args:
             number: of the epoch, from 1.
+            skip: batches to leave out, since they were trained on before the run was interrupted.
         """
-        self.order.epoch = number
+        self.order.epoch, self.order.skip = number, skip
         return self.loader
 
 

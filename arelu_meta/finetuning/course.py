@@ -1,6 +1,7 @@
 """The course of one fine-tuning run: its epochs, its best model, its checkpoints, its test."""
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from arelu_meta.errors import InputError
 from arelu_meta.finetuning.features import FeatureBatches, cached_batches, fit_once
 from arelu_meta.finetuning.loop import (
     Mix,
+    Sums,
     Trainer,
     check_finite,
     loss_and_accuracy,
@@ -29,12 +31,14 @@ from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, pea
 from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import write_results
 from arelu_meta.finetuning.search import Search, search_rate, write_search
+from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.compute import random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.results import report_results
+from arelu_meta.runs.savepoints import SavePoints
 from arelu_meta.runs.trackers import open_trackers, tracker_names
 
 
@@ -71,7 +75,10 @@ class Course:
         self.trainer.before_step = self._record_gradients
         self.compiled = model
         self.epoch, self.best, self.best_epoch, self.seconds = 0, (-1.0, 0.0), 0, 0.0
-        self.checkpoint = "none"
+        self.started: float | None = None  # of the epoch that is under way
+        self.rate, self.sums = 0.0, Sums()  # likewise
+        self.checkpoint, self.model_digest = "none", ""
+        self.save_points = SavePoints(config.run.checkpoint_minutes, self._save_checkpoint, ranks)
 
     def _make_batches(self) -> None:
         config, splits = self.config, self.splits
@@ -160,28 +167,26 @@ class Course:
         Returns:
             What results.json holds.
         """
-        if self.folder.resumed is not None:
-            self._restore(self.folder.resumed)
-        self.folder.start(self.config, self.splits.describe())
-        if self.folder.resumed is not None and self.ranks.main:
-            self.scalars.restore(self.folder.resumed.get("scalars"))
-            self.gradients.restore(self.folder.resumed.get("gradients"))
-        with (
-            resumable(lambda: self.checkpoint),
-            open_trackers(
-                tracker_names(self.config.run.trackers), self.folder.path, self.config, self.epoch + 1
-            ) as self.trackers,
-        ):
-            if self.epoch == 0:
-                self._save_checkpoint()
-            print("\n".join([self._headline(), *notes, *self._prepare_features()]), flush=True)
-            self._report_search()
-            if self.epoch == 0:
-                self._judge_the_start()
-            elif not self.folder.model_file.exists():
-                self._count_from_here()
-            self._train()
-            results = self._finish()
+        with self.folder, resumable(lambda: self.checkpoint):
+            resumed = self.folder.resumed
+            if resumed is not None:
+                self._restore(resumed)
+            self.folder.start(self.config, self.splits.describe())
+            if resumed is not None and self.ranks.main:
+                self.scalars.restore(resumed.get("scalars"))
+                self.gradients.restore(resumed.get("gradients"))
+            names = tracker_names(self.config.run.trackers)
+            with open_trackers(names, self.folder.path, self.config, self.epoch + 1) as self.trackers:
+                if resumed is None:
+                    self._save_checkpoint()
+                print("\n".join([self._headline(), *notes, *self._prepare_features()]), flush=True)
+                self._report_search()
+                if self.epoch == 0 and not self.sums.steps:
+                    self._judge_the_start()
+                else:
+                    self._find_best_model()
+                self._train()
+                results = self._finish()
         report_results(results)
         return results
 
@@ -234,7 +239,8 @@ class Course:
                 self.epoch = self.best_epoch = 1
             return
         epochs = self.config.train.epochs
-        with progress("fine-tuning", (epochs - self.epoch) * len(self.splits.train), "images") as bar:
+        images = (epochs - self.epoch) * len(self.splits.train) - self.sums.seen
+        with progress("fine-tuning", images, "images") as bar, self.save_points.active():
             while self.epoch < epochs and not self._stopped_early():
                 self._one_epoch(bar)
 
@@ -243,23 +249,38 @@ class Course:
         return patience is not None and self.epoch - self.best_epoch >= patience
 
     def _one_epoch(self, bar: ProgressBar) -> None:
-        started = time.monotonic()
+        self.started = time.monotonic()
         number = self.epoch + 1
         self._unfreeze(number)
-        rate = self.trainer.learning_rate()
-        train_loss, train_accuracy = train_epoch(self.trainer, self.train.epoch(number), bar, self.checkpoint)
+        if not self.sums.steps:
+            self.rate = self.trainer.learning_rate()
+        skip = self.sums.steps * self.config.optim.accumulate
+        batches = self.train.epoch(number, skip)
+        train_loss, train_accuracy = train_epoch(
+            self.trainer, batches, bar, self.checkpoint, self.sums, self._between_steps
+        )
         loss, accuracy = self._validate(number)
-        self.epoch = number
-        self.seconds += time.monotonic() - started
-        self._one_row(number, rate, train_loss, train_accuracy, loss, accuracy)
-        if (accuracy, -loss) > self.best:
+        self.seconds, self.started = self._elapsed(), None
+        self.epoch, self.sums = number, Sums()
+        self._one_row(number, self.rate, train_loss, train_accuracy, loss, accuracy)
+        better = (accuracy, -loss) > self.best
+        if better:
             self.best, self.best_epoch = (accuracy, -loss), number
-            self._save_model()
+        # First the checkpoint, then the model made of its weights: what is chosen by it is never ahead of it.
         self._save_checkpoint()
+        if better:
+            self._save_model()
+        self.save_points.regular()
         bar.line(
             f"epoch {number}/{self.config.train.epochs}  train loss {train_loss:.3f}, accuracy {train_accuracy:.1%}"
             f"  validation loss {loss:.3f}, accuracy {accuracy:.1%}  {self.seconds:.0f} s"
         )
+
+    def _between_steps(self) -> None:
+        self.save_points.between(self.trainer.updates)
+
+    def _elapsed(self) -> float:
+        return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def _unfreeze(self, number: int) -> None:
         """Let more stages learn under `gradual`; what averages gradients over processes is told anew."""
@@ -283,9 +304,9 @@ class Course:
             "train_accuracy": train_accuracy,
             "validation_loss": loss,
             "validation_accuracy": accuracy,
-            "seconds": round(self.seconds, 2),
         }
         self.folder.append_metrics(row)
+        self.folder.append_time("epoch", number, self.seconds)
         self.trackers.log(row, number)
         if self.ranks.main:
             self.scalars.record(self.trainer.judged, number)
@@ -298,30 +319,49 @@ class Course:
         model = self.trainer.judged
         if isinstance(self.validation, FeatureBatches):
             model = model.get_classifier()  # type: ignore[operator]
-        found = predict_logits(model, self.validation.epoch(number), self.device, self.config.run.precision)
+        batches = self._stoppable(self.validation.epoch(number))
+        found = predict_logits(model, batches, self.device, self.config.run.precision)
         parts = self.ranks.gather(found)
         logits, labels = (torch.cat([part[index] for part in parts]) for index in (0, 1))
         loss, accuracy = loss_and_accuracy(logits, labels)
         check_finite(loss, "validation", self.trainer, self.checkpoint)
         return loss, accuracy
 
+    def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Let a single process stop between two batches of a validation, too; several stop behind it, together."""
+        for batch in batches:
+            yield batch
+            if self.ranks.processes == 1 and self.save_points.interrupts.waiting:
+                self._between_steps()
+
     def _save_model(self) -> None:
         if self.ranks.main:
             save_model(self.folder.model_file, self.trainer.judged, self.spec)
+            self.model_digest = digest_of(self.folder.model_file)
 
     def _save_checkpoint(self) -> None:
+        self.sums.settle(lambda loss: check_finite(loss, "training", self.trainer, self.checkpoint))
+        apart = self.ranks.gather(
+            {
+                "random": random_state(),
+                "sums": [self.sums.steps, self.sums.loss, self.sums.right, self.sums.seen],
+            }
+        )
         state = self.trainer.state() | {
             "optimizer_name": self.config.optim.name,
             "peak_rate": self.trainer.peak_rate,
             "epoch": self.epoch,
+            "rate": self.rate,
             "best": list(self.best),
             "best_epoch": self.best_epoch,
-            "seconds": self.seconds,
-            "random": random_state(),
+            "model_digest": self.model_digest,
+            "seconds": self._elapsed(),
+            "processes": apart,
             "scalars": self.scalars.state(),
             "gradients": self.gradients.state(),
         }
-        self.checkpoint = str(self.folder.save_checkpoint(f"epoch-{self.epoch:04d}", state))
+        name = f"epoch-{self.epoch:04d}" + (f"-step-{self.sums.steps:06d}" if self.sums.steps else "")
+        self.checkpoint = str(self.folder.save_checkpoint(name, state))
 
     def _restore(self, state: dict[str, Any]) -> None:
         where = f"run.resume: {str(self.folder.resumed_from)!r}"
@@ -330,16 +370,37 @@ class Course:
         with restoring(where, state, self.config.optim.name):
             load_tensors(self.trainer.model, state["model"], where)
             self.trainer.restore(state)
-            self.epoch, self.seconds = state["epoch"], state["seconds"]
+            self.epoch, self.rate, self.seconds = state["epoch"], state["rate"], state["seconds"]
             self.best, self.best_epoch = (state["best"][0], state["best"][1]), state["best_epoch"]
-            restore_random_state(state["random"])
+            self.model_digest = state["model_digest"]
+            # With more processes than before, the new ones start from states of the old.
+            own = state["processes"][self.ranks.rank % len(state["processes"])]
+            self.sums = Sums(*own["sums"])
+            if len(state["processes"]) != self.ranks.processes:
+                self._share_anew(state["processes"])
+            restore_random_state(own["random"])
         self.checkpoint = str(self.folder.resumed_from)
 
+    def _share_anew(self, processes: list[dict[str, Any]]) -> None:
+        """Let the first process count what another number of processes had counted of the epoch."""
+        steps, loss, right, seen = (sum(values) for values in zip(*(one["sums"] for one in processes), strict=True))
+        steps //= len(processes)
+        self.sums = Sums(steps, loss, right, seen) if self.ranks.main else Sums(steps)
+
+    def _find_best_model(self) -> None:
+        """Make sure that the best model so far lies in the folder; where it does not, count from here."""
+        if self.best_epoch == self.epoch and not self.sums.steps:
+            self._save_model()
+        elif not self.ranks.gather(has_digest(self.folder.model_file, self.model_digest))[0]:
+            print("the best model so far is not in this folder; the best is counted from here", flush=True)
+            self._count_from_here()
+
     def _count_from_here(self) -> None:
-        """Start over with the best epoch: the weights of the best so far lie in the folder that was left."""
-        row = self.folder.rows[-1]
-        self.best, self.best_epoch = (row["validation_accuracy"], -row["validation_loss"]), self.epoch
-        self._save_model()
+        self.best, self.best_epoch = (-1.0, 0.0), self.epoch
+        if not self.sums.steps:
+            row = self.folder.rows[-1]
+            self.best = (row["validation_accuracy"], -row["validation_loss"])
+            self._save_model()
 
     def _finish(self) -> dict[str, Any]:
         self.ranks.wait()

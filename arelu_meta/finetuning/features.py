@@ -28,13 +28,14 @@ class FeatureBatches:
     def __len__(self) -> int:
         return len(self.order)
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through the features once.
 
         Args:
             number: of the epoch, from 1.
+            skip: batches to leave out.
         """
-        self.order.epoch = number
+        self.order.epoch, self.order.skip = number, skip
         for batch in self.order:
             chosen = torch.tensor([index for _, index in batch])
             yield self.features.values[chosen], self.features.labels[chosen]

@@ -106,15 +106,29 @@ class Trainer:
 
 
 @dataclass
-class _Sums:
-    """Loss, right answers and images of an epoch, kept on the device until they are looked at."""
+class Sums:
+    """What an epoch has come to so far: kept on the device until it is looked at.
 
+    Args:
+        steps: optimiser steps.
+        loss: over the images, summed.
+        right: answers.
+        seen: images.
+        waiting: loss, right answers and images of the batches that were not looked at yet.
+    """
+
+    steps: int = 0
     loss: float = 0.0
     right: int = 0
     seen: int = 0
     waiting: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
 
     def settle(self, check: Callable[[float], object]) -> None:
+        """Look at the batches that wait.
+
+        Args:
+            check: is told the mean loss of each.
+        """
         for loss, right, count in self.waiting:
             check(value := loss.item() / count)
             self.loss += value * count
@@ -124,7 +138,12 @@ class _Sums:
 
 
 def train_epoch(
-    trainer: Trainer, batches: Iterable[tuple[Tensor, Tensor]], bar: ProgressBar, checkpoint: str
+    trainer: Trainer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    bar: ProgressBar,
+    checkpoint: str,
+    sums: Sums | None = None,
+    between: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
     """Train on every batch once.
 
@@ -133,6 +152,8 @@ def train_epoch(
         batches: images of shape (batch, channels, height, width), float32, and labels of shape (batch,), int64.
         bar: advanced by the images; told how long batches were waited for.
         checkpoint: the last good one, named if the loss stops being finite.
+        sums: of the epoch's earlier batches, where it goes on from a checkpoint; changed in place.
+        between: called after each step.
 
     Returns:
         Mean loss and accuracy over the epoch's images, as they were met.
@@ -141,7 +162,7 @@ def train_epoch(
         RunError: if the loss becomes NaN or infinite.
     """
     set_training(trainer.model, trainer.config)
-    sums = _Sums()
+    sums = sums or Sums()
     unchecked = 1 if trainer.device.type == "cpu" else _STEPS_UNCHECKED
     for step in _grouped(bar.waiting(batches), trainer.accumulate):
         _accumulate_gradients(trainer, step, sums, checkpoint)
@@ -150,6 +171,8 @@ def train_epoch(
         _update(trainer)
         count = sum(len(labels) for _, labels in step) * trainer.ranks.processes
         bar.advance(count, loss=sums.loss / max(1, sums.seen), accuracy=sums.right / max(1, sums.seen))
+        sums.steps += 1
+        between()
     sums.settle(lambda loss: check_finite(loss, "training", trainer, checkpoint))
     return _over_ranks(trainer, sums)
 
@@ -165,7 +188,7 @@ def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], sums: _Sums, checkpoint: str) -> None:
+def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], sums: Sums, checkpoint: str) -> None:
     """Add up the gradients of the mean loss over all images of a step, in whatever processes they are."""
     trainer.optimizer.zero_grad(set_to_none=True)
     images_here = sum(len(labels) for _, labels in step)
@@ -238,7 +261,7 @@ def _update(trainer: Trainer) -> None:
         trainer.average.update(trainer.model, step=trainer.updates)
 
 
-def _over_ranks(trainer: Trainer, sums: _Sums) -> tuple[float, float]:
+def _over_ranks(trainer: Trainer, sums: Sums) -> tuple[float, float]:
     found = torch.tensor([sums.loss, sums.right, sums.seen], dtype=torch.float64)
     loss, right, seen = trainer.ranks.total(found).tolist()
     return loss / seen, right / seen

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from arelu_meta.config import MetatrainConfig, validate
 from arelu_meta.data.episodes import (
     ClassSplits,
     Sampler,
+    TaskBatch,
     TaskSampler,
     TensorSampler,
     load_class_splits,
@@ -33,12 +35,15 @@ from arelu_meta.meta.engines import build_engine
 from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve
 from arelu_meta.meta.inner import BASELINES, attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import set_normalization, train_mode
-from arelu_meta.runs.compute import naming_anomaly, prepare, random_state, restore_random_state
+from arelu_meta.meta.ranks import check_shareable, gather_shares, share_of, shared_meta_gradient
+from arelu_meta.runs.checkpoints import digest_of, has_digest
+from arelu_meta.runs.compute import naming_anomaly, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, check_apart, open_run, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
-from arelu_meta.runs.ranks import refuse_several
+from arelu_meta.runs.ranks import Ranks, join
 from arelu_meta.runs.results import finished_results, report_results
+from arelu_meta.runs.savepoints import SavePoints
 
 _EPISODE_SIZE = 28
 _ALL_STEPS_COUNT = 0.1  # MAML++: the share of the training over which the loss after every step counts
@@ -60,16 +65,15 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     """
     config = config or MetatrainConfig()
     validate(config)
-    refuse_several("metatrain")
     check_model_config(config.model)
     check_optimizer_name(config.optim.name)
-    folder = open_run(config.run, "metatrain")
+    ranks = join(config.run)
+    folder = open_run(config.run, "metatrain", ranks)
     if folder.finished:
         return finished_results(folder, "metatrain")
     check_apart(folder, class_holders(config.data))
     if config.meta.engine == "learn2learn":
         import_learn2learn()
-    device = prepare(config.run)
     splits = load_class_splits(config.data, config.task, config.run.seed)
     names = tuple(str(way) for way in range(config.task.ways))
     size = config.data.image_size or (_EPISODE_SIZE if config.model.name in PAPER_NETS else None)
@@ -86,7 +90,10 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     spec = replace(
         spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config)
     )
-    return _Run(config, folder, splits, spec, model.to(device), device).go()
+    train_mode(model, config.meta.normalization)
+    check_shareable(model, ranks)
+    ranks.wait()  # before the first of them writes: the others would take its files for an older run
+    return _Run(config, folder, splits, spec, model.to(ranks.device), ranks).go()
 
 
 def _meta_of(config: MetatrainConfig, splits: ClassSplits) -> dict[str, Any]:
@@ -113,17 +120,16 @@ class _Run:
         splits: ClassSplits,
         spec: ModelSpec,
         model: nn.Module,
-        device: torch.device,
+        ranks: Ranks,
     ) -> None:
         self.config, self.folder, self.splits, self.spec = config, folder, splits, spec
-        self.model, self.device = model, device
+        self.model, self.ranks, self.device = model, ranks, ranks.device
         self.gates = gate_schedule(model, config.optim.open_gates)
         attach_loop(model, inner_of(config.meta))  # gates that a schedule opens do not adapt
         self.optimizer = build_optimizer(model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, config.meta.steps, updates_per_epoch=1)
         meta = config.meta
         self.inner = inner_of(meta)
-        train_mode(model, meta.normalization)
         self.engine, self.engine_note = build_engine(
             meta.engine,
             model,
@@ -136,8 +142,12 @@ class _Run:
         kind = TaskSampler if self.engine.name == "learn2learn" else TensorSampler
         self.train_tasks = self._sampler(splits.train, "train", config.data.rotations, kind)
         self.validation_tasks = None if splits.validation is None else self._sampler(splits.validation, "validation")
-        self.step, self.best, self.seconds = 0, -1.0, 0.0
-        self.checkpoint, self.curve = "none", ""
+        self.step, self.best, self.best_step, self.seconds = 0, -1.0, -1, 0.0
+        self.started: float | None = None  # of the interval that is under way
+        self.losses: list[float] = []  # likewise, one a step
+        self.accuracies: list[float] = []
+        self.checkpoint, self.curve, self.model_digest = "none", "", ""
+        self.save_points = SavePoints(config.run.checkpoint_minutes, self._save_checkpoint)
 
     def _sample_images(self) -> torch.Tensor:
         """Make noise in the shape of two tasks' images, to try engines on."""
@@ -156,16 +166,16 @@ class _Run:
         return kind(pool, self.config.task, f"{part} {self.config.run.seed}")
 
     def go(self) -> dict[str, Any]:
-        if self.folder.resumed is not None:
-            self._restore(self.folder.resumed)
-        self.folder.start(self.config, self.splits.describe())
-        if self.step == 0:
-            self._save_checkpoint()
-        elif not self.folder.model_file.exists():
-            self._count_from_here()
-        with resumable(lambda: self.checkpoint):
+        with self.folder, resumable(lambda: self.checkpoint):
+            if self.folder.resumed is not None:
+                self._restore(self.folder.resumed)
+            self.folder.start(self.config, self.splits.describe())
+            if self.folder.resumed is None:
+                self._save_checkpoint()
+            else:
+                self._find_best_model()
             if self.config.meta.algorithm in BASELINES:
-                save_model(self.folder.model_file, self.model, self.spec)
+                self._save_model()
             else:
                 self._train()
             results = self._finish()
@@ -175,10 +185,11 @@ class _Run:
 
     def _train(self) -> None:
         steps, batch = self.config.meta.steps, self.config.meta.batch_tasks
-        with progress("meta-training", (steps - self.step) * batch, "tasks") as bar:
+        every = self.config.eval.every
+        with progress("meta-training", (steps - self.step) * batch, "tasks") as bar, self.save_points.active():
             bar.line(self._headline())
-            while self.step < steps and not self._is_late(bar):
-                self._interval(bar, min(self.config.eval.every, steps - self.step))
+            while (self.step < steps or self.losses) and not self._is_late(bar):
+                self._interval(bar, max(0, min(every - len(self.losses), steps - self.step)))
 
     def _is_late(self, bar: ProgressBar) -> bool:
         """Say whether the best validation lies eval.patience validations back."""
@@ -186,7 +197,7 @@ class _Run:
         found = [row["validation_accuracy"] for row in self.folder.rows]
         if patience is None or not found or self.validation_tasks is None:
             return False
-        late = len(found) - 1 - found.index(max(found)) >= patience
+        late = not self.losses and len(found) - 1 - found.index(max(found)) >= patience
         if late:
             bar.line(f"stopped at step {self.step}: no better validation accuracy for {patience} validations")
         return late
@@ -199,36 +210,44 @@ class _Run:
             f"{self.spec.name} ({self.spec.activation or 'its own activation'}), {task.ways}-way {task.shots}-shot, "
             f"{meta.algorithm} that adapts {self.inner.adapted_part}, order {1 if self.inner.first_order else 2}, "
             f"{meta.normalization} normalisation, "
-            f"{self.engine_note}, on {self.device}\n"
+            f"{self.engine_note}, on {self.device}{self._processes()}\n"
             f"{counts['train']} classes to train on, {counts['validation']} to validate on, "
             f"{counts['test']} unseen to test on"
             + "".join(f"; {note}" for note in self.splits.notes)
             + (f"; {len(self.splits.skipped)} files skipped that are not images" if self.splits.skipped else "")
         )
 
+    def _processes(self) -> str:
+        return f", {self.ranks.processes} processes" if self.ranks.processes > 1 else ""
+
     def _interval(self, bar: ProgressBar, steps: int) -> None:
         """Take meta-steps up to the next validation, then validate and write everything down."""
-        started = time.monotonic()
-        losses, accuracies = [], []
+        self.started = time.monotonic()
         for _ in range(steps):
             loss, accuracy = self._meta_step()
-            losses.append(loss)
-            accuracies.append(accuracy)
+            self.losses.append(loss)
+            self.accuracies.append(accuracy)
             bar.advance(self.config.meta.batch_tasks, loss=loss, accuracy=accuracy)
+            self.save_points.between(self.step)
         validation = self._validate()
-        self.seconds += time.monotonic() - started
+        self.seconds, self.started = self._elapsed(), None
         row = {
             "step": self.step,
-            "train_loss": sum(losses) / len(losses),
-            "train_accuracy": sum(accuracies) / len(accuracies),
+            "train_loss": sum(self.losses) / len(self.losses),
+            "train_accuracy": sum(self.accuracies) / len(self.accuracies),
             "validation_accuracy": validation,
-            "seconds": round(self.seconds, 2),
         }
+        self.losses, self.accuracies = [], []
         self.folder.append_metrics(row)
-        if validation is None or validation > self.best:
-            self.best = -1.0 if validation is None else validation
-            save_model(self.folder.model_file, self.model, self.spec)
+        self.folder.append_time("step", self.step, self.seconds)
+        better = validation is None or validation > self.best
+        if better:
+            self.best, self.best_step = -1.0 if validation is None else validation, self.step
+        # First the checkpoint, then the model made of its weights: what is chosen by it is never ahead of it.
         self._save_checkpoint()
+        if better:
+            self._save_model()
+        self.save_points.regular()
         shown = "" if validation is None else f"  validation accuracy {validation:.1%}"
         bar.line(
             f"step {self.step}/{self.config.meta.steps}  train loss {row['train_loss']:.3f}, "
@@ -244,11 +263,11 @@ class _Run:
         train_mode(self.model, meta.normalization)
         self.optimizer.zero_grad(set_to_none=True)
         first = self.step * meta.batch_tasks
-        tasks = self.train_tasks.batch(range(first, first + meta.batch_tasks)).to(self.device)
+        tasks = range(first, first + meta.batch_tasks)
         if meta.algorithm == "mamlpp":
             self.engine.step_weights = step_weights(meta.inner_steps, self.step / meta.steps, _ALL_STEPS_COUNT)
         with self._attention(), naming_anomaly(lambda what: self._diverged(what, self.step + 1)):
-            losses, accuracies = self.engine.meta_gradient(tasks)
+            losses, accuracies = shared_meta_gradient(self.engine, self.model, self._draw, tasks, self.ranks)
         if not losses.isfinite().all():
             raise self._diverged(f"the query loss became {losses[~losses.isfinite()][0].item()}", self.step + 1)
         self.optimizer.step()
@@ -257,6 +276,9 @@ class _Run:
             self.gates(self.step / meta.steps)
         self.schedule.step_update(self.step)
         return losses.double().mean().item(), accuracies.mean().item()
+
+    def _draw(self, tasks: Sequence[int]) -> TaskBatch:
+        return self.train_tasks.batch(tasks).to(self.device)
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
         # Fused attention has no second derivative.
@@ -274,11 +296,12 @@ class _Run:
 
     def _curves(self, sampler: Sampler, tasks: int, bar: ProgressBar | None, every: bool = True) -> list[list[float]]:
         meta = self.spec.meta
-        try:
+
+        def compute(own: Sequence[int]) -> list[list[float]]:
             return adaptation_curves(
                 self.model,
                 sampler,
-                range(tasks),
+                own,
                 meta["inner_lr"],
                 meta["inner_steps"],
                 self.device,
@@ -287,6 +310,9 @@ class _Run:
                 None if self.config.meta.task_chunk == "auto" else self.config.meta.task_chunk,
                 every,
             )
+
+        try:
+            return gather_shares(compute, range(tasks), self.ranks)
         except RunError as error:
             raise self._diverged(error, self.step) from error
 
@@ -297,6 +323,15 @@ class _Run:
         found = self._accuracies(self.validation_tasks, self.config.eval.validation_tasks)
         return sum(found) / len(found)
 
+    def _elapsed(self) -> float:
+        return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
+
+    def _save_model(self) -> None:
+        if not self.ranks.main:
+            return
+        save_model(self.folder.model_file, self.model, self.spec)
+        self.model_digest = digest_of(self.folder.model_file)
+
     def _save_checkpoint(self) -> None:
         state = {
             "model": self.model.state_dict(),
@@ -304,7 +339,11 @@ class _Run:
             "optimizer_name": self.config.optim.name,
             "step": self.step,
             "best": self.best,
-            "seconds": self.seconds,
+            "best_step": self.best_step,
+            "model_digest": self.model_digest,
+            "losses": self.losses,
+            "accuracies": self.accuracies,
+            "seconds": self._elapsed(),
             "random": random_state(),
         }
         self.checkpoint = str(self.folder.save_checkpoint(f"step-{self.step:06d}", state))
@@ -317,25 +356,35 @@ class _Run:
             load_tensors(self.model, state["model"], where)
             restore_optimizer(self.optimizer, self.schedule, state["optimizer"], state["step"])
             self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+            self.best_step, self.model_digest = state["best_step"], state["model_digest"]
+            self.losses, self.accuracies = list(state["losses"]), list(state["accuracies"])
             restore_random_state(state["random"])
         self.checkpoint = str(self.folder.resumed_from)
 
-    def _count_from_here(self) -> None:
-        """Start over with the best step: the weights of the best so far lie in the folder that was left."""
-        validation = self.folder.rows[-1]["validation_accuracy"]
-        self.best = -1.0 if validation is None else validation
-        save_model(self.folder.model_file, self.model, self.spec)
+    def _find_best_model(self) -> None:
+        """Make sure that the best model so far lies in the folder; where it does not, count from here."""
+        if self.best_step == self.step:
+            self._save_model()
+        elif self.folder.rows and not self.ranks.gather(has_digest(self.folder.model_file, self.model_digest))[0]:
+            print("the best model so far is not in this folder; the best is counted from here", flush=True)
+            self.best, self.best_step = -1.0, self.step
+            if not self.losses:
+                validation = self.folder.rows[-1]["validation_accuracy"]
+                self.best = -1.0 if validation is None else validation
+                self._save_model()
 
     def _finish(self) -> dict[str, Any]:
+        self.ranks.wait()  # the first one may still be writing what all read now
         load_tensors(self.model, read_tensors(self.folder.model_file), str(self.folder.model_file))
         tasks = self.config.eval.tasks
-        with progress("evaluating on unseen classes", tasks, "tasks") as bar:
+        own = len(share_of(range(tasks), *self.ranks.share))
+        with progress("evaluating on unseen classes", own, "tasks") as bar:
             curves = self._curves(self._sampler(self.splits.test, "test"), tasks, bar)
         accuracies = [row[-1] for row in curves]
         self.curve = describe_curve(curves, self.config.meta.normalization)
         mean, low, high = mean_interval(accuracies)
         columns = ["train_accuracy"] + (["validation_accuracy"] if self.validation_tasks else [])
-        if self.folder.rows:
+        if self.folder.rows and self.ranks.main:
             draw_curves(
                 self.folder.path / "curves.png",
                 self.folder.rows,
@@ -367,6 +416,7 @@ class _Run:
             "init": self.spec.init,
             "notes": "; ".join(self.splits.notes),
             "skipped": len(self.splits.skipped),
+            "processes": self.ranks.processes,
             "seconds": round(self.seconds, 2),
             "folder": str(self.folder.path),
         }

@@ -22,8 +22,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     Args:
         folder: `checkpoints/` of a run; need not be there.
     """
-    # By the stem: `epoch-0003` lies before `epoch-0003-step-000120`, which is of the epoch after it.
-    return sorted(folder.glob("*.pt"), key=lambda path: path.stem)
+    return sorted(folder.glob("*.pt"), key=_when)
+
+
+def _when(path: Path) -> tuple[list[int], str]:
+    """Order by the numbers: `epoch-0003` lies before `epoch-0003-step-000120`, which is of the epoch after it."""
+    return [int(number) for number in re.findall(r"\d+", path.stem)], path.stem
 
 
 def checksum_file(path: Path) -> Path:
@@ -44,11 +48,21 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def has_digest(path: Path, digest: str) -> bool:
+    """Say whether a file is there, with the content that a checkpoint remembers.
+
+    Args:
+        path: the file.
+        digest: what `digest_of` gave.
+    """
+    return path.is_file() and digest_of(path) == digest
+
+
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint and its checksum; drop all of the folder's but the last two.
 
     Args:
-        path: `*.pt`; the stems sort by time.
+        path: `*.pt`; the numbers in its name sort by time.
         state: tensors and plain Python values, so that `torch.load(weights_only=True)` reads it.
 
     Raises:
@@ -77,7 +91,7 @@ def set_aside_later(folder: Path, path: Path) -> list[Path]:
     """
     if path.resolve().parent != folder.resolve():
         return []
-    later = [other for other in list_checkpoints(folder) if other.stem > path.stem]
+    later = [other for other in list_checkpoints(folder) if _when(other) > _when(path)]
     moved = [other.rename(other.with_name(other.name + _ASIDE)) for other in later]
     for other in later:
         checksum_file(other).unlink(missing_ok=True)

@@ -130,20 +130,29 @@ class RunFolder:
                 print(f"damaged checkpoint: {sentence}; going on from {self.resumed_from.name}", flush=True)
             set_aside_later(self.checkpoints, self.resumed_from)
 
-    def append_metrics(self, row: Mapping[str, Any], seconds: float | None = None) -> None:
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.csv; the first row's keys are the header.
 
         Args:
             row: one value a column; floats are written with all their digits.
-            seconds: that the run has taken so far, for times.csv; the row's first column goes with it.
 
         Raises:
             RunError: if the disk refuses.
         """
         self._append("metrics.csv", self.rows, dict(row))
-        if seconds is not None:
-            first = next(iter(row))
-            self._append("times.csv", self.times, {first: row[first], "seconds": round(seconds, 2)})
+
+    def append_time(self, unit: str, number: int, seconds: float) -> None:
+        """Append one row to times.csv.
+
+        Args:
+            unit: epoch or step.
+            number: how many are done.
+            seconds: that the run has taken so far.
+
+        Raises:
+            RunError: if the disk refuses.
+        """
+        self._append("times.csv", self.times, {unit: number, "seconds": round(seconds, 2)})
 
     def _append(self, name: str, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
         path = self.path / name
