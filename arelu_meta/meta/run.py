@@ -147,7 +147,7 @@ class _Run:
         self.losses: list[float] = []  # likewise, one a step
         self.accuracies: list[float] = []
         self.checkpoint, self.curve, self.model_digest = "none", "", ""
-        self.save_points = SavePoints(config.run.checkpoint_minutes, self._save_checkpoint)
+        self.save_points = SavePoints(config.run.checkpoint_minutes, self._save_checkpoint, ranks)
 
     def _sample_images(self) -> torch.Tensor:
         """Make noise in the shape of two tasks' images, to try engines on."""
@@ -344,7 +344,7 @@ class _Run:
             "losses": self.losses,
             "accuracies": self.accuracies,
             "seconds": self._elapsed(),
-            "random": random_state(),
+            "random": self.ranks.gather(random_state()),
         }
         self.checkpoint = str(self.folder.save_checkpoint(f"step-{self.step:06d}", state))
 
@@ -358,7 +358,7 @@ class _Run:
             self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
             self.best_step, self.model_digest = state["best_step"], state["model_digest"]
             self.losses, self.accuracies = list(state["losses"]), list(state["accuracies"])
-            restore_random_state(state["random"])
+            restore_random_state(state["random"][self.ranks.rank % len(state["random"])])
         self.checkpoint = str(self.folder.resumed_from)
 
     def _find_best_model(self) -> None:
