@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from arelu_meta.backbones.called_once import calls_nothing_twice
 from arelu_meta.backbones.examples import Example
 from arelu_meta.backbones.hand_written import hand_written
 from arelu_meta.backbones.leading import Led, lead_calls, missed, why_kept
@@ -16,6 +17,8 @@ Traces = tuple[Trace, Trace]
 def trace_and_lead(model: nn.Module, example: Example | None) -> tuple[Traces | None, list[Led]]:
     """Trace a model, lead its function calls to modules, and if there are any, trace it again.
 
+    Where timm's code says by itself that there is nothing to see, it is not run.
+
     Args:
         model: changed in place; each of what is returned can undo its part.
         example: an input.
@@ -23,7 +26,7 @@ def trace_and_lead(model: nn.Module, example: Example | None) -> tuple[Traces | 
     Returns:
         What the forward pass does now, or None if it fails; and the modules that were changed.
     """
-    traces = trace_forward(model, example)
+    traces = (calls_nothing_twice(model) if example is None else None) or trace_forward(model, example)
     if traces is None:
         return None, []
     led = lead_calls(model, traces)

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.progress import progress
@@ -60,18 +61,39 @@ def swap_one(name: str, activation: str = "arelu", init: str | None = None) -> O
     try:
         with torch.device("meta"):
             model = timm.create_model(name)
+        wrong = _misread(model)
         report = swap_activations(model, activation, init=init)
         # Not the report alone says so: a second look at the swapped model must find no call that is left.
         after = trace_forward(model)
     except Exception as error:  # one model that cannot be swapped must not hide what becomes of the others
         return Outcome(name, False, 0, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     left = Counter(f"{entry.before}: {entry.reason}" for entry in report.kept if entry.role in ("hidden", "se_hidden"))
+    left.update(wrong)
     if after is None:
         left["the forward pass fails"] += 1
     elif after[0].functions:
         left[f"{after[0].functions[0].function} is still called in {after[0].functions[0].where}"] += 1
     reason = "; ".join(f"{count} {what}" for what, count in left.items())
     return Outcome(name, report.complete and not left, len(report.swapped), reason)
+
+
+def _misread(model: nn.Module) -> list[str]:
+    """Trace a model whose code was read instead, and list what the reading did not know."""
+    from arelu_meta.backbones.called_once import calls_nothing_twice
+    from arelu_meta.backbones.tracing import trace_forward
+
+    if calls_nothing_twice(model) is None:
+        return []
+    traces = trace_forward(model)
+    if traces is None:
+        return ["its code was read, and its forward pass fails"]
+    wrong = [f"{call.function} in {call.where}, which reading the code did not see" for call in traces[0].functions]
+    for trace in traces:
+        for path, calls in trace.calls.items():
+            entries = Counter(call.entry for call in calls)
+            if max(entries.values()) > 1:
+                wrong.append(f"{path} is called {max(entries.values())} times, and was read as once")
+    return wrong
 
 
 def swap_all(activation: str = "arelu", init: str | None = None, names: list[str] | None = None) -> list[Outcome]:
