@@ -66,6 +66,12 @@ TASKS: dict[str, Task] = {
     "activations": Task(
         configs.ActivationsConfig, "arelu_meta.activations.task:activations_task", "every activation by name"
     ),
+    "sweep": Task(
+        configs.SweepConfig,
+        "arelu_meta.sweeping.task:sweep_task",
+        "many runs, on this machine or a cluster",
+        positional=("spec",),
+    ),
     "report": Task(
         configs.ReportConfig,
         "arelu_meta.report.task:report_task",
@@ -272,7 +278,7 @@ def _parser(name: str, task: Task) -> Any:
     )
     parser.add_argument("--config", action="config", help="a YAML file of the same fields; flags override it")
     parser.add_class_arguments(task.config, as_group=True)
-    hidden = {item.name for item in fields(task.config)} | set(task.positional)
+    hidden = {name for name, kind in get_type_hints(task.config).items() if is_dataclass(kind)} | set(task.positional)
     for action in parser._actions:
         # Groups (`--optim FILE`) and positional words have flags of their own in jsonargparse; users need not see them.
         if action.dest in hidden:
@@ -337,18 +343,7 @@ def _check_flags(name: str, flags: list[str], known: dict[str, Any]) -> list[str
 
 def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
     """Refuse a file that is no YAML or has unknown keys; return its fields by their full names."""
-    import yaml
-
-    if not os.path.isfile(file):  # noqa: PTH113 (pathlib's raises where the name is too long)
-        raise InputError(f"config: {file!r} does not exist or is not a file; give a YAML file")
-    try:
-        content = _load_yaml(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"config: {file!r} cannot be read ({error.strerror}); give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config: {file!r} is not YAML: {error}") from error
-    except (ValueError, RecursionError) as error:  # such as a date with a 13th month
-        raise InputError(f"config: {file!r} has a value that YAML cannot read ({error})") from error
+    content = read_yaml(file, "config")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -366,6 +361,33 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
                 f"such as `{fields_below[0]}:`, or leave it out"
             )
     return keys
+
+
+def read_yaml(file: str, where: str) -> Any:
+    """Read a YAML file that a person wrote.
+
+    Args:
+        file: its path.
+        where: the flag that named it, for errors.
+
+    Returns:
+        Plain values, as `yaml.safe_load` makes them; a key that stands twice is an error.
+
+    Raises:
+        InputError: if it cannot be read or is no YAML.
+    """
+    import yaml
+
+    if not os.path.isfile(file):  # noqa: PTH113 (pathlib's raises where the name is too long)
+        raise InputError(f"{where}: {file!r} does not exist or is not a file; give a YAML file")
+    try:
+        return _load_yaml(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{where}: {file!r} cannot be read ({error.strerror}); give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: {file!r} is not YAML: {error}") from error
+    except (ValueError, RecursionError) as error:  # such as a date with a 13th month
+        raise InputError(f"{where}: {file!r} has a value that YAML cannot read ({error})") from error
 
 
 def _load_yaml(text: str) -> Any:

@@ -538,6 +538,68 @@ class ReportConfig:
 
 
 @dataclass
+class SweepRunConfig:
+    """Where a sweep lies.
+
+    Args:
+        folder: of all its runs and their table; the same command goes on with what it holds; default: runs/sweep-NAME
+            of the file.
+    """
+
+    folder: str | None = None
+
+
+@dataclass
+class SlurmConfig:
+    """How Slurm is asked (launcher submitit).
+
+    Args:
+        cluster: slurm; local runs jobs on this machine; auto takes Slurm where there is one.
+        partition: of the jobs; default: Slurm's own.
+        account: of the jobs; default: Slurm's own.
+        minutes: a job may take; one that needs longer is put back into the queue, and goes on from its checkpoint.
+        wait: for the jobs; without it the command ends once they are queued, and the same command later sums them up.
+    """
+
+    cluster: Literal["auto", "slurm", "local"] = "auto"
+    partition: str | None = None
+    account: str | None = None
+    minutes: int = 240
+    wait: bool = True
+
+
+@dataclass
+class SweepConfig:
+    """Do many runs of one task, each once, and write one table of what they found.
+
+    Args:
+        spec: the sweep's YAML file: task, shared fields, parameters and their values, search.
+        run: where.
+        launcher: ray (this machine, or a cluster) or submitit (Slurm's job arrays).
+        workers: most runs at once; default: as many as the cores, or GPUs, hold.
+        cpus: cores a run; 0.5 lets two share one.
+        gpus: GPUs a run; 0.25 lets four share one; auto: 1 where there are any and run.device takes them.
+        address: of a Ray cluster, HOST:PORT, or auto for the one that this machine is part of; default: one of its own.
+        retries: how often a run whose worker died is gone on with.
+        retry_failed: do the runs again that failed.
+        dry_run: print the runs and do none.
+        slurm: of launcher submitit.
+    """
+
+    spec: str
+    run: SweepRunConfig = field(default_factory=SweepRunConfig)
+    launcher: Literal["ray", "submitit"] = "ray"
+    workers: int | None = None
+    cpus: float = 1.0
+    gpus: float | Literal["auto"] = "auto"
+    address: str | None = None
+    retries: int = 3
+    retry_failed: bool = False
+    dry_run: bool = False
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+
+@dataclass
 class DemoConfig:
     """The main job on embedded data, or part of it on your own folder of images.
 
@@ -597,6 +659,11 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "eval.validation_tasks": (1, True),
     "eval.patience": (1, True),
     "rounds": (1, True),
+    "workers": (1, True),
+    "cpus": (0, False),
+    "gpus": (0, True),
+    "retries": (0, True),
+    "slurm.minutes": (1, True),
     "optim.small_lr": (0, False),
     "meta.tasks": (2, True),
     "target": (0, False),

@@ -1,0 +1,1 @@
+"""Many runs: what a sweep's file says, and its runs on Ray Tune or Slurm."""

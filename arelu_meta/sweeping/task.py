@@ -1,0 +1,243 @@
+"""`arelu-meta sweep SPEC`: many runs of one task, each once, and the table of what they found."""
+
+import importlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arelu_meta.config import SweepConfig, validate
+from arelu_meta.errors import InputError, MissingExtraError, RunError
+from arelu_meta.runs.files import write_text
+from arelu_meta.runs.lock import FolderLock, check_free
+from arelu_meta.runs.progress import ProgressBar, progress
+from arelu_meta.sweeping.runs import BEGUN, ENDED, FAILED, FINISHED, STOPPED, folder_of, read_state
+from arelu_meta.sweeping.spec import Spec, Trial, describe, listed_trials, read_spec
+from arelu_meta.sweeping.table import (
+    Row,
+    best_of,
+    count,
+    known_trials,
+    print_rows,
+    read_rows,
+    write_results,
+    write_table,
+)
+
+_SECONDS_TO_LEAVE = 60.0
+_SECONDS_BETWEEN_TABLES = 5.0
+
+
+def sweep_task(config: SweepConfig) -> dict[str, Any]:
+    """Do the runs that a sweep's folder does not hold yet, and write what all of them found.
+
+    Args:
+        config: the sweep's file, its folder, and where the runs go.
+
+    Returns:
+        What results.json holds; with dry_run, how many runs there are.
+
+    Raises:
+        InputError: if the file is wrong, or a package is missing.
+        RunError: if no run could be done.
+    """
+    validate(config)
+    spec = read_spec(config.spec)
+    sweep = Path(config.run.folder or f"runs/sweep-{Path(config.spec).stem}").expanduser()
+    trials = [] if spec.search == "optuna" else listed_trials(spec)
+    _check_launcher(config, spec)
+    if config.dry_run:
+        return _show(spec, sweep, trials)
+    check_place(sweep)
+    lock = FolderLock(sweep)
+    sweep.mkdir(parents=True, exist_ok=True)
+    lock.acquire()
+    try:
+        return _sweep(config, spec, sweep, trials)
+    finally:
+        lock.release()
+
+
+def check_place(sweep: Path) -> None:
+    """Refuse a folder that holds something else.
+
+    Args:
+        sweep: the sweep's folder.
+
+    Raises:
+        InputError: naming it.
+    """
+    if sweep.exists() and not sweep.is_dir():
+        raise InputError(f"run.folder: {str(sweep)!r} is a file; give a folder")
+    if (sweep / "config.yaml").exists() or (sweep / "metrics.csv").exists():
+        raise InputError(f"run.folder: {str(sweep)!r} holds a run, not a sweep; give another folder")
+
+
+def _check_launcher(config: SweepConfig, spec: Spec) -> None:
+    if config.launcher == "ray":
+        needed = {"ray.tune": "sweep", **({"optuna": "sweep"} if spec.search == "optuna" else {})}
+    else:
+        needed = {"submitit": "slurm"}
+        if spec.search == "optuna" or spec.halving is not None:
+            what = "search: optuna" if spec.search == "optuna" else "early_stopping"
+            raise InputError(f"launcher: submitit starts every run at once, and {what} needs --launcher ray")
+    for module, extra in needed.items():
+        if not _is_installed(module):
+            raise MissingExtraError(
+                f"launcher: {config.launcher} needs the package {module.split('.')[0]}: "
+                f"pip install 'arelu-meta[{extra}]'"
+            )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def _show(spec: Spec, sweep: Path, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Print the runs without doing any."""
+    rows = read_rows(sweep, spec, trials)
+    if rows:
+        print_rows(spec, rows)
+    done = count(rows, *ENDED)
+    runs = spec.samples if spec.search == "optuna" else len(rows)
+    print(f"{runs} runs, {done} of them done; nothing was started")
+    return {"runs": runs, "done": done}
+
+
+def _sweep(config: SweepConfig, spec: Spec, sweep: Path, trials: list[Trial]) -> dict[str, Any]:
+    started = time.monotonic()
+    # The sweep as it was understood, for whoever opens the folder.
+    write_text(sweep / "sweep.yaml", yaml.safe_dump(describe(spec), sort_keys=False, allow_unicode=True))
+    known, pending = _divide(config, spec, sweep, trials)
+    left = max(spec.samples - len(known), len(pending)) if spec.search == "optuna" else len(pending)
+    print(f"{len(known) + left} runs of {spec.task}, {len(known)} of them done; in {sweep}", flush=True)
+    if left:
+        with progress("sweep", left, "runs") as bar:
+            watch = _Watch(spec, sweep, trials, bar, started)
+            try:
+                _launch(config, spec, sweep, known, pending, watch)
+            except KeyboardInterrupt:
+                _wait_for_checkpoints(sweep)
+                rows = read_rows(sweep, spec, trials)
+                write_table(sweep, spec, rows)
+                done = count(rows, *ENDED)
+                raise KeyboardInterrupt(f"{done} runs are done; the same command goes on with the rest") from None
+    rows = read_rows(sweep, spec, trials)
+    write_table(sweep, spec, rows)
+    results = write_results(sweep, spec, rows, time.monotonic() - started)
+    print_rows(spec, rows)
+    _say(spec, sweep, rows)
+    return results
+
+
+def _divide(config: SweepConfig, spec: Spec, sweep: Path, trials: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
+    """Tell runs that have ended from those that are to be done."""
+    known, pending = [], []
+    for trial in trials or known_trials(sweep, spec):
+        folder = folder_of(sweep, trial)
+        status = read_state(folder, spec).status
+        if status == FAILED and config.retry_failed:
+            (folder / "trial.json").unlink()
+            status = BEGUN
+        (known if status in ENDED else pending).append(trial)
+    return known, pending
+
+
+def _launch(
+    config: SweepConfig, spec: Spec, sweep: Path, known: list[Trial], pending: list[Trial], watch: "_Watch"
+) -> None:
+    if config.launcher == "submitit":
+        from arelu_meta.sweeping.on_slurm import run_on_slurm
+
+        run_on_slurm(config, spec, sweep, pending, watch.ended)
+        return
+    from arelu_meta.sweeping.on_ray import run_on_ray
+
+    run_on_ray(config, spec, sweep, known, pending, watch.ended)
+
+
+class _Watch:
+    """Shows and writes down each run that has ended.
+
+    Args:
+        spec: the sweep.
+        sweep: its folder.
+        trials: as in `read_rows`.
+        bar: counts runs.
+        started: time.monotonic of the sweep.
+    """
+
+    def __init__(self, spec: Spec, sweep: Path, trials: list[Trial], bar: ProgressBar, started: float) -> None:
+        self.spec, self.sweep, self.trials, self.bar, self.started = spec, sweep, trials, bar, started
+        self._done = {trial.key for trial in trials if self._has_ended(trial)}
+        self._best: float | None = None
+        self._written = 0.0
+
+    def _has_ended(self, trial: Trial) -> bool:
+        return read_state(folder_of(self.sweep, trial), self.spec).status in ENDED
+
+    def ended(self, trial: Trial) -> None:
+        """Count a run; one that had ended before this start of the sweep does not count again.
+
+        Args:
+            trial: the run.
+        """
+        if trial.key in self._done:
+            return
+        self._done.add(trial.key)
+        state = read_state(folder_of(self.sweep, trial), self.spec)
+        score = state.score(self.spec)
+        if score is not None and state.status == FINISHED:
+            better = max if self.spec.mode == "max" else min
+            self._best = score if self._best is None else better(self._best, score)
+        hours = (time.monotonic() - self.started) / 3600
+        rate = {"runs_per_hour": (self.bar.done + 1) / max(hours, 1e-9)}
+        self.bar.advance(1, **rate, **({} if self._best is None else {"best": self._best}))
+        values = ", ".join(f"{name} {value}" for name, value in trial.parameters.items())
+        figure = f"{self.spec.metric} {score:.4g}" if score is not None else ""
+        shown = {FINISHED: figure, STOPPED: f"stopped early, {figure}", FAILED: f"failed: {state.error}"}
+        self.bar.line(
+            f"{self.bar.done}/{self.bar.total} {trial.key}: {values}: {shown.get(state.status, state.status)}"
+        )
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_TABLES:
+            write_table(self.sweep, self.spec, read_rows(self.sweep, self.spec, self.trials))
+            self._written = time.monotonic()
+
+
+def _wait_for_checkpoints(sweep: Path) -> None:
+    """Wait until the runs that were told to end have written their checkpoints."""
+    until = time.monotonic() + _SECONDS_TO_LEAVE
+    for folder in sorted((sweep / "runs").glob("*")):
+        while time.monotonic() < until:
+            try:
+                check_free(folder)
+                break
+            except InputError:
+                time.sleep(0.2)
+
+
+def _say(spec: Spec, sweep: Path, rows: Sequence[Row]) -> None:
+    failed = [row for row in rows if row.state.status == FAILED]
+    if failed and len(failed) == len(rows):
+        raise RunError(
+            f"all {len(rows)} runs failed; {failed[0].trial.key}: {failed[0].state.error} "
+            f"(mend it and give --retry_failed)"
+        )
+    best = best_of(rows)
+    if best is not None:
+        values = ", ".join(f"--{name} {value}" for name, value in best.trial.parameters.items())
+        results = best.state.results
+        print(f"best by {spec.metric}: {values}, in {folder_of(sweep, best.trial)}")
+        if {"test_accuracy", "test_low", "test_high"} <= results.keys():
+            print(
+                f"its test accuracy: {results['test_accuracy']:.1%} "
+                f"(95 % interval {results['test_low']:.1%} to {results['test_high']:.1%})"
+            )
+    if failed:
+        print(f"{len(failed)} runs failed; results.csv says why, --retry_failed runs them again")
+    print(f"written to {sweep}", flush=True)
