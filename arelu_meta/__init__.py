@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from arelu_meta.evaluation import evaluate
     from arelu_meta.finetuning import finetune
     from arelu_meta.meta import metatrain
+    from arelu_meta.meta.learner import Learner
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AReLU",
     "GatedAReLU",
+    "Learner",
     "SwapReport",
     "arelu",
     "create_activation",
@@ -48,6 +50,7 @@ _HOMES = {
     "evaluate": "arelu_meta.evaluation",
     "finetune": "arelu_meta.finetuning",
     "metatrain": "arelu_meta.meta",
+    "Learner": "arelu_meta.meta.learner",
 }
 
 

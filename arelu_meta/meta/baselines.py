@@ -1,5 +1,7 @@
 """What few-shot results are read against: a backbone's features with no meta-training at all."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,9 +79,26 @@ def logistic_regression(support: Tensor, labels: Tensor, queries: Tensor) -> Ten
 
     Source: Tian et al. 2020, "Rethinking Few-Shot Image Classification: a Good Embedding Is All You Need?".
     """
+    return fit_logistic(support, labels)(queries)
+
+
+def fit_logistic(support: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Fit scikit-learn's logistic regression to features of length 1, to classify any number of batches with.
+
+    Args:
+        support: shape (images, features).
+        labels: shape (images,), int64; every class has an image.
+
+    Returns:
+        A function from features, shape (queries, features), to probabilities, shape (queries, classes).
+    """
     from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(max_iter=1000)
     fitted.fit(F.normalize(support, dim=1).double().cpu().numpy(), labels.cpu().numpy())
-    found = fitted.predict_proba(F.normalize(queries, dim=1).double().cpu().numpy())
-    return torch.from_numpy(found).to(support)
+
+    def classify(queries: Tensor) -> Tensor:
+        found = fitted.predict_proba(F.normalize(queries, dim=1).double().cpu().numpy())
+        return torch.from_numpy(found).to(support)
+
+    return classify

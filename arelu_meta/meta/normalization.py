@@ -76,6 +76,11 @@ def _removed(norm: _BatchNorm) -> nn.Module:
     return nn.Sequential(*_after(norm)) if _after(norm) else nn.Identity()
 
 
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Say whether a model normalises by the batch at hand, so that images depend on each other."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in model.modules())
+
+
 def uses_support_statistics(model: nn.Module) -> bool:
     """Say whether a model's queries are to be normalised by their support set."""
     return any(getattr(module, _MARK, False) for module in model.modules())
@@ -88,14 +93,55 @@ def support_statistics(count: int) -> Iterator[None]:
     Args:
         count: how many images of a batch are the support set, which stand before the queries.
     """
-    with _SupportStatistics(count):
+    with _Statistics(lambda input: _batch_statistics(input[:count])):
         yield
 
 
-class _SupportStatistics(TorchFunctionMode):
-    def __init__(self, count: int) -> None:
+Statistics = list[tuple[Tensor, Tensor]]
+"""Mean and variance of every call of a batch normalisation without running averages, in the calls' order."""
+
+
+@contextlib.contextmanager
+def noting_statistics(into: Statistics) -> Iterator[None]:
+    """Within this, batch normalisation without running averages notes the statistics that it takes.
+
+    Args:
+        into: filled in the order of the calls.
+    """
+
+    def note(images: Tensor) -> tuple[Tensor, Tensor]:
+        into.append(_batch_statistics(images))
+        return into[-1]
+
+    with _Statistics(note):
+        yield
+
+
+@contextlib.contextmanager
+def given_statistics(statistics: Statistics) -> Iterator[None]:
+    """Within this, batch normalisation without running averages takes these, so that no image depends on another.
+
+    Args:
+        statistics: what `noting_statistics` noted of the same model.
+    """
+    calls = iter(statistics)
+    with _Statistics(lambda _: next(calls)):
+        yield
+
+
+def _batch_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of a batch's channels, of shape (1, channels, 1 …)."""
+    over = [dim for dim in range(images.dim()) if dim != 1]
+    variance, mean = torch.var_mean(images, over, correction=0, keepdim=True)
+    return mean, variance
+
+
+class _Statistics(TorchFunctionMode):
+    """Normalises by the statistics that a function gives for the input, where there are no running averages."""
+
+    def __init__(self, choose: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.count = count
+        self.choose = choose
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -119,9 +165,7 @@ class _SupportStatistics(TorchFunctionMode):
     ) -> Tensor | None:
         if running_mean is not None or not training:
             return None
-        known = input[: self.count]
-        over = [dim for dim in range(input.dim()) if dim != 1]
-        variance, mean = torch.var_mean(known, over, correction=0, keepdim=True)
+        mean, variance = self.choose(input)
         shape = (1, -1, *[1] * (input.dim() - 2))
         normalised = (input - mean) * torch.rsqrt(variance + eps)
         if weight is not None:

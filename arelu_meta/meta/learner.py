@@ -1,0 +1,345 @@
+"""A model that learns new classes from a few images of each: `Learner.load(run).adapt(support).predict(images)`."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from arelu_meta.backbones.from_config import build_backbone
+from arelu_meta.backbones.saving import ModelSpec, load_model
+from arelu_meta.config import ModelConfig
+from arelu_meta.data.given import GivenImages, Source, centre_crop, gather, in_colour, tell_skipped, whole_image
+from arelu_meta.data.images import read_folder
+from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.meta.algorithms import features
+from arelu_meta.meta.baselines import fit_logistic, nearest_centroid
+from arelu_meta.meta.inner import saved_loop
+from arelu_meta.meta.normalization import (
+    Statistics,
+    given_statistics,
+    noting_statistics,
+    uses_batch_statistics,
+    uses_support_statistics,
+)
+from arelu_meta.meta.stack import Stack
+from arelu_meta.runs.compute import choose_device
+from arelu_meta.runs.progress import progress
+
+Method = Literal["maml", "protonet", "centroid", "logistic"]
+Support = str | Path | Mapping[str, GivenImages] | tuple[Tensor, Tensor]
+Score = Callable[[Tensor], Tensor]
+_MOST_REFERENCE = 128  # query images that a transductive model takes its statistics of, beside the support set
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a model takes an image for.
+
+    Args:
+        name: of the class.
+        probability: how sure it is, in (0, 1].
+        place: of the image among those given, from 0.
+    """
+
+    name: str
+    probability: float
+    place: int
+
+
+class Learner:
+    """A model before it has seen the classes that it is to tell apart; make one with `Learner.load`.
+
+    Example:
+        >>> from arelu_meta import Learner
+        >>> flowers = Learner.load("tf_efficientnet_lite0").adapt("support")  # support/daisy/1.jpg, support/tulip/…
+        >>> [(guess.name, guess.probability) for guess in flowers.predict(["photo.jpg"])]  # doctest: +SKIP
+
+    Args:
+        model: on the device, in eval mode; never changed.
+        spec: says what it takes and how it was trained.
+        method: maml (inner gradient steps), protonet, centroid, or logistic.
+    """
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, method: Method) -> None:
+        self.model, self.spec, self.method = model.eval(), spec, method
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def load(cls, name: str | Path, device: str = "auto", method: Method | None = None) -> "Learner":
+        """Load a model to learn with.
+
+        Args:
+            name: a run folder or a model.safetensors of `metatrain` or `finetune`; or a timm model, whose pretrained
+                weights are used as they come.
+            device: auto, cpu, cuda, cuda:1 …
+            method: centroid (compare features with each class's mean) or logistic (regression on them), for any model;
+                default: the way in which it was meta-trained, centroid for one that was not.
+
+        Raises:
+            InputError: if there is no such run or model, or it cannot learn so.
+        """
+        if Path(name).exists() or not timm.is_model(str(name)):
+            model, spec = load_model(name)
+        else:
+            model, spec = build_backbone(ModelConfig(str(name), pretrained=True), ("any", "other"), 3, None, "finetune")
+        trained = spec.meta.get("algorithm", "maml") if spec.task == "metatrain" else "centroid"
+        own: Method = next((way for way in get_args(Method) if way == trained), "maml")
+        allowed: set[Method] = {own, "centroid", "logistic"}
+        if method is not None and method not in allowed:
+            raise InputError(
+                f"method: {method!r} is not what {str(name)!r} was trained for; {nearest_names(method, allowed)}"
+            )
+        chosen = method or own
+        if chosen != "maml" and not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+            raise InputError(f"method: {chosen!r} needs a model with features, which {spec.name!r} has not; give maml")
+        return cls(model.to(choose_device(device)), spec, chosen)
+
+    @property
+    def normalization(self) -> str:
+        """What batch normalisation does, by name; a model that was not meta-trained keeps its running averages."""
+        return str(self.spec.meta.get("normalization", "frozen"))
+
+    def adapt(self, support: Support, skip_broken: bool = False) -> "AdaptedLearner":
+        """Learn classes from a few images of each; the learner itself does not change.
+
+        Args:
+            support: a folder with a sub-folder a class; or the images of each class by its name (paths, Pillow images,
+                tensors); or a tensor of images (images, channels, height, width) with labels (images,), int64 from 0,
+                whose classes are then called "0", "1" …  Files and Pillow images may have any size; tensors must have
+                the model's, uint8 or floats from 0 to 1.
+            skip_broken: leave out files that are not images.
+
+        Returns:
+            What tells these classes apart.
+
+        Raises:
+            InputError: if there are fewer than 2 classes, one without an image, more than the model has outputs for,
+                or images that do not fit.
+        """
+        classes, source, labels = self._read(support, skip_broken)
+        if self.method == "maml" and len(classes) > self.spec.num_classes:
+            raise InputError(
+                f"support: it has {len(classes)} classes, the model was trained for {self.spec.num_classes} ways; "
+                "give at most that many"
+            )
+        images = torch.stack([image for place in range(len(source)) if (image := source.read(place)) is not None])
+        return AdaptedLearner(self, classes, images.to(self.device), labels.to(self.device))
+
+    def source(self, images: GivenImages, where: str = "images", skip_broken: bool = False) -> Source:
+        """Make images ready to be read as this model takes them.
+
+        Args:
+            images: files, folders, Pillow images or tensors.
+            where: the flag or argument that named them, for errors.
+            skip_broken: leave out files that are not images.
+        """
+        meta_trained = self.spec.task == "metatrain"
+        inputs = self.spec.inputs
+        prepare = whole_image(inputs, self.spec.meta["inverted"]) if meta_trained else centre_crop(inputs)
+        return Source(gather(images, where), inputs, prepare, where, skip_broken)
+
+    def _read(self, support: Support, skip_broken: bool) -> tuple[list[str], Source, Tensor]:
+        if isinstance(support, str | Path):
+            folder = Path(support)
+            if not folder.is_dir():
+                raise InputError(f"support: {str(folder)!r} does not exist; give a folder with one sub-folder a class")
+            found = read_folder(folder, folder, skip_broken, "support")
+            tell_skipped(len(found.skipped))
+            paths = [folder / name for name in found.names]
+            self._tell_colour(paths)
+            return list(found.classes), self.source(paths, "support"), torch.from_numpy(found.labels)
+        if isinstance(support, tuple):
+            images, labels = support
+            _check_labels(images, labels)
+            names = [str(number) for number in range(int(labels.max()) + 1)]
+            return names, self.source(images, "support"), labels.long().cpu()
+        if not isinstance(support, Mapping):
+            raise InputError(
+                f"support: a {type(support).__name__}; give a folder, the images of each class by its name, or a "
+                "tensor with labels"
+            )
+        by_class = {str(name): gather(images, f"support: class {name!r}") for name, images in support.items()}
+        if len(by_class) < 2:
+            raise InputError(f"support: {len(by_class)} classes; give the images of at least 2")
+        counts = torch.tensor([len(images) for images in by_class.values()])
+        items = [image for images in by_class.values() for image in images]
+        return list(by_class), self.source(items, "support"), torch.arange(len(by_class)).repeat_interleave(counts)
+
+    def _tell_colour(self, paths: list[Path]) -> None:
+        """Say that a grey model does not see colours, which may be all that tells classes apart."""
+        if self.spec.inputs.channels == 1 and (count := sum(map(in_colour, paths))):
+            print(
+                f"support: {count} images are in colour; the model takes grey ones and sees none of it", file=sys.stderr
+            )
+
+
+def _check_labels(images: Tensor, labels: Tensor) -> None:
+    if images.dim() != 4 or labels.dim() != 1 or len(images) != len(labels):
+        raise InputError(
+            f"support: images of shape {tuple(images.shape)} with labels of shape {tuple(labels.shape)}; give "
+            "(images, channels, height, width) and (images,)"
+        )
+    present = labels.unique().tolist()
+    if len(present) < 2 or present != list(range(len(present))):
+        raise InputError(f"support: labels {present}; give at least two classes, numbered 0, 1, … without a gap")
+
+
+class AdaptedLearner:
+    """A learner that has seen a support set; made by `Learner.adapt`.
+
+    Args:
+        learner: stays as it is.
+        classes: their names.
+        images: the support set, prepared, shape (images, channels, height, width).
+        labels: shape (images,), int64: indices into `classes`.
+    """
+
+    def __init__(self, learner: Learner, classes: list[str], images: Tensor, labels: Tensor) -> None:
+        self.learner, self.classes, self._images, self._labels = learner, classes, images, labels
+        self._score = self._learn()
+
+    def predict(self, images: GivenImages, batch_size: int = 32, skip_broken: bool = False) -> list[Guess]:
+        """Say which class each image is of.
+
+        Args:
+            images: a file, a folder, a Pillow image or a tensor, or several. No more than a batch is held in memory.
+            batch_size: images at a time; it does not change what is predicted.
+            skip_broken: leave out files that are not images.
+
+        Returns:
+            One guess an image that could be read, in the order given. Under `transductive` normalisation a guess
+            depends on the other images (on up to 128 of them, evenly spread, and on the support set).
+
+        Raises:
+            InputError: if a path does not exist, a file is no image, or a tensor does not fit the model.
+            RunError: if a prediction is NaN or infinite.
+        """
+        return list(self.stream(self.learner.source(images, skip_broken=skip_broken), batch_size))
+
+    def probabilities(self, images: GivenImages, batch_size: int = 32) -> Tensor:
+        """Say how likely each image is of each class.
+
+        Args:
+            images: as for `predict`.
+            batch_size: images at a time.
+
+        Returns:
+            Shape (images, classes), float32, on the CPU; rows add up to 1.
+        """
+        source = self.learner.source(images)
+        return torch.cat([found for _, found in self._batches(source, batch_size)])
+
+    def stream(self, source: Source, batch_size: int = 32) -> Iterator[Guess]:
+        """Guess as images are read, batch by batch.
+
+        Args:
+            source: what `Learner.source` returned.
+            batch_size: images at a time.
+        """
+        return guesses(self._batches(source, batch_size), self.classes)
+
+    def _batches(self, source: Source, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        statistics = self._statistics(source)
+
+        def score(images: Tensor) -> Tensor:
+            with contextlib.nullcontext() if statistics is None else given_statistics(statistics):
+                return self._score(images)
+
+        return scored_batches(source, score, self.learner.device, batch_size)
+
+    @torch.no_grad()
+    def _statistics(self, source: Source) -> Statistics | None:
+        """Fix what images are normalised by, where the model has no averages of its own; batches don't matter then."""
+        if not uses_batch_statistics(self.learner.model):
+            return None
+        reference = self._images
+        if not uses_support_statistics(self.learner.model):
+            sample = source.sample(_MOST_REFERENCE)
+            if sample is not None:
+                reference = torch.cat([sample.to(reference), reference])
+        noted: Statistics = []
+        with noting_statistics(noted):
+            self._score(reference)
+        return noted
+
+    def _learn(self) -> Score:
+        """Adapt; return what maps prepared images to probabilities, normalised by whatever is in force then."""
+        learner = self.learner
+        if learner.method == "maml":
+            return self._gradient_steps()
+        with torch.no_grad():
+            known = features(learner.model, self._images)
+        labels = self._labels
+        if learner.method == "protonet":
+            centres = torch.stack([known[labels == label].mean(0) for label in range(len(self.classes))])
+            return lambda images: (-torch.cdist(features(learner.model, images), centres).square()).softmax(1)
+        if learner.method == "centroid":
+            return lambda images: nearest_centroid(known, labels, features(learner.model, images))
+        classify = fit_logistic(known, labels)
+        return lambda images: classify(features(learner.model, images))
+
+    def _gradient_steps(self) -> Score:
+        meta = self.learner.spec.meta
+        stack = Stack(self.learner.model, saved_loop(self.learner.model, meta["inner_lr"], meta["inner_steps"]), 1)
+        weights = [weight.detach() for weight in stack.start()]
+        for step in range(meta["inner_steps"] if weights else 0):
+            with torch.enable_grad():
+                weights = [weight.requires_grad_() for weight in weights]
+                stepped = stack.step(weights, self._images[None], self._labels[None], step, False)
+            weights = [weight.detach() for weight in stepped]
+        shown = len(self.classes)  # outputs that no support image has stand for nothing
+
+        def score(images: Tensor) -> Tensor:
+            found = stack.logits(weights, images[None])[0].softmax(1)[:, :shown]
+            return found / found.sum(1, keepdim=True)
+
+        return score
+
+
+def scored_batches(
+    source: Source, score: Score, device: torch.device, batch_size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Classify images as they are read; no more than a batch is in memory.
+
+    Args:
+        source: the images.
+        score: maps prepared images on the device to probabilities, shape (images, classes).
+        device: where to compute.
+        batch_size: images at a time.
+
+    Yields:
+        The images' places, and their probabilities, float32, on the CPU.
+
+    Raises:
+        RunError: naming an image whose probabilities are NaN or infinite.
+    """
+    with progress("predicting", len(source), "images") as bar:
+        for places, images in source.batches(batch_size, bar.advance):
+            with torch.no_grad():
+                found = score(images.to(device)).float().cpu()
+            finite = found.isfinite().all(1)
+            if not finite.all():
+                place = places[int(finite.int().argmin())]
+                item = source.items[place]
+                shown = repr(str(item)) if isinstance(item, str | Path) else f"image {place}"
+                raise RunError(f"the prediction for {shown} is NaN or infinite: check the model's weights")
+            yield places, found
+
+
+def guesses(batches: Iterator[tuple[list[int], Tensor]], classes: Sequence[str]) -> Iterator[Guess]:
+    """Take each image for its most likely class.
+
+    Args:
+        batches: what `scored_batches` yields.
+        classes: their names.
+    """
+    for places, probabilities in batches:
+        best = probabilities.max(1)
+        for place, label, probability in zip(places, best.indices.tolist(), best.values.tolist(), strict=True):
+            yield Guess(classes[label], probability, place)
