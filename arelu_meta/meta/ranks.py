@@ -1,10 +1,22 @@
-"""A meta-batch over several processes: each takes some of the tasks, and their meta-gradients are added up."""
+"""A meta-batch over several processes: each takes some of the tasks, and their meta-gradients are added up.
 
-from collections.abc import Sequence
+No wrapper around the model (DDP): inner steps differentiate functional copies of its weights, which hooks on its
+parameters know nothing of.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
-import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.meta.engines import Engine
+from arelu_meta.runs.ranks import Ranks
+
+T = TypeVar("T")
 
 
 def share_of(tasks: Sequence[int], rank: int, processes: int) -> Sequence[int]:
@@ -21,21 +33,98 @@ def share_of(tasks: Sequence[int], rank: int, processes: int) -> Sequence[int]:
     return tasks[rank::processes]
 
 
-def reduce_meta_gradient(model: nn.Module, own: int, total: int) -> None:
+def shared_meta_gradient(
+    engine: Engine, model: nn.Module, draw: Callable[[Sequence[int]], TaskBatch], tasks: Sequence[int], ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """Compute this process's part of a meta-step, and add up all parts: what one process alone would have computed.
+
+    Args:
+        engine: of the model.
+        model: without gradients; afterwards its `.grad` is the whole meta-batch's.
+        draw: gives tasks by their numbers, on the model's device; task i is the same in every process.
+        tasks: the numbers of the whole meta-batch.
+        ranks: the processes.
+
+    Returns:
+        Every task's query loss and query accuracy, in the order of `tasks`.
+    """
+    own = share_of(tasks, *ranks.share)
+    if ranks.processes == 1:
+        return engine.meta_gradient(draw(own))
+    measures = torch.zeros(2, len(tasks), dtype=torch.float64)
+    if own:
+        losses, accuracies = engine.meta_gradient(draw(own))
+        measures[:, ranks.rank :: ranks.processes] = torch.stack([losses.double().cpu(), accuracies.double().cpu()])
+    reduce_meta_gradient(model, len(own), len(tasks), ranks)
+    losses, accuracies = ranks.total(measures)
+    return losses, accuracies
+
+
+def reduce_meta_gradient(model: nn.Module, own: int, total: int, ranks: Ranks) -> None:
     """Turn each process's meta-gradient, the mean over its own tasks, into the mean over all tasks of all processes.
 
     Args:
-        model: whose `.grad` changes in place; its processes agree on which parameters are trained.
+        model: whose `.grad` changes in place; its processes agree on which parameters are trained. A parameter that
+            has no gradient in any process has none afterwards.
         own: how many tasks this process has computed; a process without any takes part all the same.
         total: how many tasks all processes have computed.
+        ranks: the processes.
 
     Source: the mean of Finn et al. 2017, algorithm 2, line 10, over processes.
     """
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.mul_(own / total)
-        if dist.is_initialized():
-            dist.all_reduce(parameter.grad)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learning:
+        return
+    # One message for all: the gradients, and behind them whether each was there.
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad * (own / total) for p in learning]
+    there = parts[0].new_tensor([float(p.grad is not None) for p in learning])
+    summed = ranks.total(torch.cat([part.flatten() for part in parts] + [there]))
+    *gradients, there = summed.split([part.numel() for part in parts] + [len(learning)])
+    for parameter, gradient, count in zip(learning, gradients, there.tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
+
+
+def gather_shares(compute: Callable[[Sequence[int]], list[T]], tasks: Sequence[int], ranks: Ranks) -> list[T]:
+    """Compute something of each task, every process for its own, and bring it together in every process.
+
+    Args:
+        compute: gives one value a task, which pickle takes.
+        tasks: the numbers of all.
+        ranks: the processes.
+
+    Returns:
+        One value a task, in the order of `tasks`.
+
+    Raises:
+        RunError: in all processes, if one's share raises it: the others would wait for a value that never comes.
+    """
+    found: list[T] = []
+    failure = None
+    try:
+        found = compute(share_of(tasks, *ranks.share))
+    except RunError as error:
+        failure = error
+    parts = ranks.gather((found, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    if others := next((message for _, message in parts if message is not None), None):
+        raise RunError(others)
+    return [parts[place % ranks.processes][0][place // ranks.processes] for place in range(len(tasks))]
+
+
+def check_shareable(model: nn.Module, ranks: Ranks) -> None:
+    """Refuse what several processes cannot do as one would.
+
+    Args:
+        model: in training mode as its normalisation asks for.
+        ranks: the processes.
+
+    Raises:
+        InputError: if running averages are updated task after task, each process's by its own tasks.
+    """
+    averaging = any(isinstance(m, _BatchNorm) and m.training and m.track_running_stats for m in model.modules())
+    if ranks.processes > 1 and averaging:
+        raise InputError(
+            f"meta.normalization: 'running' updates its averages task after task, and {ranks.processes} processes "
+            "share the tasks; give transductive, support, frozen, group or none, or start it without torchrun"
+        )

@@ -1,3 +1,6 @@
+"""Several processes do what one does: run as a program, this file is one of them."""
+
+import json
 import os
 import socket
 import subprocess
@@ -7,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from arelu_meta import create_backbone
-from arelu_meta.config import TaskConfig
+from arelu_meta.backbones.saving import read_tensors
+from arelu_meta.config import RunConfig, TaskConfig
 from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
 from arelu_meta.meta.engines import Inner, VectorizedEngine
-from arelu_meta.meta.ranks import reduce_meta_gradient, share_of
+from arelu_meta.meta.normalization import set_normalization
+from arelu_meta.meta.ranks import share_of, shared_meta_gradient
+from arelu_meta.runs.ranks import Ranks, join
+
+_CASES = [(1, "maml"), (5, "metasgd"), (3, "protonet")]  # one process without a task; learned rates; a head unused
 
 
 def _tasks(numbers: Any) -> TaskBatch:
@@ -26,37 +33,95 @@ def _tasks(numbers: Any) -> TaskBatch:
     )
 
 
-def _meta_gradient(numbers: Any, total: int) -> list[torch.Tensor]:
+def _meta_step(tasks: int, algorithm: str, ranks: Ranks) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = create_backbone("mnist_conv", num_classes=3, in_chans=1, img_size=28, activation="arelu").double()
-    if len(numbers):
-        VectorizedEngine(model, Inner(0.05, 2)).meta_gradient(_tasks(numbers))
-    reduce_meta_gradient(model, len(numbers), total)
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    name = "conv4_32" if algorithm == "protonet" else "mnist_conv"
+    model = create_backbone(name, num_classes=3, in_chans=1, img_size=28, activation="arelu").double()
+    set_normalization(model, "transductive")
+    engine = VectorizedEngine(model, Inner(0.05, 2, algorithm=algorithm))
+    losses, accuracies = shared_meta_gradient(engine, model, _tasks, range(tasks), ranks)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"losses": losses, "accuracies": accuracies, "gradients": gradients}
 
 
-def _process(tasks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    torch.save(_meta_gradient(share_of(range(tasks), rank, dist.get_world_size()), tasks), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("tasks", [1, 5])
-def test_two_processes_give_one_processs_meta_gradient(tmp_path: Path, tasks: int) -> None:
+def _processes(count: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
     with socket.socket() as free:
-        free.bind(("localhost", 0))
+        free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}  # as torchrun sets them
-    command = [sys.executable, __file__, str(tasks), str(tmp_path)]
-    processes = [subprocess.Popen(command, env=os.environ | where | {"RANK": str(rank)}) for rank in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    expected = _meta_gradient(range(tasks), tasks)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8 * other.abs().max().item())
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, *arguments]
+    started = [
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},  # as torchrun sets them
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    done = []
+    for process in started:
+        out, error = process.communicate(timeout=300)
+        done.append(subprocess.CompletedProcess(command, process.returncode, out, error))
+    return done
+
+
+def test_two_processes_give_one_processs_meta_gradient(tmp_path: Path) -> None:
+    done = _processes(2, "meta-steps", str(tmp_path))
+    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    for number, (tasks, algorithm) in enumerate(_CASES):
+        expected = _meta_step(tasks, algorithm, Ranks(torch.device("cpu")))
+        largest = max(value.abs().max().item() for value in expected["gradients"].values() if value is not None)
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True)
+            for measure in ("losses", "accuracies"):
+                torch.testing.assert_close(found[measure], expected[measure], rtol=1e-10, atol=0)
+            for name, gradient in expected["gradients"].items():
+                if gradient is None:
+                    assert found["gradients"][name] is None, name
+                    continue
+                # A bias before batch normalisation has a gradient of 0 up to rounding: the largest of all counts, too.
+                atol = 1e-8 * max(gradient.abs().max().item(), 1e-6 * largest)
+                torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-8, atol=atol)
+
+
+_ARGUMENTS = [
+    *["metatrain", "--run.device", "cpu", "--model.name", "mnist_linear", "--model.activation", "arelu"],
+    *["--data.image_size", "8", "--task.queries", "3", "--meta.steps", "4", "--meta.batch_tasks", "3"],
+    *["--meta.inner_lr", "0.1", "--eval.every", "2", "--eval.tasks", "21", "--eval.validation_tasks", "5"],
+]
+
+
+def test_a_run_of_two_processes_has_the_metrics_and_the_model_of_one(tmp_path: Path) -> None:
+    found = [_processes(count, *_ARGUMENTS, "--run.folder", str(tmp_path / str(count))) for count in (1, 2)]
+    assert [one.returncode for one in found[0] + found[1]] == [0, 0, 0], [one.stderr for one in found[0] + found[1]]
+    assert found[1][1].stdout == ""  # the first process speaks for all
+    assert "2 processes" in found[1][0].stdout
+    one, two = (json.loads((tmp_path / count / "results.json").read_text()) for count in "12")
+    for key in ("test_accuracy", "test_low", "test_n", "accuracy_after_0", "steps"):
+        assert one[key] == pytest.approx(two[key], abs=1e-9), key
+    weights = [read_tensors(tmp_path / count / "model.safetensors") for count in "12"]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+    rows = [(tmp_path / count / "metrics.csv").read_text().splitlines() for count in "12"]
+    assert len(rows[0]) == len(rows[1]) == 3
+
+
+def test_running_averages_in_several_processes_are_refused_in_one_line(tmp_path: Path) -> None:
+    more = ["--model.name", "conv4_32", "--data.image_size", "16", "--meta.normalization", "running"]
+    found = _processes(2, *_ARGUMENTS, *more, "--run.folder", str(tmp_path / "run"))
+    assert [one.returncode for one in found] == [2, 2]
+    (said,) = "".join(one.stderr for one in found).splitlines()
+    assert said.startswith("error: meta.normalization: 'running' updates its averages task after task")
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_in_one_process_ends_all(tmp_path: Path) -> None:
+    found = _processes(2, *_ARGUMENTS, "--meta.inner_lr", "1e30", "--run.folder", str(tmp_path / "run"))
+    assert [one.returncode for one in found] == [3, 3]
+    assert "query loss became" in found[0].stderr
 
 
 def test_every_task_has_one_process() -> None:
@@ -64,5 +129,17 @@ def test_every_task_has_one_process() -> None:
     assert sorted(number for share in shares for number in share) == list(range(7))
 
 
+def _meta_steps(folder: str) -> None:
+    ranks = join(RunConfig(device="cpu"))
+    for number, (tasks, algorithm) in enumerate(_CASES):
+        torch.save(_meta_step(tasks, algorithm, ranks), Path(folder) / f"{number}-{ranks.rank}.pt")
+    ranks.wait()
+
+
 if __name__ == "__main__":
-    _process(int(sys.argv[1]), sys.argv[2])
+    if sys.argv[1] == "meta-steps":
+        _meta_steps(sys.argv[2])
+    else:
+        from arelu_meta.cli import main
+
+        sys.exit(main(sys.argv[1:]))

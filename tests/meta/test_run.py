@@ -216,13 +216,3 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
     assert len(found) == 500
     assert sampler.most <= 32
     assert found[:40] == task_accuracies(model, sampler, range(40), 0.1, 1, torch.device("cpu"), task_chunk=7)
-
-
-def test_one_of_several_processes_is_refused_before_all_of_them_write_one_folder(
-    digits: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    config = digits()
-    with pytest.raises(InputError, match=r"WORLD_SIZE: 2 processes, and metatrain runs in one"):
-        metatrain(config)
-    assert not Path(str(config.run.folder)).exists()
