@@ -25,7 +25,7 @@ SAMPLE += ["legacy_seresnet18", "resnest14d", "test_byobnet", "test_vit"]
 
 
 class Kernels(TorchDispatchMode):
-    """Counts the activation kernels that run outside AReLUs, by the module whose forward runs, and the AReLUs' calls."""
+    """Counts the activation kernels that run outside AReLUs, by the module that runs, and the AReLUs' calls."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

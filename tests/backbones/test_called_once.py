@@ -14,7 +14,9 @@ from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.backbones.tracing import trace_forward
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "mobilenetv3_small_050", "test_efficientnet", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_convnext", "mobilenetv3_small_050", "test_efficientnet", "resnet18"]
+)
 def test_a_model_that_is_read_is_swapped_without_a_forward(name: str) -> None:
     model = timm.create_model(name)
     assert calls_nothing_twice(model) is not None
@@ -56,7 +58,8 @@ class Outside(nn.Module):
         self.pretrained_cfg = {"input_size": (3, 4, 4)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.mlp.act(x))
+        found: Tensor = self.mlp(self.mlp.act(x))
+        return found
 
 
 def _hooked(model: nn.Module) -> None:
@@ -66,7 +69,7 @@ def _hooked(model: nn.Module) -> None:
 def _overridden(model: nn.Module) -> None:
     block = model.get_submodule("layer1.0")
     plain = block.forward
-    block.forward = lambda x: plain(x)  # type: ignore[method-assign]
+    block.forward = lambda x: plain(x)
 
 
 def _subclassed(model: nn.Module) -> None:
