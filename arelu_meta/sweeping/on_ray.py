@@ -32,7 +32,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from arelu_meta.config import SweepConfig, flatten
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.sweeping.runs import BEGUN, ENDED, FAILED, STOPPED, Child, folder_of, last_words, note, read_state
+from arelu_meta.sweeping.runs import ENDED, FAILED, STOPPED, Child, folder_of, last_words, note, read_state
 from arelu_meta.sweeping.spec import Spec, Trial, make_trial
 
 _POLL = 0.2  # seconds
@@ -161,7 +161,7 @@ def run_on_ray(
             tune.with_resources(tune.with_parameters(SweepRun, job=job), resources),
             param_space=None if spec.search == "optuna" else _space(spec, known, pending),
             tune_config=tune.TuneConfig(
-                search_alg=_optuna(spec, known, pending) if spec.search == "optuna" else None,
+                search_alg=_optuna(spec, job.sweep, known, pending) if spec.search == "optuna" else None,
                 scheduler=_scheduler(spec),
                 num_samples=max(spec.samples - len(known), 0) if spec.search == "optuna" else 1,
                 max_concurrent_trials=config.workers,
@@ -215,7 +215,7 @@ def _most_rows(spec: Spec) -> int:
     return -(-most("meta.steps") // most("eval.every", min))
 
 
-def _optuna(spec: Spec, known: Sequence[Trial], pending: Sequence[Trial]) -> Any:
+def _optuna(spec: Spec, sweep: Path, known: Sequence[Trial], pending: Sequence[Trial]) -> Any:
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from ray.tune.search.optuna import OptunaSearch
@@ -234,6 +234,10 @@ def _optuna(spec: Spec, known: Sequence[Trial], pending: Sequence[Trial]) -> Any
         points_to_evaluate=[_point(trial) for trial in pending],
         seed=spec.seed + len(known),  # or it would draw again what it drew first
     )
+    for trial in known:
+        score = read_state(folder_of(sweep, trial), spec).score(spec)
+        if score is not None:
+            search.add_evaluated_point(_point(trial), score)
     return search
 
 
@@ -272,7 +276,7 @@ def _cluster(config: SweepConfig) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"address: {config.address!r} cannot be reached ({reason}); give HOST:PORT of a Ray cluster, or leave it out"
+            f"address: {config.address!r} cannot be reached ({reason}); give a Ray cluster's HOST:PORT, or leave it out"
         ) from error
     try:
         yield
@@ -293,6 +297,3 @@ def _stderr_to(log: Path) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
-
-
-__all__ = ["BEGUN", "Job", "SweepRun", "run_on_ray"]

@@ -14,7 +14,7 @@ from arelu_meta.runs.files import write_text
 from arelu_meta.runs.lock import FolderLock, check_free
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.sweeping.runs import BEGUN, ENDED, FAILED, FINISHED, STOPPED, folder_of, read_state
-from arelu_meta.sweeping.spec import Spec, Trial, describe, listed_trials, read_spec
+from arelu_meta.sweeping.spec import Spec, Trial, as_text, describe, listed_trials, read_spec
 from arelu_meta.sweeping.table import (
     Row,
     best_of,
@@ -198,7 +198,7 @@ class _Watch:
         hours = (time.monotonic() - self.started) / 3600
         rate = {"runs_per_hour": (self.bar.done + 1) / max(hours, 1e-9)}
         self.bar.advance(1, **rate, **({} if self._best is None else {"best": self._best}))
-        values = ", ".join(f"{name} {value}" for name, value in trial.parameters.items())
+        values = ", ".join(f"{name} {as_text(value)}" for name, value in trial.parameters.items())
         figure = f"{self.spec.metric} {score:.4g}" if score is not None else ""
         shown = {FINISHED: figure, STOPPED: f"stopped early, {figure}", FAILED: f"failed: {state.error}"}
         self.bar.line(
@@ -230,7 +230,7 @@ def _say(spec: Spec, sweep: Path, rows: Sequence[Row]) -> None:
         )
     best = best_of(rows)
     if best is not None:
-        values = ", ".join(f"--{name} {value}" for name, value in best.trial.parameters.items())
+        values = " ".join(f"--{name} {as_text(value)}" for name, value in best.trial.parameters.items())
         results = best.state.results
         print(f"best by {spec.metric}: {values}, in {folder_of(sweep, best.trial)}")
         if {"test_accuracy", "test_low", "test_high"} <= results.keys():

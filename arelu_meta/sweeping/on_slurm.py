@@ -1,0 +1,169 @@
+"""A sweep as Slurm's job arrays, without Ray: through submitit, whose local executor does the same on one machine."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arelu_meta.config import SweepConfig
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.sweeping.runs import ENDED, FAILED, Child, folder_of, note, read_state
+from arelu_meta.sweeping.spec import Spec, Trial
+
+_POLL = 0.5  # seconds
+_TIMEOUTS = 1000  # how often a job may be put back into the queue
+_SECONDS_TO_CHECKPOINT = 120  # that Slurm's signal comes ahead of the end
+_LOST_AFTER = 30.0  # seconds from a job's end, until its files must be seen
+_children: list[Child] = []  # of this job: what its signal handler must reach
+
+
+@dataclass
+class Job:
+    """One run as a job; submitit pickles it, calls it, and calls `checkpoint` when the job's time is up.
+
+    Args:
+        spec: the sweep.
+        trial: the run.
+        sweep: the sweep's folder, absolute.
+        threads: of the run.
+        where: the working directory.
+        retries: how often a run whose process was killed is gone on with.
+    """
+
+    spec: Spec
+    trial: Trial
+    sweep: Path
+    threads: int
+    where: str
+    retries: int
+
+    def __call__(self) -> str:
+        """Do the run, or go on with it.
+
+        Returns:
+            How it ended.
+        """
+        for left in range(self.retries, -1, -1):
+            child = Child(self.spec, self.trial, self.sweep, self.threads, self.where)
+            _children[:] = [child]
+            child.start()
+            while not child.ended():
+                time.sleep(_POLL)
+            try:
+                return child.state().status
+            except RunError:
+                if not left:
+                    raise
+        raise AssertionError("every attempt returns or raises")
+
+    def checkpoint(self) -> Any:
+        """End the run's process, which writes a checkpoint, and put the job back into the queue."""
+        import submitit
+
+        for child in _children:
+            child.stop()
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def run_on_slurm(
+    config: SweepConfig, spec: Spec, sweep: Path, pending: Sequence[Trial], tell: Callable[[Trial], object]
+) -> None:
+    """Queue a sweep's runs, and wait for them unless told not to.
+
+    Args:
+        config: workers, cores and GPUs a run, how Slurm is asked.
+        spec: the sweep.
+        sweep: its folder, on a file system that all nodes share.
+        pending: the runs to do.
+        tell: called with each run that has ended.
+
+    Raises:
+        InputError: if Slurm is not there or refuses.
+    """
+    executor, cluster = _executor(config, spec, sweep)
+    threads = max(1, int(config.cpus))
+    jobs = [Job(spec, trial, sweep.absolute(), threads, str(Path.cwd()), config.retries) for trial in pending]
+    if cluster == "local":
+        _one_after_the_other(executor, jobs, config.workers or os.cpu_count() or 1, spec, tell)
+        return
+    import submitit
+
+    try:
+        with executor.batch():
+            queued = [executor.submit(job) for job in jobs]
+    except (submitit.core.utils.FailedJobError, OSError) as error:
+        raise InputError(f"launcher: Slurm refused the jobs ({' '.join(str(error).split())[:300]})") from error
+    print(f"{len(queued)} jobs queued as array {queued[0].job_id.split('_')[0]}", flush=True)
+    if config.slurm.wait:
+        _wait(list(zip(jobs, queued, strict=True)), spec, tell)
+
+
+def _executor(config: SweepConfig, spec: Spec, sweep: Path) -> tuple[Any, str]:
+    import submitit
+
+    asked = None if config.slurm.cluster == "auto" else config.slurm.cluster
+    try:
+        executor = submitit.AutoExecutor(
+            folder=sweep.absolute() / ".submitit" / "%j", cluster=asked, slurm_max_num_timeout=_TIMEOUTS
+        )
+    except RuntimeError as error:
+        raise InputError(f"slurm.cluster: {asked!r} is not on this machine ({error}); give auto or local") from error
+    gpus = 0 if config.gpus == "auto" and spec.base.run.device == "cpu" else config.gpus
+    if gpus == "auto":
+        gpus = 1 if executor.cluster == "slurm" else 0
+    if gpus != int(gpus) or config.cpus != max(1, int(config.cpus)):
+        raise InputError("cpus, gpus: Slurm gives whole ones only; give whole numbers with --launcher submitit")
+    executor.update_parameters(
+        name="arelu-meta-sweep",
+        timeout_min=config.slurm.minutes,
+        cpus_per_task=int(config.cpus),
+        gpus_per_node=int(gpus) or None,
+        slurm_array_parallelism=config.workers or 256,
+        slurm_signal_delay_s=_SECONDS_TO_CHECKPOINT,
+        slurm_partition=config.slurm.partition,
+        slurm_account=config.slurm.account,
+        slurm_additional_parameters={"requeue": True},
+    )
+    return executor, executor.cluster
+
+
+def _one_after_the_other(
+    executor: Any, jobs: Sequence[Job], most: int, spec: Spec, tell: Callable[[Trial], object]
+) -> None:
+    """Run jobs on this machine, as many at once as it may have."""
+    waiting, running = list(jobs), list[tuple[Job, Any]]()
+    seen: dict[str, float] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                job = waiting.pop(0)
+                running.append((job, executor.submit(job)))
+            running = [one for one in running if not _is_over(*one, spec, tell, seen)]
+            time.sleep(_POLL)
+    finally:
+        for _, handle in running:
+            handle.cancel(check=False)
+
+
+def _wait(running: list[tuple[Job, Any]], spec: Spec, tell: Callable[[Trial], object]) -> None:
+    seen: dict[str, float] = {}
+    while running:
+        running = [one for one in running if not _is_over(*one, spec, tell, seen)]
+        time.sleep(_POLL)
+
+
+def _is_over(job: Job, handle: Any, spec: Spec, tell: Callable[[Trial], object], seen: dict[str, float]) -> bool:
+    """Say whether a run has ended, by its files; a job that is over and left none has failed."""
+    folder = folder_of(job.sweep, job.trial)
+    if read_state(folder, spec).status not in ENDED:
+        if not handle.done():
+            return False
+        first = seen.setdefault(job.trial.key, time.monotonic())  # a shared file system shows files late
+        if handle.exception() is None and time.monotonic() - first < _LOST_AFTER:
+            return False
+        reason = str(handle.exception() or "its job ended without a word").strip().splitlines()[-1]
+        note(folder, job.trial.parameters, FAILED, reason)
+    tell(job.trial)
+    return True
