@@ -1,5 +1,6 @@
 """What a swap costs, beside what it may: a tenth of creating the model, and one forward to see its calls."""
 
+import gc
 import time
 from collections.abc import Iterable
 
@@ -138,6 +139,7 @@ def _row(name: str, rounds: int) -> Row:
     times: dict[str, list[float]] = {"swap": [], PEER: []}
     for number in range(rounds + 1):
         create, forward, swap = _round(name)
+        gc.collect()  # modules refer to each other in circles, and the next round's model is as large
         if number:
             times["swap"].append(swap)
             times[PEER].append(create / 10 + forward)
