@@ -133,18 +133,22 @@ def _one_after_the_other(
     executor: Any, jobs: Sequence[Job], most: int, spec: Spec, tell: Callable[[Trial], object]
 ) -> None:
     """Run jobs on this machine, as many at once as it may have."""
-    waiting, running = list(jobs), list[tuple[Job, Any]]()
+    waiting, running, started = list(jobs), list[tuple[Job, Any]](), list[Any]()
     seen: dict[str, float] = {}
     try:
         while waiting or running:
             while waiting and len(running) < most:
                 job = waiting.pop(0)
-                running.append((job, executor.submit(job)))
+                started.append(executor.submit(job))
+                running.append((job, started[-1]))
             running = [one for one in running if not _is_over(*one, spec, tell, seen)]
             time.sleep(_POLL)
     finally:
         for _, handle in running:
             handle.cancel(check=False)
+        until = time.monotonic() + _LOST_AFTER
+        while any(handle.state == "RUNNING" for handle in started) and time.monotonic() < until:
+            time.sleep(_POLL / 5)  # a job's process ends a moment after its run
 
 
 def _wait(running: list[tuple[Job, Any]], spec: Spec, tell: Callable[[Trial], object]) -> None:

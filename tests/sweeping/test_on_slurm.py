@@ -1,0 +1,97 @@
+"""Job arrays, through submitit's executor for one machine."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from arelu_meta.config import SlurmConfig, SweepConfig, SweepRunConfig
+from arelu_meta.errors import InputError, MissingExtraError
+from arelu_meta.sweeping import task
+from arelu_meta.sweeping.task import sweep_task
+
+SPEC = (
+    "set: {model: {name: mnist_linear, pretrained: false}, run.device: cpu, train.epochs: EPOCHS, "
+    "data: {image_size: 8, per_class: 4, batch_size: 10, augmentation: none}}\nparameters: {optim.lr: [1e-2]}\n"
+)
+
+
+def _config(tmp_path: Path, epochs: int = 1, more: str = "") -> SweepConfig:
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("EPOCHS", str(epochs)) + more)
+    return SweepConfig(
+        str(tmp_path / "spec.yaml"),
+        SweepRunConfig(str(tmp_path / "sweep")),
+        launcher="submitit",
+        slurm=SlurmConfig(cluster="local"),
+    )
+
+
+def test_a_search_that_learns_from_runs_is_refused_where_all_are_queued_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    with pytest.raises(InputError, match="early_stopping needs --launcher ray"):
+        sweep_task(_config(tmp_path, more="early_stopping: true\n"))
+    with pytest.raises(InputError, match="search: optuna needs --launcher ray"):
+        sweep_task(_config(tmp_path, more="search: optuna\n"))
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(("launcher", "package"), [("ray", "ray"), ("submitit", "submitit")])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, package: str
+) -> None:
+    monkeypatch.setattr(task, "_is_installed", lambda module: False)
+    config = _config(tmp_path)
+    config.launcher = launcher  # type: ignore[assignment]
+    extra = "sweep" if launcher == "ray" else "slurm"
+    with pytest.raises(MissingExtraError, match=rf"{package}: pip install 'arelu-meta\[{extra}\]'"):
+        sweep_task(config)
+
+
+def test_dry_run_prints_the_runs_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    config = _config(tmp_path)
+    config.dry_run = True
+    assert sweep_task(config) == {"runs": 1, "done": 0}
+    assert "1 runs, 0 of them done; nothing was started" in capsys.readouterr().out
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_job_does_its_run_and_a_second_sweep_none(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    results = sweep_task(_config(tmp_path))
+    assert (results["task"], results["finished"]) == ("sweep", 1)
+    assert sweep_task(_config(tmp_path))["finished"] == 1
+    assert json.loads((tmp_path / "sweep" / "results.json").read_text())["runs"] == 1
+    assert len(list((tmp_path / "sweep" / ".submitit").glob("[0-9]*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_checkpoints_its_run_and_goes_on_when_it_is_queued_again(tmp_path: Path) -> None:
+    submitit = pytest.importorskip("submitit", reason="submitit is not installed")
+    from arelu_meta.sweeping.on_slurm import Job
+    from arelu_meta.sweeping.runs import folder_of, read_state
+    from arelu_meta.sweeping.spec import listed_trials, read_spec
+
+    config = _config(tmp_path, epochs=300)
+    spec = read_spec(config.spec)
+    trial = listed_trials(spec)[0]
+    executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=3)
+    executor.update_parameters(timeout_min=10)
+    handle = executor.submit(Job(spec, trial, tmp_path / "sweep", 1, str(Path.cwd()), 0))
+    folder = folder_of(tmp_path / "sweep", trial)
+    deadline = time.monotonic() + 240
+    while len(read_state(folder, spec).scores) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    for pid in [pid for pid, parent in pairs if parent == handle.job_id]:
+        os.kill(int(pid), signal.SIGUSR2)  # as Slurm does ahead of the end, told so by submitit
+    assert handle.result() == "finished"
+    log = (folder / "output.log").read_text()
+    assert "interrupted; " in log
+    numbers = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert numbers == list(range(1, 301))
