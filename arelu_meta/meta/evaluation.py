@@ -11,12 +11,14 @@ from arelu_meta.data.episodes import Sampler
 from arelu_meta.errors import RunError
 from arelu_meta.intervals import mean_interval
 from arelu_meta.meta.engines import why_not_vectorized
+from arelu_meta.meta.feature_pool import with_features
 from arelu_meta.meta.inner import saved_loop
 from arelu_meta.meta.stack import adaptation
 from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.progress import ProgressBar
 
-_MOST_IMAGES = 2048  # at once, of all tasks: memory does not grow with the number of tasks
+# At once, of all tasks: memory does not grow with the number of tasks.
+_MOST_IMAGES, _MOST_PIXELS = 2048, 2048 * 56 * 56
 
 
 def task_accuracies(
@@ -93,10 +95,13 @@ def adaptation_curves(
     if not tasks:
         return accuracies
     loop = saved_loop(model, inner_lr, inner_steps)
+    cached = with_features(model, sampler, len(tasks), loop, device, precision)
+    model, sampler = cached or (model, sampler)
     first = sampler.batch(tasks[:2])
     images = first.support_images.shape[1] + first.query_images.shape[1]
     vectorized = len(first) == 2 and why_not_vectorized(model, "eval", first.support_images.to(device)) is None
-    size = task_chunk or max(1, min(32, _MOST_IMAGES // images)) if vectorized else 1
+    most = min(_MOST_IMAGES, _MOST_PIXELS // first.support_images[0, 0, 0].numel())
+    size = task_chunk or max(1, min(32, most // images)) if vectorized else 1
     for start in range(0, len(tasks), size):
         batch = sampler.batch(tasks[start : start + size]).to(device)
         with autocast(precision, device), naming_anomaly(lambda what: RunError(f"{what} in an inner step")):

@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,8 @@ from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
 from arelu_meta.errors import InputError
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, task_accuracies
-from arelu_meta.meta.inner import Inner, attach_loop
+from arelu_meta.meta.feature_pool import with_features
+from arelu_meta.meta.inner import Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization
 
 CPU = torch.device("cpu")
@@ -68,6 +70,31 @@ def test_features_tell_classes_apart_that_are_easy_without_any_training(algorith
     model = _net()
     attach_loop(model, Inner(0.1, 1, algorithm=algorithm))
     assert sum(task_accuracies(model, _sampler(), range(40), 0.1, 1, CPU)) / 40 > 0.7
+
+
+@pytest.mark.parametrize("algorithm", ["anil", "protonet", "centroid", "logistic"])
+@pytest.mark.parametrize("normalization", ["frozen", "group"])
+def test_features_computed_once_give_the_accuracies_that_images_give(
+    algorithm: str, normalization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sampler = _net("conv4_32", 16), _sampler(16)
+    set_normalization(model, normalization)
+    attach_loop(model, Inner(0.5, 3, algorithm=algorithm))
+    assert with_features(model.eval(), sampler, 40, saved_loop(model, 0.5, 3), CPU) is not None
+    once = adaptation_curves(model, sampler, range(40), 0.5, 3, CPU)
+    monkeypatch.setattr("arelu_meta.meta.evaluation.with_features", lambda *_: None)
+    each_time = adaptation_curves(model, sampler, range(40), 0.5, 3, CPU)
+    assert len({tuple(row) for row in once}) > 1
+    assert np.abs(np.array(once) - np.array(each_time)).mean() < 0.01  # batches of other sizes round otherwise
+
+
+def test_features_are_not_computed_once_where_they_change_or_where_few_tasks_are_drawn() -> None:
+    model, sampler = _net("conv4_32", 16).eval(), _sampler(16)
+    for algorithm, tasks, found in (("maml", 40, False), ("anil", 2, False), ("anil", 40, True)):
+        attach_loop(model, Inner(0.5, 1, algorithm=algorithm))
+        assert (with_features(model, sampler, tasks, saved_loop(model, 0.5, 1), CPU) is not None) == found
+    set_normalization(model, "transductive")
+    assert with_features(model, sampler, 40, saved_loop(model, 0.5, 1), CPU) is None
 
 
 def _resident_bytes() -> int:
