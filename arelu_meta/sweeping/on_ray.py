@@ -4,7 +4,9 @@ import contextlib
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -271,6 +273,7 @@ def _cluster(config: SweepConfig) -> Iterator[None]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         room = max(cores, math.ceil((config.workers or 1) * config.cpus))
         quiet |= {"num_cpus": room, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=config.address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
@@ -278,6 +281,8 @@ def _cluster(config: SweepConfig) -> Iterator[None]:
         raise InputError(
             f"address: {config.address!r} cannot be reached ({reason}); give a Ray cluster's HOST:PORT, or leave it out"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's own ends the driver with status 1
     try:
         yield
     finally:
