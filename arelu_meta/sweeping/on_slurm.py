@@ -1,9 +1,10 @@
 """A sweep as Slurm's job arrays, without Ray: through submitit, whose local executor does the same on one machine."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ _POLL = 0.5  # seconds
 _TIMEOUTS = 1000  # how often a job may be put back into the queue
 _SECONDS_TO_CHECKPOINT = 120  # that Slurm's signal comes ahead of the end
 _LOST_AFTER = 30.0  # seconds from a job's end, until its files must be seen
+_ASK_EVERY = 30.0  # seconds between two questions about a job
 _children: list[Child] = []  # of this job: what its signal handler must reach
 
 
@@ -82,6 +84,7 @@ def run_on_slurm(
     Raises:
         InputError: if Slurm is not there or refuses.
     """
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # a Slurm without accounting is one that works
     executor, cluster = _executor(config, spec, sweep)
     threads = max(1, int(config.cpus))
     jobs = [Job(spec, trial, sweep.absolute(), threads, str(Path.cwd()), config.retries) for trial in pending]
@@ -97,7 +100,7 @@ def run_on_slurm(
         raise InputError(f"launcher: Slurm refused the jobs ({' '.join(str(error).split())[:300]})") from error
     print(f"{len(queued)} jobs queued as array {queued[0].job_id.split('_')[0]}", flush=True)
     if config.slurm.wait:
-        _wait(list(zip(jobs, queued, strict=True)), spec, tell)
+        _wait([_Queued(*one) for one in zip(jobs, queued, strict=True)], spec, tell)
 
 
 def _executor(config: SweepConfig, spec: Spec, sweep: Path) -> tuple[Any, str]:
@@ -133,41 +136,59 @@ def _one_after_the_other(
     executor: Any, jobs: Sequence[Job], most: int, spec: Spec, tell: Callable[[Trial], object]
 ) -> None:
     """Run jobs on this machine, as many at once as it may have."""
-    waiting, running, started = list(jobs), list[tuple[Job, Any]](), list[Any]()
-    seen: dict[str, float] = {}
+    waiting, running, started = list(jobs), list[_Queued](), list[Any]()
     try:
         while waiting or running:
             while waiting and len(running) < most:
                 job = waiting.pop(0)
                 started.append(executor.submit(job))
-                running.append((job, started[-1]))
-            running = [one for one in running if not _is_over(*one, spec, tell, seen)]
+                running.append(_Queued(job, started[-1], 0.0))
+            running = [one for one in running if not one.is_over(spec, tell)]
             time.sleep(_POLL)
     finally:
-        for _, handle in running:
-            handle.cancel(check=False)
+        for one in running:
+            one.handle.cancel(check=False)
         until = time.monotonic() + _LOST_AFTER
         while any(handle.state == "RUNNING" for handle in started) and time.monotonic() < until:
             time.sleep(_POLL / 5)  # a job's process ends a moment after its run
 
 
-def _wait(running: list[tuple[Job, Any]], spec: Spec, tell: Callable[[Trial], object]) -> None:
-    seen: dict[str, float] = {}
+def _wait(running: list["_Queued"], spec: Spec, tell: Callable[[Trial], object]) -> None:
     while running:
-        running = [one for one in running if not _is_over(*one, spec, tell, seen)]
+        running = [one for one in running if not one.is_over(spec, tell)]
         time.sleep(_POLL)
 
 
-def _is_over(job: Job, handle: Any, spec: Spec, tell: Callable[[Trial], object], seen: dict[str, float]) -> bool:
-    """Say whether a run has ended, by its files; a job that is over and left none has failed."""
-    folder = folder_of(job.sweep, job.trial)
-    if read_state(folder, spec).status not in ENDED:
-        if not handle.done():
+@dataclass
+class _Queued:
+    """A job, its handle, and how many seconds lie between two questions to Slurm about it."""
+
+    job: Job
+    handle: Any
+    every: float = _ASK_EVERY
+    asked: float = field(default_factory=time.monotonic)
+    over_since: float | None = None
+
+    def is_over(self, spec: Spec, tell: Callable[[Trial], object]) -> bool:
+        """Say whether the run has ended, by its files; a job that is over and left none has failed."""
+        folder = folder_of(self.job.sweep, self.job.trial)
+        if read_state(folder, spec).status not in ENDED:
+            if not self._is_lost():
+                return False
+            reason = str(self.handle.exception() or "its job ended without a word").strip().splitlines()[-1]
+            note(folder, self.job.trial.parameters, FAILED, reason)
+        tell(self.job.trial)
+        return True
+
+    def _is_lost(self) -> bool:
+        """Ask about the job, but seldom: each question starts a program of Slurm's."""
+        now = time.monotonic()
+        if now - self.asked < self.every:
             return False
-        first = seen.setdefault(job.trial.key, time.monotonic())  # a shared file system shows files late
-        if handle.exception() is None and time.monotonic() - first < _LOST_AFTER:
+        self.asked = now
+        if not self.handle.done():
             return False
-        reason = str(handle.exception() or "its job ended without a word").strip().splitlines()[-1]
-        note(folder, job.trial.parameters, FAILED, reason)
-    tell(job.trial)
-    return True
+        if self.handle.exception() is not None:
+            return True
+        self.over_since = now if self.over_since is None else self.over_since
+        return now - self.over_since > _LOST_AFTER  # a shared file system shows files late

@@ -137,7 +137,8 @@ def _sweep(config: SweepConfig, spec: Spec, sweep: Path, trials: list[Trial]) ->
 
 def _divide(config: SweepConfig, spec: Spec, sweep: Path, trials: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
     """Tell runs that have ended from those that are to be done."""
-    known, pending = [], []
+    known: list[Trial] = []
+    pending: list[Trial] = []
     for trial in trials or known_trials(sweep, spec):
         folder = folder_of(sweep, trial)
         status = read_state(folder, spec).status
