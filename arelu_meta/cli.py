@@ -66,6 +66,12 @@ TASKS: dict[str, Task] = {
     "activations": Task(
         configs.ActivationsConfig, "arelu_meta.activations.task:activations_task", "every activation by name"
     ),
+    "claims": Task(
+        configs.ClaimsConfig,
+        "arelu_meta.claims.task:claims_task",
+        "the paper's claims as studies, judged",
+        positional=("study",),
+    ),
     "sweep": Task(
         configs.SweepConfig,
         "arelu_meta.sweeping.task:sweep_task",

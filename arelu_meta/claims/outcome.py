@@ -1,0 +1,151 @@
+"""What a study concludes, in the form in which its folder and its page hold it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arelu_meta.claims.statistics import Comparison
+from arelu_meta.runs.progress import print_table
+
+
+@dataclass
+class Table:
+    """A table; every row has one text or number a column.
+
+    Args:
+        title: above it.
+        columns: their names.
+        rows: None is an empty cell.
+        note: below it: what a reader must know to read it.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]]
+    note: str = ""
+
+
+@dataclass
+class Series:
+    """A curve with its band.
+
+    Args:
+        name: in the legend.
+        x: where it was read out.
+        y: means over runs.
+        low: lower edge of the band, or nothing.
+        high: upper edge.
+    """
+
+    name: str
+    x: list[float]
+    y: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Curves:
+    """Curves over one axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: list[Series]
+
+
+@dataclass
+class Heatmap:
+    """A map; z has a row for each of y, with a value (or None) for each of x."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x: list[str]
+    y: list[str]
+    z: list[list[float | None]]
+
+
+@dataclass
+class Picture:
+    """An image file in the study's folder, and what it shows in words."""
+
+    title: str
+    alt: str
+    file: str
+
+
+@dataclass
+class Outcome:
+    """All that a study says.
+
+    Args:
+        comparisons: its claims, Holm's correction done.
+        tables: the most important first.
+        curves: read-outs over epochs, steps or layers.
+        heatmaps: such as learning rate by activation.
+        images: pictures that lie in the folder.
+        notes: what a reader should know.
+    """
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    curves: list[Curves] = field(default_factory=list)
+    heatmaps: list[Heatmap] = field(default_factory=list)
+    images: list[Picture] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_results(self) -> dict[str, Any]:
+        """Give results.json's part of it, in JSON types."""
+        return {
+            "verdicts": [one.as_row() for one in self.comparisons],
+            **{
+                name: [asdict(one) for one in getattr(self, name)]
+                for name in ("tables", "curves", "heatmaps", "images")
+            },
+            "notes": list(self.notes),
+        }
+
+
+def mean_series(name: str, runs: Sequence[Sequence[float]], x: Sequence[float]) -> Series:
+    """Average runs, with a band of one standard deviation over them.
+
+    Args:
+        name: in the legend.
+        runs: one list of values a run, each as long as x; shorter ones are left out.
+        x: where they were read out.
+    """
+    import numpy as np
+
+    values = np.array([run for run in runs if len(run) == len(x)], dtype=np.float64)
+    mean = values.mean(0)
+    if len(values) < 2:
+        return Series(name, list(map(float, x)), mean.tolist())
+    spread = values.std(0, ddof=1)
+    return Series(name, list(map(float, x)), mean.tolist(), (mean - spread).tolist(), (mean + spread).tolist())
+
+
+def print_outcome(outcome: Outcome, folder: Path) -> None:
+    """Print tables, then the verdicts, then where it all lies.
+
+    Args:
+        outcome: of the study.
+        folder: of the study.
+    """
+    for table in outcome.tables:
+        print_table(table.title, table.columns, [[_cell(value) for value in row] for row in table.rows])
+        if table.note:
+            print(table.note)
+        print()
+    for note in outcome.notes:
+        print(note)
+    for one in outcome.comparisons:
+        print(one.sentence)
+    print(f"written to {folder}", flush=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

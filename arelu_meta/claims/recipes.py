@@ -1,0 +1,128 @@
+"""Each study's recipe: which flags it reads, and what they are by its size where a person leaves them out."""
+
+import math
+from copy import deepcopy
+from typing import Any
+
+from arelu_meta.config import ClaimsConfig, flatten
+from arelu_meta.errors import InputError
+
+_PAPER = (
+    "apl,arelu,celu,elu,gelu,leaky_relu,maxout,mixture,pau,prelu,relu,relu6,rrelu,selu,sigmoid,slaf,softplus,swish,tanh"
+)
+_COMMON = frozenset({"study", "size", "run.folder", "run.seed", "run.device", "run.resume", "margin", "processes"})
+
+READS: dict[str, frozenset[str]] = {
+    "mnist": _COMMON
+    | {"data.name", "data.root", "data.download", "model.name", "model.activation", "optim.name", "optim.lr"}
+    | {"train.epochs", "train.repeats", "variant", "engine"},
+}
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "mnist": {
+        "quick": {
+            "data.name": "mnist",
+            "model.name": "mnist_conv",
+            "model.activation": "relu,selu,arelu",
+            "optim.name": "sgd",
+            "optim.lr": "1e-3",
+            "train.epochs": 1,
+            "train.repeats": 3,
+        },
+        "full": {
+            "data.name": "mnist",
+            "model.name": "mnist_conv,mnist_linear",
+            "model.activation": _PAPER,
+            "optim.name": "sgd,adam",
+            "optim.lr": "1e-2,1e-3,1e-4,1e-5",
+            "train.epochs": 20,
+            "train.repeats": 5,
+        },
+    },
+}
+
+
+def resolve(config: ClaimsConfig) -> ClaimsConfig:
+    """Fill what was left out with the study's recipe, and refuse what the study does not read.
+
+    Args:
+        config: as a person gave it; it is not changed.
+
+    Returns:
+        A copy in which all that the study reads is set.
+
+    Raises:
+        InputError: naming a flag that the study does not read, or one whose value it cannot have.
+    """
+    recipe = RECIPES[config.study][config.size]
+    untouched, reads = flatten(ClaimsConfig(config.study)), READS[config.study]
+    filled = deepcopy(config)
+    for name, value in flatten(config).items():
+        if name not in reads and value != untouched[name]:
+            raise InputError(f"{name}: the study {config.study} does not read it; leave {name} out")
+        if name in recipe and value is None and not _brings(config, name):
+            _set(filled, name, recipe[name])
+    repeats = filled.train.repeats
+    if repeats is not None and repeats < 2:
+        raise InputError(f"train.repeats: {repeats} is not allowed; give at least 2: one run has no interval")
+    return filled
+
+
+def _brings(config: ClaimsConfig, name: str) -> bool:
+    """Whether a person names data of their own: the recipe's name, size and number of images are not for it."""
+    own = config.data.root is not None or config.data.name is not None
+    return own and name in {"data.name", "data.root", "data.per_class"}
+
+
+def _set(config: ClaimsConfig, name: str, value: Any) -> None:
+    group, _, field_name = name.rpartition(".")
+    setattr(getattr(config, group) if group else config, field_name, value)
+
+
+def names(flag: str, text: str | None) -> list[str]:
+    """Read names with commas between.
+
+    Args:
+        flag: where they stand, for errors.
+        text: as `relu,selu`.
+
+    Returns:
+        Each once, in order.
+
+    Raises:
+        InputError: if there is none, or an empty one.
+    """
+    found = [part.strip() for part in (text or "").split(",")]
+    if not all(found):
+        raise InputError(f"{flag}: {text!r} is not allowed; give names with commas between, as one,two")
+    return list(dict.fromkeys(found))
+
+
+def numbers(flag: str, text: float | str | None) -> list[float]:
+    """Read numbers above 0 with commas between.
+
+    Args:
+        flag: where they stand, for errors.
+        text: as `1e-2,1e-3`, or a single number.
+
+    Returns:
+        Each once, from large to small.
+
+    Raises:
+        InputError: if one of them is no number, or not above 0.
+    """
+    found = []
+    for part in str(text).split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{flag}: {part.strip()!r} is not allowed; give numbers above 0, with commas between")
+        found.append(value)
+    return sorted(set(found), reverse=True)
+
+
+def seeds(config: ClaimsConfig) -> list[int]:
+    """List the seeds of a resolved config."""
+    return list(range(config.run.seed, config.run.seed + (config.train.repeats or 0)))
