@@ -55,9 +55,9 @@ class DataConfig:
     """The labelled images.
 
     Args:
-        name: folder, digits, or a torchvision data set such as mnist or cifar10; for few-shot tasks also omniglot-small,
-            alphabets (a folder ALPHABET/CHARACTER/IMAGE), or a benchmark: omniglot, mini-imagenet, tiered-imagenet,
-            cifar-fs, fc100, cub; default: folder where data.root is given, else digits (embedded).
+        name: folder, digits, or a torchvision data set such as mnist or cifar10; for few-shot tasks also
+            omniglot-small, alphabets (a folder ALPHABET/CHARACTER/IMAGE), or a benchmark: omniglot, mini-imagenet,
+            tiered-imagenet, cifar-fs, fc100, cub; default: folder where data.root is given, else digits (embedded).
         root: the folder of images, or the folder that torchvision's data lies in; a relative one is looked for in the
             working directory, then in $ARELU_META_DATA.
         image_size: side in pixels; default: the model's own, 64 for the embedded digits, 28 for episodes with the
@@ -105,7 +105,8 @@ class ModelConfig:
             fit does so on the training images.
         reset_head: start a new head where the checkpoint's has another number of classes.
         head_init: finetune: how a new head starts: zero, random, or probe (logistic regression on the frozen features
-            of the training images); auto takes zero on pretrained features, else random.
+            of the training images); auto takes probe where the pretrained function is kept, zero on other pretrained
+            features, else random.
         drop_rate: finetune: dropout before the head; default: the model's own.
     """
 
@@ -126,7 +127,8 @@ class OptimConfig:
         name: any timm optimiser: sgd, momentum, adamw, adam, lamb …
         lr: learning rate, > 0; finetune also takes auto, which looks for one (a range test) and says what it chose.
         head_lr: learning rate of the head; default: lr.
-        act_lr: learning rate of the activations' scalars (alpha, beta, t); default: lr.
+        act_lr: learning rate of the activations' scalars (alpha, beta, t); default: lr, but in finetune a hundredth of
+            it where the pretrained function is kept (preserve) and not the scalars alone are trained.
         weight_decay: of weights; biases, normalisation and the scalars are spared.
         schedule: how the learning rate goes down over the run (poly is a straight line; step divides by 10 twice).
         warmup_epochs: epochs of linear warm-up.
@@ -138,7 +140,7 @@ class OptimConfig:
     """
 
     name: str = "sgd"
-    lr: float | Literal["auto"] = 0.01
+    lr: float | Literal["auto"] = 0.003
     head_lr: float | None = None
     act_lr: float | None = None
     weight_decay: float = 1e-4
@@ -161,7 +163,8 @@ class TrainConfig:
             then a stage more at a time, all by half of the training); probe (scikit-learn's logistic regression on the
             frozen features, no gradient steps).
         repeats: how many seeds, from run.seed on.
-        freeze_bn: leave batch normalisation as it is, scale and shift and statistics.
+        freeze_bn: leave batch normalisation as it is, scale and shift and statistics; auto does so where the pretrained
+            function is kept (the model's own activations, or preserve), but not in mode activations.
         ema: decay of a running average of the weights, which is then what is validated, tested and saved.
         label_smoothing: share of each label that is spread over all classes, in [0, 1).
         mixup: alpha of mixup; 0 is off.
@@ -175,7 +178,7 @@ class TrainConfig:
     epochs: int = 6
     mode: str = "full"
     repeats: int = 1
-    freeze_bn: bool = False
+    freeze_bn: bool | Literal["auto"] = "auto"
     ema: float | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -194,8 +197,8 @@ class TaskConfig:
         ways: classes a task.
         shots: support images a class.
         queries: query images a class.
-        split_file: JSON ({"train": [...], "validation": [...], "test": [...]}) or CSV (columns class and part) that says
-            which classes are trained on; default: the seed, or the data itself, decides.
+        split_file: JSON ({"train": [...], "validation": [...], "test": [...]}) or CSV (columns class and part) that
+            says which classes are trained on; default: the seed, or the data itself, decides.
         alphabets: for characters of several alphabets: mixed; one-in-test (all characters of a test task are of one
             alphabet, as Lake et al. 2015 test); or one (of a training task, too).
     """
@@ -254,8 +257,8 @@ class EvalConfig:
         every: meta-steps between two validations.
         validation_tasks: tasks of each validation.
         patience: stop after this many validations without a better accuracy; default: never.
-        against: evaluate: what else is judged on the same tasks, pair by pair: a run folder, or centroid, logistic or
-            finetune on the backbone that the run started from.
+        against: evaluate: what else is judged on the same tasks, pair by pair: run folders, or centroid, logistic or
+            finetune on the backbone that the run started from; several with commas between.
     """
 
     tasks: int = 600
@@ -311,20 +314,41 @@ class MetatrainConfig:
 
 
 @dataclass
+class TestTaskConfig:
+    """How the tasks of an evaluation differ from those of the run.
+
+    Args:
+        shots: support images a class; default: the run's.
+        queries: query images a class; default: the run's.
+        alphabets: mixed, or one (all characters of a task are of one alphabet); default: as the run was tested.
+    """
+
+    shots: int | None = None
+    queries: int | None = None
+    alphabets: Literal["mixed", "one"] | None = None
+
+
+@dataclass
 class EvaluateConfig:
     """Evaluate a checkpoint: on its run's own test images or unseen tasks, or on a folder of your images.
 
     Args:
-        checkpoint: a run folder or a model.safetensors.
+        checkpoint: a run folder or a model.safetensors; with a support, also the name of a timm model.
         run: seed and device; run.folder, where given, receives results.json.
         data: other images than the run's own test set.
-        eval: the number of tasks.
+        eval: the number of tasks, and what else is judged on them.
+        task: other tasks than the run's own.
+        support: few-shot: a folder with a sub-folder a class to learn from.
+        query: with a support: a folder of the same classes to be judged on.
     """
 
     checkpoint: str
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    task: TestTaskConfig = field(default_factory=TestTaskConfig)
+    support: str | None = None
+    query: str | None = None
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Evaluate a checkpoint: a classifier on images, a meta-learner on tasks of unseen classes."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +9,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TaskConfig, validate
-from arelu_meta.data.episodes import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole
-from arelu_meta.data.images import ImageSet, concatenate, find_root, load_images, part_folders, read_folder
+from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, TestTaskConfig, validate
+from arelu_meta.data.given import OneImage
+from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.loop import loss_and_accuracy, predict_logits
-from arelu_meta.intervals import mean_interval, proportion_interval
-from arelu_meta.meta.evaluation import adaptation_curves, compare, describe_curve, task_accuracies
-from arelu_meta.meta.inner import BASELINES, Inner, attach_loop
-from arelu_meta.meta.normalization import set_normalization
+from arelu_meta.intervals import proportion_interval
+from arelu_meta.meta.learner import Learner
+from arelu_meta.meta.unseen import Asked, evaluate_tasks
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import open_run, write_json
+from arelu_meta.runs.origin import check_unchanged, of_its_run
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.results import report_results
 
@@ -34,32 +32,47 @@ def evaluate(
     run: RunConfig | None = None,
     tasks: int = 600,
     against: str | None = None,
+    *,
+    support: str | Path | None = None,
+    query: str | Path | None = None,
+    task: TestTaskConfig | None = None,
+    inner_steps: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model; it is not changed.
 
     Args:
-        checkpoint: a run folder or a model.safetensors.
+        checkpoint: a run folder or a model.safetensors; with a support, also the name of a timm model.
         data: other images than the run's own test set: for a classifier a set whose classes it knows (its test part,
             or all of it where it has none), for a meta-learner any classes. Default: what the run was tested on.
         run: device and precision.
         tasks: how many tasks, for a meta-learner.
-        against: for a meta-learner: what else is judged on the same tasks: a run folder, or centroid, logistic or
-            finetune on the backbone that the run started from.
+        against: for a meta-learner: what else is judged on the same tasks: run folders, or centroid, logistic or
+            finetune on the backbone that the run started from; several with commas between.
+        support: a folder with a sub-folder a class to learn from, and be judged on `query`.
+        query: a folder of the same classes.
+        task: other tasks than the run's, for a meta-learner.
+        inner_steps: gradient steps on a task's support set, for a meta-learner; default: the run's.
 
     Returns:
-        `task`, `test_accuracy` (a fraction), `test_low`, `test_high` (95 % interval), `test_n`, `seconds` …
+        `task`, `test_accuracy` (a fraction), `test_low`, `test_high` (95 % interval), `test_n`, `seconds`; for a
+        meta-learner also `normalization`, `accuracy_after_0`, … and, of what it is compared with, `against`,
+        `against_accuracy`, `difference`, `difference_low`, `difference_high` (with `_2`, `_3` … behind further ones').
 
     Raises:
         InputError: if the checkpoint or the data does not fit.
     """
     run = run or RunConfig()
     started = time.monotonic()
-    model, spec = load_model(checkpoint)
     device = prepare(run)
-    model.to(device)
     own = data is None or (data.root is None and data.name is None)
+    if support is not None or query is not None:
+        found = _evaluate_folders(checkpoint, support, query, device, data or DataConfig())
+        return found | {"seconds": round(time.monotonic() - started, 2)}
+    model, spec = load_model(checkpoint)
+    model.to(device)
     if spec.task == "metatrain":
-        found = _evaluate_tasks(model, spec, None if own else data, device, run, tasks, Path(checkpoint), against)
+        asked = Asked(None if own else data, task or TestTaskConfig(), tasks, inner_steps, against)
+        found = evaluate_tasks(model, spec, asked, device, run, Path(checkpoint))
     elif against is not None:
         raise InputError(f"eval.against: {against!r} is compared task by task; give a meta-learned checkpoint with it")
     else:
@@ -75,7 +88,17 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
     """
     validate(config)
     folder = open_run(config.run, "evaluate") if config.run.folder else None
-    results = evaluate(config.checkpoint, config.data, config.run, config.eval.tasks, config.eval.against)
+    results = evaluate(
+        config.checkpoint,
+        config.data,
+        config.run,
+        config.eval.tasks,
+        config.eval.against,
+        support=config.support,
+        query=config.query,
+        task=config.task,
+        inner_steps=config.eval.inner_steps,
+    )
     if folder is not None:
         folder.path.mkdir(parents=True, exist_ok=True)
         results["folder"] = str(folder.path)
@@ -84,13 +107,48 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
     return results
 
 
+def _evaluate_folders(
+    checkpoint: str | Path, support: str | Path | None, query: str | Path | None, device: torch.device, data: DataConfig
+) -> dict[str, Any]:
+    """Learn from one folder, and be judged on another one of the same classes."""
+    if support is None or query is None:
+        missing = "support" if support is None else "query"
+        raise InputError(f"{missing}: missing; give --support FOLDER and --query FOLDER together")
+    learner = Learner.load(checkpoint, str(device))
+    for where, place in (("support", support), ("query", query)):
+        if not Path(place).is_dir():
+            raise InputError(f"{where}: {str(place)!r} does not exist; give a folder with one sub-folder a class")
+    images = read_folder(Path(query), Path(query), data.skip_broken, "query")
+    adapted = learner.adapt(support, data.skip_broken)
+    judged = relabel(images, adapted.classes, "query", "of the support's")
+    paths: list[OneImage] = [Path(query) / name for name in images.names]
+    guesses = adapted.stream(learner.source(paths, "query"), data.batch_size)
+    right = sum(guess.name == judged.classes[judged.labels[guess.place]] for guess in guesses)
+    low, high = proportion_interval(right, len(images))
+    return {
+        "task": "few-shot",
+        "seed": 0,
+        "test_accuracy": right / len(images),
+        "test_low": low,
+        "test_high": high,
+        "test_n": len(images),
+        "normalization": learner.normalization,
+        "method": learner.method,
+        "ways": len(adapted.classes),
+        "support_images": adapted.support_size,
+        "skipped": len(images.skipped),
+        "model": learner.spec.name,
+        "activation": learner.spec.activation,
+    }
+
+
 def _evaluate_images(
     model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig, checkpoint: Path
 ) -> dict[str, Any]:
-    own, seed = _of_its_run(spec)
+    own, seed = of_its_run(spec)
     images = relabel(load_images(own, seed).test if data is None else _test_images(data), spec.classes)
     if data is None:
-        _check_unchanged(checkpoint, images)
+        check_unchanged(checkpoint, images)
     batches = Batches(images, build_transform(spec.inputs, training=False), (data or own).batch_size)
     with progress("evaluating", len(images), "images") as bar:
         logits, labels = predict_logits(model, _counted(batches.epoch(0), bar), device, run.precision)
@@ -112,32 +170,6 @@ def _evaluate_images(
     }
 
 
-def _of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
-    """Read the data and the seed of the run that wrote a checkpoint."""
-    try:
-        run = EvaluateConfig("its own", RunConfig(seed=spec.config["run"]["seed"]), DataConfig(**spec.config["data"]))
-        validate(run)
-        return run.data, run.run.seed
-    except (KeyError, TypeError, InputError) as error:
-        raise InputError(
-            f"checkpoint: it does not say what its run was tested on ({error}); it was not written by a run"
-        ) from error
-
-
-def _check_unchanged(checkpoint: Path, images: ImageSet) -> None:
-    """Refuse a test set that is not the run's any more: the split falls otherwise, into what was trained on."""
-    file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "split.json"
-    try:
-        then = json.loads(file.read_text(encoding="utf-8"))["test"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # a model file that was taken out of its run's folder
-    if then != list(images.names):
-        raise InputError(
-            f"checkpoint: the images of its run have changed since ({len(then)} to test on then, {len(images)} now, or "
-            "other ones); give --data.root FOLDER with images that it was not trained on"
-        )
-
-
 def _counted(batches: Any, bar: Any) -> Any:
     for images, labels in batches:
         yield images, labels
@@ -154,12 +186,14 @@ def _test_images(data: DataConfig) -> ImageSet:
     return read_folder(folder, root, data.skip_broken)
 
 
-def relabel(images: ImageSet, classes: list[str]) -> ImageSet:
+def relabel(images: ImageSet, classes: list[str], where: str = "data", owner: str = "of the checkpoint's") -> ImageSet:
     """Number a set's classes as a model does.
 
     Args:
         images: whose classes are some of the model's.
         classes: the model's classes, in its order.
+        where: the flag that named the images, for errors.
+        owner: whose classes they should be, for errors.
 
     Raises:
         InputError: naming a class that the model does not know.
@@ -167,88 +201,6 @@ def relabel(images: ImageSet, classes: list[str]) -> ImageSet:
     position = {name: label for label, name in enumerate(classes)}
     for name in images.classes:
         if name not in position:
-            raise InputError(f"data: class {name!r} is not one of the checkpoint's; {nearest_names(name, classes)}")
+            raise InputError(f"{where}: class {name!r} is not one {owner}; {nearest_names(name, classes)}")
     labels = np.array([position[images.classes[label]] for label in images.labels], dtype=np.int64)
     return replace(images, classes=tuple(classes), labels=labels)
-
-
-def _evaluate_tasks(
-    model: nn.Module,
-    spec: ModelSpec,
-    data: DataConfig | None,
-    device: torch.device,
-    run: RunConfig,
-    tasks: int,
-    checkpoint: Path,
-    against: str | None,
-) -> dict[str, Any]:
-    meta = spec.meta
-    rival = None if against is None else _rival(against, spec)
-    own, seed = _of_its_run(spec)
-    task = TaskConfig(ways=meta["ways"], shots=meta["shots"], queries=meta["queries"])
-    if data is None:
-        images = load_class_splits(own, task, seed).test
-        _check_unchanged(checkpoint, images)
-    else:
-        images = concatenate(load_whole(data))
-        check_class_sizes(images, task)
-    sampler = TensorSampler(load_pool(images, spec.inputs, meta["inverted"]), task, f"test {seed}")
-    with progress("evaluating on unseen classes", tasks, "tasks") as bar:
-        curves = adaptation_curves(
-            model, sampler, range(tasks), meta["inner_lr"], meta["inner_steps"], device, run.precision, bar
-        )
-    accuracies = [row[-1] for row in curves]
-    print(describe_curve(curves, meta["normalization"]))
-    compared: dict[str, Any] = {}
-    if rival is not None:
-        other, steps = rival
-        judged = task_accuracies(other.to(device), sampler, range(tasks), 0.01, steps, device, run.precision)
-        found = compare(accuracies, judged)
-        compared = {
-            "against": against,
-            "against_accuracy": sum(judged) / len(judged),
-            "difference": found.difference,
-            "difference_low": found.low,
-            "difference_high": found.high,
-        }
-        print(
-            f"on the same tasks {against}: {compared['against_accuracy']:.1%}; difference {found.difference:+.1%} "
-            f"(95 % interval {found.low:+.1%} to {found.high:+.1%})"
-        )
-    mean, low, high = mean_interval(accuracies)
-    return compared | {
-        "task": "metatrain",
-        "seed": seed,
-        "test_accuracy": mean,
-        "test_low": low,
-        "test_high": high,
-        "test_n": tasks,
-        "normalization": meta["normalization"],
-        "ways": task.ways,
-        "shots": task.shots,
-        "queries": task.queries,
-        "inner_steps": meta["inner_steps"],
-        "skipped": len(images.skipped),
-    }
-
-
-def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
-    """Load what a meta-learner is compared with, and say how many inner steps it takes.
-
-    Raises:
-        InputError: if there is no such run or baseline, or it is for tasks of other ways or images.
-    """
-    meta = spec.meta
-    if against in BASELINES:
-        classes = tuple(str(way) for way in range(meta["ways"]))
-        start = ModelConfig(**spec.config["model"])
-        model, _ = build_backbone(start, classes, spec.inputs.channels, spec.inputs.image_size, "metatrain")
-        set_normalization(model, meta["normalization"])
-        attach_loop(model, Inner(meta["inner_lr"], meta["inner_steps"], algorithm=against))
-        return model.eval(), meta["inner_steps"]
-    if not Path(against).exists():
-        raise InputError(f"eval.against: {against!r} does not exist; give a run folder, centroid, logistic or finetune")
-    model, other = load_model(against, "eval.against")
-    if other.task != "metatrain" or other.num_classes != spec.num_classes or other.inputs != spec.inputs:
-        raise InputError(f"eval.against: {against!r} is no meta-learner for the same ways and images; give one that is")
-    return model, other.meta["inner_steps"]

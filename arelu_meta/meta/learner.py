@@ -204,6 +204,11 @@ class AdaptedLearner:
         self.learner, self.classes, self._images, self._labels = learner, classes, images, labels
         self._score = self._learn()
 
+    @property
+    def support_size(self) -> int:
+        """How many images it has learned from."""
+        return len(self._images)
+
     def predict(self, images: GivenImages, batch_size: int = 32, skip_broken: bool = False) -> list[Guess]:
         """Say which class each image is of.
 

@@ -14,10 +14,13 @@ def report_results(results: Mapping[str, Any]) -> None:
     Args:
         results: what results.json holds.
     """
-    unit = "images" if results["task"] == "finetune" else "tasks of unseen classes"
+    unit = "tasks of unseen classes" if results["task"] == "metatrain" else "images"
+    judged = f"{results['test_n']} {unit}"
+    if results.get("normalization"):
+        judged += f", {results['normalization']} normalisation"
     print(
         f"test accuracy {results['test_accuracy']:.1%} "
-        f"(95 % interval {results['test_low']:.1%} to {results['test_high']:.1%}, {results['test_n']} {unit})"
+        f"(95 % interval {results['test_low']:.1%} to {results['test_high']:.1%}, {judged})"
     )
     if results.get("folder"):
         print(f"written to {results['folder']}", flush=True)

@@ -117,8 +117,8 @@ def test_class_counts_use_every_class_once_and_leave_enough_for_a_task_in_each_p
             train, validation, test = class_counts(classes, ways)
             assert train + validation + test == classes
             assert min(train, test) >= ways
-            assert validation >= ways if classes >= 3 * ways else validation == 0
-            assert train >= max(validation, test) or classes < 4 * ways
+            assert validation >= ways if classes >= 4 * ways else validation == 0
+            assert train >= max(validation, test)
 
 
 @pytest.mark.parametrize(("classes", "ways"), [(9, 5), (2, 2), (3, 2), (1, 2)])

@@ -131,7 +131,7 @@ def class_counts(classes: int, ways: int) -> tuple[int, int, int]:
         raise InputError(
             f"task.ways: {ways} is too many for {classes} classes, half of which stay unseen for the test; {allowed}"
         )
-    if classes < 3 * ways:
+    if classes < 4 * ways:
         test = max(ways, round(0.4 * classes))
         return classes - test, 0, test
     test, validation = max(ways, round(0.25 * classes)), max(ways, round(0.15 * classes))
@@ -192,27 +192,43 @@ def _hold_out(images: ImageSet, task: TaskConfig, seed: int) -> tuple[ImageSet, 
 
 
 def _keep_to_alphabets(splits: ClassSplits, task: TaskConfig) -> ClassSplits:
-    """Let tasks take all their classes from one alphabet, where that is asked for; alphabets too small are left out."""
+    """Let test tasks, or all, take their classes from one alphabet, where that is asked for."""
     if task.alphabets == "mixed":
         return splits
-    if not all(alphabet_of(name) for name in splits.test.classes):
+    test, notes = keep_to_alphabets(splits.test, task, "test")
+    splits = replace(splits, test=test, notes=(*splits.notes, *notes))
+    if task.alphabets == "one":
+        train, notes = keep_to_alphabets(splits.train, task, "training")
+        splits = replace(splits, train=train, notes=(*splits.notes, *notes))
+        if splits.validation is not None:
+            validation, notes = keep_to_alphabets(splits.validation, task, "validation")
+            splits = replace(splits, validation=validation, notes=(*splits.notes, *notes))
+    return splits
+
+
+def keep_to_alphabets(images: ImageSet, task: TaskConfig, part: str) -> tuple[ImageSet, list[str]]:
+    """Let a set's tasks take all their classes from one alphabet; alphabets with fewer classes than ways are left out.
+
+    Args:
+        images: whose classes are named ALPHABET/CHARACTER.
+        task: ways.
+        part: whose tasks they are, for the notes.
+
+    Returns:
+        The images, and a note on what is left out.
+
+    Raises:
+        InputError: if the classes have no alphabets.
+    """
+    if not all(alphabet_of(name) for name in images.classes):
         raise InputError(
             f"task.alphabets: {task.alphabets!r} needs characters of several alphabets; give --data.name alphabets "
             "with a folder ALPHABET/CHARACTER/IMAGE, or omniglot-small"
         )
-    notes = list(splits.notes)
-
-    def keep(images: ImageSet, part: str) -> ImageSet:
-        sizes = alphabet_sizes(images)
-        small = [alphabet for alphabet, size in sizes.items() if size < task.ways]
-        if 0 < len(small) < len(sizes):
-            notes.append(f"no {part} tasks of {', '.join(small)}: fewer than {task.ways} characters")
-            left = [n for n, name in enumerate(images.classes) if alphabet_of(name) not in small]
-            images = of_classes(images, np.array(left))
-        return within_alphabets(images)
-
-    changed = replace(splits, test=keep(splits.test, "test"))
-    if task.alphabets == "one":
-        validation = None if splits.validation is None else keep(splits.validation, "validation")
-        changed = replace(changed, train=keep(splits.train, "training"), validation=validation)
-    return replace(changed, notes=tuple(notes))
+    sizes = alphabet_sizes(images)
+    small = [alphabet for alphabet, size in sizes.items() if size < task.ways]
+    if not 0 < len(small) < len(sizes):
+        return within_alphabets(images), []
+    left = [number for number, name in enumerate(images.classes) if alphabet_of(name) not in small]
+    note = f"no {part} tasks of {', '.join(small)}: fewer than {task.ways} characters"
+    return within_alphabets(of_classes(images, np.array(left))), [note]

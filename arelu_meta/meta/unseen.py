@@ -1,0 +1,167 @@
+"""A saved meta-learner on tasks of classes that it has not seen, alone or beside others on the same tasks."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from arelu_meta.backbones.from_config import build_backbone
+from arelu_meta.backbones.saving import ModelSpec, load_model
+from arelu_meta.config import DataConfig, ModelConfig, RunConfig, TaskConfig, TestTaskConfig
+from arelu_meta.data.episodes import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole
+from arelu_meta.data.episodes.benchmarks import BENCHMARKS
+from arelu_meta.data.episodes.dividing import keep_to_alphabets, name_of
+from arelu_meta.data.episodes.omniglot import ALPHABETS, is_of_alphabets
+from arelu_meta.data.images import ImageSet, concatenate, find_root
+from arelu_meta.errors import InputError
+from arelu_meta.intervals import mean_interval
+from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, describe_curve, task_accuracies
+from arelu_meta.meta.inner import BASELINES, Inner, attach_loop
+from arelu_meta.meta.normalization import set_normalization
+from arelu_meta.runs.origin import check_unchanged, of_its_run
+from arelu_meta.runs.progress import progress
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation is asked for.
+
+    Args:
+        data: other images than the run's own, or None.
+        task: how tasks differ from the run's.
+        tasks: how many.
+        inner_steps: gradient steps a task, or None for the run's.
+        against: what else is judged on the same tasks, with commas between, or None.
+    """
+
+    data: DataConfig | None
+    task: TestTaskConfig
+    tasks: int
+    inner_steps: int | None
+    against: str | None
+
+
+def evaluate_tasks(
+    model: nn.Module, spec: ModelSpec, asked: Asked, device: torch.device, run: RunConfig, checkpoint: Path
+) -> dict[str, Any]:
+    """Judge a meta-learner on tasks, and what it is compared with on the same ones; print both.
+
+    Args:
+        model: on the device; it is not changed.
+        spec: of the model.
+        asked: on which tasks, and against what.
+        device: where to compute.
+        run: precision.
+        checkpoint: where the model comes from.
+
+    Returns:
+        As `evaluate`.
+
+    Raises:
+        InputError: if the data or a rival does not fit.
+    """
+    steps = asked.inner_steps or spec.meta["inner_steps"]
+    rivals = [] if asked.against is None else [name.strip() for name in asked.against.split(",")]
+    loaded = [_rival(rival, spec) for rival in rivals]
+    _, seed = of_its_run(spec)
+    images, task, notes = _images_and_task(spec, asked, checkpoint)
+    sampler = TensorSampler(load_pool(images, spec.inputs, spec.meta["inverted"]), task, f"test {seed}")
+    numbers = range(asked.tasks)
+    with progress("evaluating on unseen classes", asked.tasks, "tasks") as bar:
+        curves = adaptation_curves(model, sampler, numbers, spec.meta["inner_lr"], steps, device, run.precision, bar)
+    accuracies = [row[-1] for row in curves]
+    print("\n".join([describe_curve(curves, spec.meta["normalization"]), *notes]))
+    compared: dict[str, Any] = {}
+    for number, (name, (other, its_steps)) in enumerate(zip(rivals, loaded, strict=True), 1):
+        with progress(f"evaluating {name}", asked.tasks, "tasks") as bar:
+            judged = task_accuracies(other.to(device), sampler, numbers, 0.01, its_steps, device, run.precision, bar)
+        compared |= _compared(name, accuracies, judged, "" if number == 1 else f"_{number}")
+    mean, low, high = mean_interval(accuracies)
+    return compared | {
+        "task": "metatrain",
+        "seed": seed,
+        "test_accuracy": mean,
+        "test_low": low,
+        "test_high": high,
+        "test_n": asked.tasks,
+        "normalization": spec.meta["normalization"],
+        "ways": task.ways,
+        "shots": task.shots,
+        "queries": task.queries,
+        "inner_steps": steps,
+        **curve_results(curves),
+        "notes": "; ".join(notes),
+        "skipped": len(images.skipped),
+    }
+
+
+def _compared(name: str, accuracies: list[float], judged: list[float], suffix: str) -> dict[str, Any]:
+    found, accuracy = compare(accuracies, judged), sum(judged) / len(judged)
+    print(
+        f"on the same tasks {name}: {accuracy:.1%}; difference {found.difference:+.1%} "
+        f"(95 % interval {found.low:+.1%} to {found.high:+.1%})"
+    )
+    values = {"against": name, "against_accuracy": accuracy, "difference": found.difference}
+    values |= {"difference_low": found.low, "difference_high": found.high}
+    return {key + suffix: value for key, value in values.items()}
+
+
+def _images_and_task(spec: ModelSpec, asked: Asked, checkpoint: Path) -> tuple[ImageSet, TaskConfig, list[str]]:
+    """Load what is tested on, and say what tasks look like."""
+    own, seed = of_its_run(spec)
+    meta = spec.meta
+    task = TaskConfig(
+        meta["ways"],
+        asked.task.shots or meta["shots"],
+        asked.task.queries or meta["queries"],
+        meta.get("split_file"),
+        meta.get("alphabets", "mixed"),
+    )
+    wanted = asked.task.alphabets
+    if wanted is not None:
+        task = replace(task, alphabets="one-in-test" if wanted == "one" else "mixed")
+    if asked.data is None:
+        splits = load_class_splits(own, task, seed)
+        if wanted is None:
+            check_unchanged(checkpoint, splits.test)
+        return splits.test, task, list(splits.notes) if wanted == "one" else []
+    images = _other_images(asked.data, own, seed)
+    notes: list[str] = []
+    if task.alphabets != "mixed":
+        images, notes = keep_to_alphabets(images, task, "test")
+    check_class_sizes(images, task)
+    return images, task, notes
+
+
+def _other_images(data: DataConfig, own: DataConfig, seed: int) -> ImageSet:
+    """Load a set whole, or a benchmark's test part; a folder of alphabets as one where the run's data was such."""
+    if name_of(data) in BENCHMARKS:
+        return load_class_splits(data, TaskConfig(2, 1, 1), seed).test
+    of_characters = name_of(own) in ALPHABETS or name_of(own) == "omniglot"
+    if data.name is None and data.root is not None and of_characters and is_of_alphabets(find_root(data.root)):
+        data = replace(data, name="alphabets")
+    return concatenate(load_whole(data))
+
+
+def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
+    """Load what a meta-learner is compared with, and say how many inner steps it takes.
+
+    Raises:
+        InputError: if there is no such run or baseline, or it is for tasks of other ways or images.
+    """
+    meta = spec.meta
+    if against in BASELINES:
+        classes = tuple(str(way) for way in range(meta["ways"]))
+        start = ModelConfig(**spec.config["model"])
+        model, _ = build_backbone(start, classes, spec.inputs.channels, spec.inputs.image_size, "metatrain")
+        set_normalization(model, meta["normalization"])
+        attach_loop(model, Inner(meta["inner_lr"], meta["inner_steps"], algorithm=against))
+        return model.eval(), meta["inner_steps"]
+    if not Path(against).exists():
+        raise InputError(f"eval.against: {against!r} does not exist; give a run folder, centroid, logistic or finetune")
+    model, other = load_model(against, "eval.against")
+    if other.task != "metatrain" or other.num_classes != spec.num_classes or other.inputs != spec.inputs:
+        raise InputError(f"eval.against: {against!r} is no meta-learner for the same ways and images; give one that is")
+    return model, other.meta["inner_steps"]

@@ -1,0 +1,50 @@
+"""What a checkpoint's run was tested on, and whether that is still so."""
+
+import json
+from pathlib import Path
+
+from arelu_meta.backbones.saving import ModelSpec
+from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, validate
+from arelu_meta.data.images import ImageSet
+from arelu_meta.errors import InputError
+
+
+def of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
+    """Read the data and the seed of the run that wrote a checkpoint.
+
+    Args:
+        spec: of the checkpoint.
+
+    Raises:
+        InputError: if it does not hold a run's config.
+    """
+    try:
+        run = EvaluateConfig("its own", RunConfig(seed=spec.config["run"]["seed"]), DataConfig(**spec.config["data"]))
+        validate(run)
+        return run.data, run.run.seed
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(
+            f"checkpoint: it does not say what its run was tested on ({error}); it was not written by a run"
+        ) from error
+
+
+def check_unchanged(checkpoint: Path, images: ImageSet) -> None:
+    """Refuse a test set that is not the run's any more: the split falls otherwise, into what was trained on.
+
+    Args:
+        checkpoint: a run folder, or a file in one.
+        images: the test set as it is now.
+
+    Raises:
+        InputError: if it has changed.
+    """
+    file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "split.json"
+    try:
+        then = json.loads(file.read_text(encoding="utf-8"))["test"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a model file that was taken out of its run's folder
+    if then != list(images.names):
+        raise InputError(
+            f"checkpoint: the images of its run have changed since ({len(then)} to test on then, {len(images)} now, or "
+            "other ones); give --data.root FOLDER with images that it was not trained on"
+        )
