@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 Cell = str | float | int | bool | None
+_SMALL = 1e-3  # a column with smaller numbers has no common number of decimals
 VERDICTS = ("holds", "does not hold", "cannot tell")
 
 
@@ -30,7 +31,7 @@ class Table:
         title: what stands above it.
         columns: the columns' names.
         rows: one cell a column; None is an empty cell.
-        formats: a column's format, as `.1%` or `.3g`; without one a number is written with 4 digits.
+        formats: a column's format, as `.1%` or `.3g`; without one its numbers get as many decimals as they need.
         note: what stands below it.
         csv: whether it is written beside the page too (tables that lie in the run folder as CSV are not).
         shown: rows on the page at first; the rest waits behind a button. None shows all.
@@ -181,6 +182,32 @@ class Page:
     sections: Sequence[Section] = ()
 
 
+def formats_of(table: Table) -> list[str]:
+    """Choose a format for each column: its own, or as few decimals as its numbers need, the same for all.
+
+    Args:
+        table: any.
+    """
+    return [
+        table.formats.get(name) or _common_format([row[place] for row in table.rows])
+        for place, name in enumerate(table.columns)
+    ]
+
+
+def _common_format(cells: Sequence[Cell]) -> str:
+    numbers = [float(cell) for cell in cells if is_number(cell)]
+    sizes = [abs(number) for number in numbers if number]
+    if not sizes or all(isinstance(cell, int) for cell in cells if is_number(cell)):
+        return ""
+    if min(sizes) < _SMALL or all(number == float(f"{number:.2g}") for number in numbers):
+        return ".3g"
+    most = 1 if max(sizes) >= 100 else 2 if max(sizes) >= 1 else 4
+    for decimals in range(most):
+        if all(number == round(number, decimals) for number in numbers):
+            return f".{decimals}f"
+    return f".{most}f"
+
+
 def is_number(value: object) -> TypeGuard[int | float]:
     """Say whether a value is a finite number, and not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -203,6 +230,8 @@ def shown(value: Cell, form: str = "") -> str:
     if isinstance(value, str):
         return value
     text = f"{value:{form or ('.4g' if isinstance(value, float) else '')}}"
+    if not text.strip("+-0.% "):  # nothing is left of it: a sign would say more than is known
+        text = text.lstrip("+-")
     # A real minus sign is as wide as a digit; that of an exponent stays.
     return ("\u2212" + text[1:] if text.startswith("-") else text).replace("%", "\u00a0%")
 

@@ -15,6 +15,8 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangl
 _COLOURS = 7  # of the page's palette
 _MARKED = 60  # points; a line of more is drawn without markers
 _FEW = 15
+_SUBJECT = "arelu"  # what this toolkit is about stands out among many
+_CROWDED = 6  # lines; with more their bands are paler
 _WRITTEN_CELLS = 450  # a heat map of more has no numbers in its cells
 _DIGITS = 6
 _FORMATS = {"percent": ".1%", "plain": ""}
@@ -80,8 +82,9 @@ def curves(
             meta = {"series": number % _COLOURS}
         group = f"s{number}"
         if len(one.low) and len(one.high):
-            traces.append(_band(one, meta, group))
-        traces.append(_line(one, meta, group, number, by_depth))
+            traces.append(_band(one, meta | {"faint": len(series) > _CROWDED}, group, (0, 1) if percent else None))
+        bold = one.name.lower().startswith(_SUBJECT) and not by_depth and len(series) > 2
+        traces.append(_line(one, meta, group, number, by_depth, bold))
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": plotly_text(x_label)}},
         "yaxis": {"title": {"text": plotly_text(y_label)}},
@@ -116,7 +119,7 @@ def _counts(values: Sequence[Any]) -> bool:
     )
 
 
-def _line(one: Series, meta: Mapping[str, Any], group: str, number: int, by_depth: bool) -> dict[str, Any]:
+def _line(one: Series, meta: Mapping[str, Any], group: str, number: int, by_depth: bool, bold: bool) -> dict[str, Any]:
     style = 0 if by_depth else number // _COLOURS
     marked = len(one.x) <= _MARKED
     return {
@@ -126,15 +129,19 @@ def _line(one: Series, meta: Mapping[str, Any], group: str, number: int, by_dept
         "x": _coordinates(one.x),
         "y": rounded(one.y),
         "legendgroup": group,
-        "line": {"width": 2, "dash": _DASHES[style % len(_DASHES)]},
+        "line": {"width": 4 if bold else 2, "dash": _DASHES[style % len(_DASHES)]},
         "marker": {"size": 6, "symbol": "circle" if by_depth else _SYMBOLS[number % len(_SYMBOLS)]},
+        "zorder": int(bold),
         "meta": dict(meta),
     }
 
 
-def _band(one: Series, meta: Mapping[str, Any], group: str) -> dict[str, Any]:
+def _band(one: Series, meta: Mapping[str, Any], group: str, limits: tuple[float, float] | None) -> dict[str, Any]:
+    def inside(value: float) -> float:
+        return value if limits is None else min(max(value, limits[0]), limits[1])
+
     whole = [
-        (x, low, high)
+        (x, inside(low), inside(high))
         for x, low, high in zip(_coordinates(one.x), rounded(one.low), rounded(one.high), strict=False)
         if low is not None and high is not None
     ]

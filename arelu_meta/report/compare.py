@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from arelu_meta.intervals import mean_interval
-from arelu_meta.report.blocks import Block, Cell, Fact, Page, Paragraph, Section, Table, percent
+from arelu_meta.report.blocks import Block, Cell, Fact, Page, Paragraph, Section, Table, percent, shown
 from arelu_meta.report.charts import Series, curves
 from arelu_meta.report.metatrained import adaptation_sections
 from arelu_meta.report.reading import Run, column, number_of
@@ -45,6 +45,7 @@ def compare_page(first: Run, second: Run) -> Page:
         first: called A.
         second: called B.
     """
+    names = first.name, second.name
     for letter, run in (("A", first), ("B", second)):
         run.name = f"{letter}: {run.name}"
     difference = compared(first, second)
@@ -58,7 +59,7 @@ def compare_page(first: Run, second: Run) -> Page:
         ending([first, second]),
     ]
     filled = [section for section in sections if section.blocks]
-    title = f"{first.name} and {second.name}"
+    title = f"{names[0]} and {names[1]}"
     return Page(
         title, "Two runs compared", _headline(first, second, difference), _facts(first, second, difference), (), filled
     )
@@ -139,7 +140,7 @@ def _independent(first: Run, second: Run, difference: float) -> Difference | Non
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "\u2212")
+    return shown(100 * value, "+.1f")
 
 
 def _headline(first: Run, second: Run, difference: Difference | None) -> str:
@@ -154,7 +155,7 @@ def _headline(first: Run, second: Run, difference: Difference | None) -> str:
         return f"Cannot tell A and B apart on these test {unit}: the difference is {_points(difference.mean)} points."
     ahead, behind = ("B", "A") if difference.mean > 0 else ("A", "B")
     run = second if ahead == "B" else first
-    return f"{ahead} is ahead of {behind} by {words} on the test {unit}: {described(run)}."
+    return f"{ahead}, {described(run)}, is ahead of {behind} by {words} on the test {unit}."
 
 
 def _facts(first: Run, second: Run, difference: Difference | None) -> list[Fact]:
@@ -193,7 +194,7 @@ def _results_table(first: Run, second: Run) -> Table:
             continue
         share = all(value is None or 0 <= value <= 1 for value in (a, b)) and _is_share(name)
         cells = [_figure(value, share) for value in (a, b)]
-        change = None if a is None or b is None else (_points(b - a) + " points" if share else f"{b - a:+.4g}")
+        change = None if a is None or b is None else (_points(b - a) + " points" if share else shown(b - a, "+.4g"))
         rows.append([name.replace("_", " "), *cells, change])
     if not rows:
         rows = [["test accuracy", None, None, None]]

@@ -9,10 +9,12 @@ from importlib import resources
 from typing import Any
 
 from arelu_meta import __version__
-from arelu_meta.report.blocks import Block, Cell, Chart, Page, Table, is_number, shown
+from arelu_meta.report.blocks import Block, Cell, Chart, Page, Table, formats_of, is_number, shown
 from arelu_meta.report.whiskers import explain, render_verdicts
 
 GENERATOR = "arelu_meta"
+_LONG = 32  # characters; a column with more gets some width
+_FIGURE = re.compile(r"[+\u2212]?\d[\d.,]*(\u00a0%| points)?$")
 
 
 def render_html(page: Page) -> str:
@@ -97,22 +99,25 @@ def _block(block: Block, charts: list[Chart]) -> dict[str, Any]:
         made["number"] = len(charts)
         charts.append(block)
     if isinstance(block, Table):
-        made["rows"] = [[_cell(block, column, cell) for column, cell in enumerate(row)] for row in block.rows]
+        formats = formats_of(block)
+        made["rows"] = [[_cell(cell, form) for cell, form in zip(row, formats, strict=True)] for row in block.rows]
+        made["long"] = {
+            place for place in range(len(formats)) if any(len(str(row[place])) > _LONG for row in block.rows)
+        }
         made["numeric"] = _numeric_columns(block)
         if block.shown is not None and block.shown >= len(block.rows):
             made["shown"] = None
     return made
 
 
-def _cell(table: Table, column: int, cell: Cell) -> dict[str, Any]:
-    key = cell if is_number(cell) else None
-    return {"text": shown(cell, table.formats.get(table.columns[column], "")), "key": key}
+def _cell(cell: Cell, form: str) -> dict[str, Any]:
+    return {"text": shown(cell, form), "key": cell if is_number(cell) else None}
 
 
 def _numeric_columns(table: Table) -> set[int]:
     found = set()
     for column in range(len(table.columns)):
         cells = [row[column] for row in table.rows if row[column] is not None]
-        if cells and all(is_number(cell) for cell in cells):
+        if cells and all(is_number(cell) or _FIGURE.match(str(cell)) for cell in cells):
             found.add(column)
     return found

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from arelu_meta.report.blocks import Block, Cell, Chart, Page, Paragraph, Picture, Raw, Table, shown
+from arelu_meta.report.blocks import Block, Cell, Chart, Page, Paragraph, Picture, Raw, Table, formats_of, shown
 
 _MARKS = re.compile(r"([\\`*_\[\]{}<>#|~$&])")
 _ROWS = 200
@@ -65,10 +65,9 @@ def _block(block: Block, html_name: str) -> list[str]:
 
 def _table(table: Table) -> list[str]:
     lines = [f"**{_text(table.title)}**", "", _row(table.columns), _row(["---"] * len(table.columns), escape=False)]
+    formats = formats_of(table)
     for row in table.rows[:_ROWS]:
-        lines.append(
-            _row([shown(cell, table.formats.get(name, "")) for name, cell in zip(table.columns, row, strict=True)])
-        )
+        lines.append(_row([shown(cell, form) for cell, form in zip(row, formats, strict=True)]))
     if len(table.rows) > _ROWS:
         lines += ["", f"The first {_ROWS} of {len(table.rows)} rows."]
     return [*lines, "", _text(table.note)] if table.note else lines

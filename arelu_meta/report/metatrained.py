@@ -68,9 +68,7 @@ def facts(run: Run) -> list[Fact]:
     found = [accuracy_fact(run)]
     curve = adaptation(run)
     if len(curve) > 1:
-        found.append(
-            Fact("Before adapting", percent(curve[0]), f"after {len(curve) - 1} inner steps {percent(curve[-1])}")
-        )
+        found.append(Fact("Before adapting", percent(curve[0]), _after(len(curve) - 1, curve[-1])))
     if run.text("normalization"):
         found.append(Fact("Normalisation", run.text("normalization"), "transductive sees the other queries"))
     if run.number("inner_lr") is not None:
@@ -78,6 +76,10 @@ def facts(run: Run) -> list[Fact]:
     if run.number("seconds") is not None:
         found.append(Fact("Training time", duration(run.number("seconds"))))
     return found
+
+
+def _after(steps: int, accuracy: float) -> str:
+    return f"after {steps} inner step{'s' if steps > 1 else ''}: {percent(accuracy)}"
 
 
 def adaptation(run: Run) -> list[float]:

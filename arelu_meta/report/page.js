@@ -25,7 +25,7 @@
   const theme = () => THEMES[dark.matches && !printing ? "dark" : "light"];
 
   const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-  const faint = (hex) => `rgba(${channels(hex).join(",")},0.18)`;
+  const faint = (hex, opacity) => `rgba(${channels(hex).join(",")},${opacity})`;
   function between(stops, share) {
     const place = share * (stops.length - 1), first = Math.min(Math.floor(place), stops.length - 2);
     const [from, to] = [channels(stops[first]), channels(stops[first + 1])];
@@ -39,7 +39,7 @@
     }
     const colour = "depth" in meta ? between(colours.depth, meta.depth) : colours.series[meta.series || 0];
     if (meta.band) {
-      return { ...trace, fillcolor: faint(colour) };
+      return { ...trace, fillcolor: faint(colour, meta.faint ? 0.07 : 0.18) };
     }
     const made = { ...trace, line: { ...trace.line, color: colour }, marker: { ...trace.marker, color: colour } };
     if (trace.error_x) made.error_x = { ...trace.error_x, color: colour };

@@ -81,7 +81,7 @@ def several_page(runs: list[Run], title: str, kind: str, whole: Run | None = Non
         *_heat_sections(groups),
         Section("Curves", group_curves(groups)),
         *adaptation_sections(runs[:_MOST_LINES]),
-        Section("All runs", [_runs_table(runs), *_whole_table(whole)]),
+        Section("Runs", [_runs_table(runs), *_whole_table(whole)]),
     ]
     filled = [section for section in sections if section.blocks]
     last = ending(runs, whole.problems if whole is not None else ())
@@ -192,10 +192,12 @@ def _glance(groups: list[Group]) -> list[Block]:
         for one in drawn
         if one.accuracies
     ]
-    note = (
-        "Best on validation images first. Bars: 95 % intervals, over runs where there are several of one setting, else "
-        "over test images or tasks alone, which says nothing of other seeds."
-    )
+    note = "Bars: 95 % intervals over test images or tasks alone, which say nothing of other seeds."
+    if len(ended) > 1:
+        note = (
+            "The best on validation images comes first. Bars: 95 % intervals, over runs where one setting has several, "
+            "else over test images or tasks alone, which say nothing of other seeds."
+        )
     if len(ended) > _MOST_DOTS:
         note += f" The first {_MOST_DOTS} of {len(ended)} settings."
     values, low, high = ([one[place] for one in intervals] for place in range(3))

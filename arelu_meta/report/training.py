@@ -188,7 +188,7 @@ def figures_section(run: Run) -> list[Section]:
         name: value for name, value in run.results.items() if value is None or isinstance(value, str | int | float)
     }
     rows: list[list[Cell]] = [[name, value] for name, value in plain.items() if name != "folder"]
-    table = Table("results.json", ["name", "value"], rows, csv=True, shown=15)
+    table = Table("results.json", ["name", "value"], rows, {"value": ".6g"}, csv=True, shown=15)
     return [Section("Every figure", [table], "Shares are fractions, times are in seconds.")] if rows else []
 
 
