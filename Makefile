@@ -7,7 +7,7 @@ DATA ?=
 OUT ?=
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint setup clean lock locked audit licences oldest
 
 demo: $(STAMP)
 	$(BIN)/arelu-meta demo $(if $(OUT),--run.folder "$(OUT)") $(if $(DATA),--data.root "$(DATA)")
@@ -29,5 +29,44 @@ $(STAMP): pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable '.[dev]'
 	touch $(STAMP)
 
+# What the toolkit is built from; the tools for that live in an environment of their own.
+SUPPLY := $(VENV)-supply
+UV := $(SUPPLY)/bin/uv
+
+$(SUPPLY)/.installed: pyproject.toml
+	test -x $(SUPPLY)/bin/python || $(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7' 'pip-licenses>=5.0' 'uv>=0.5'
+	touch $@
+
+# Every package, its version and its files' hashes, for all platforms; no host is named. learn2learn stays out: it and
+# what it needs are built from source, by packages that no hash can pin.
+# The versions are those of $(VENV), which the tests have run with.
+lock: $(STAMP) $(SUPPLY)/.installed
+	$(BIN)/python -m pip list --format freeze --exclude-editable > $(SUPPLY)/tested.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+		--custom-compile-command 'make lock' --extra dev --constraint $(SUPPLY)/tested.txt --output-file requirements.lock pyproject.toml
+
+# The environment exactly as locked; pip refuses any file with another hash.
+locked:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(STAMP)
+
+# Known vulnerabilities of what is locked; asks a public data base.
+audit: $(SUPPLY)/.installed
+	$(SUPPLY)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
+
+licences: $(STAMP) $(SUPPLY)/.installed
+	$(SUPPLY)/bin/pip-licenses --python $(BIN)/python --order license --format markdown
+
+# The oldest versions that pyproject.toml allows, in an environment of their own, and the tests that touch them most.
+OLDEST := $(VENV)-oldest
+OLDEST_TESTS ?= tests/activations tests/backbones/test_create.py tests/backbones/test_saving.py tests/finetuning tests/meta tests/runs tests/exporting tests/test_cli.py
+oldest: $(SUPPLY)/.installed
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(OLDEST)
+	$(UV) pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest --override-ini filterwarnings=default $(OLDEST_TESTS) $(PYTEST_ARGS)
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(SUPPLY) $(OLDEST)
