@@ -227,7 +227,8 @@ class MetaConfig:
         adapt: what the inner loop adapts: all, head, or activations (their scalars alone).
         inner_steps: gradient steps on the support set while training.
         batch_tasks: tasks a meta-step.
-        task_chunk: tasks that the vectorized engine computes at once; auto: as many as fit half of the free memory.
+        task_chunk: tasks that the vectorized engine computes at once; auto: as many as fit half of the free memory, and
+            one where tasks are so large that a CPU is faster with one at a time.
         normalization: transductive (statistics of the batch at hand, queries too), support (of the support set alone),
             running (averages learned in training), frozen (those that the model came with), group (group
             normalisation), or none.

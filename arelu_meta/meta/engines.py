@@ -33,6 +33,9 @@ __all__ = [
 
 ENGINES = ("auto", "learn2learn", "vectorized")
 _SHARE_OF_MEMORY = 0.5
+# Bytes that a task keeps for its backward, above which a CPU is faster with one task at a time: memory traffic, not the
+# number of calls, is then what a meta-step costs. A task of omniglot-5w1s lies below it, one of omniglot-20w1s above.
+_LARGE_TASK = 16 << 20
 
 
 class Engine(Protocol):
@@ -120,7 +123,8 @@ class VectorizedEngine:
         model: its parameters are the initial weights that are meta-learned; those that need no gradient stay as they
             are.
         inner: the inner loop.
-        task_chunk: how many tasks at once; None for as many as fit half of the free memory.
+        task_chunk: how many tasks at once; None for as many as fit half of the free memory, and for one where a CPU
+            is faster so.
         precision: float32, bf16 or fp16.
     """
 
@@ -184,7 +188,7 @@ class VectorizedEngine:
         return with_gradient_of(task_losses(logits, tasks.query_labels), way), logits
 
     def _fitting_chunk(self, tasks: TaskBatch) -> int:
-        """Say how many tasks fit, by what one of them keeps for its backward."""
+        """Say how many tasks at once are fastest and fit, by what one of them keeps for its backward."""
         if len(tasks) == 1:
             return 1
         kept: dict[int, int] = {}
@@ -197,7 +201,8 @@ class VectorizedEngine:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss, _ = self.query_losses(next(tasks.split(1)))
         del loss
-        return fitting_tasks(sum(kept.values()), tasks.support_images.device)
+        a_task, device = sum(kept.values()), tasks.support_images.device
+        return 1 if device.type == "cpu" and a_task > _LARGE_TASK else fitting_tasks(a_task, device)
 
 
 def _accumulate(engine: Engine, tasks: TaskBatch, chunk: int) -> tuple[Tensor, Tensor]:

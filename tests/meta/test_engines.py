@@ -123,6 +123,16 @@ def test_little_free_memory_splits_the_meta_batch(monkeypatch: pytest.MonkeyPatc
     assert (roomy.task_chunk or 0) >= 3
 
 
+def test_tasks_too_large_for_a_processors_cache_are_computed_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tasks, inner = _net("mnist_conv", None, 28), _tasks(), Inner(0.05, 2)
+    together, apart = VectorizedEngine(model, inner), VectorizedEngine(model, inner)
+    expected = _gradients(together, model, tasks)
+    monkeypatch.setattr(engines, "_LARGE_TASK", 1 << 10)
+    _assert_same(_gradients(apart, model, tasks), expected)
+    assert apart.task_chunk == 1
+    assert (together.task_chunk or 0) >= 3
+
+
 @pytest.mark.parametrize("part", ["features", "head"])
 def test_frozen_parameters_get_no_gradient_and_the_rest_is_as_learn2learns(part: str) -> None:
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
