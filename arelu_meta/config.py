@@ -97,7 +97,7 @@ class ModelConfig:
     """The backbone and its activation.
 
     Args:
-        name: any timm model, or mnist_conv, mnist_linear, conv4, conv4_32.
+        name: any timm model, or mnist_conv, mnist_linear, conv4, conv4_32, resnet12.
         pretrained: true, false, or the path of a run folder or model.safetensors to start from.
         activation: what to swap in; default: the model's own.
         init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; leak opens

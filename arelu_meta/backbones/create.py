@@ -26,7 +26,7 @@ def create_backbone(
     """Make a backbone with timm's interface.
 
     Args:
-        name: any timm model, or `mnist_conv`, `mnist_linear`, `conv4`, `conv4_32`.
+        name: any timm model, or `mnist_conv`, `mnist_linear`, `conv4`, `conv4_32`, `resnet12`.
         pretrained: load weights: those installed with this package where there are any, else through timm's hub code.
         num_classes: outputs of a new head; default: the model's own.
         in_chans: channels of an image; pretrained first layers are adapted as timm does.

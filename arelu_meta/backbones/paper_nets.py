@@ -1,4 +1,4 @@
-"""The AReLU authors' MNIST networks, and the few-shot literature's Conv-4, with timm's interface."""
+"""The AReLU authors' MNIST networks, and the few-shot literature's Conv-4 and ResNet-12, with timm's interface."""
 
 from collections.abc import Callable
 from typing import Any
@@ -129,6 +129,41 @@ def conv4_32(num_classes: int = 5, in_chans: int = 1, img_size: int = 28) -> Sma
     return conv4(num_classes, in_chans, img_size, filters=32)
 
 
+class _ResidualBlock(nn.Module):
+    """Three 3 × 3 convolutions beside a 1 × 1 convolution, then an activation and 2 × 2 max-pooling."""
+
+    def __init__(self, in_chans: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for number in range(3):
+            layers += [nn.Conv2d(in_chans if number == 0 else width, width, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.1)]
+        self.convolutions = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Sequential(nn.Conv2d(in_chans, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.activation = nn.LeakyReLU(0.1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.activation(self.convolutions(x) + self.shortcut(x)))  # type: ignore[no-any-return]
+
+
+def resnet12(num_classes: int = 5, in_chans: int = 1, img_size: int = 28) -> SmallNet:
+    """Build ResNet-12: four residual blocks of 64, 160, 320 and 640 channels, and the mean over places.
+
+    Args:
+        num_classes: the head's outputs.
+        in_chans: channels of an image.
+        img_size: side of an image, at least 16 pixels.
+
+    Source: Lee et al. 2019, section 4.1 (MetaOptNet), without their dropout and DropBlock: an episode's engines are to
+    give the same.
+    """
+    widths = (64, 160, 320, 640)
+    blocks = [_ResidualBlock(*pair) for pair in zip((in_chans, *widths), widths, strict=False)]
+    features = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1))
+    return _small_net(features, num_classes, in_chans, img_size, "resnet12")
+
+
 def _small_net(features: nn.Sequential, num_classes: int, in_chans: int, img_size: int, name: str) -> SmallNet:
     """Add a head as wide as the features are at this image size."""
     # torch.nn.Module.eval, not the layers' own statistics: one image has no batch variance.
@@ -147,4 +182,5 @@ PAPER_NETS: dict[str, Callable[..., SmallNet]] = {
     "mnist_linear": mnist_linear,
     "conv4": conv4,
     "conv4_32": conv4_32,
+    "resnet12": resnet12,
 }

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.create import create_backbone
-from arelu_meta.backbones.paper_nets import PAPER_NETS, conv4, conv4_32, mnist_conv, mnist_linear
+from arelu_meta.backbones.paper_nets import PAPER_NETS, conv4, conv4_32, mnist_conv, mnist_linear, resnet12
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.errors import InputError
 
@@ -95,6 +95,18 @@ def test_conv4_32_is_conv4_with_32_filters() -> None:
     assert shapes(conv4_32()) == shapes(conv4(filters=32))
 
 
+def test_resnet12_has_four_residual_blocks_of_twelve_convolutions_beside_four_shortcuts() -> None:
+    model = resnet12(5, in_chans=3, img_size=84)
+    assert kinds(model) == ["_ResidualBlock"] * 4 + ["AdaptiveAvgPool2d"]
+    parameters = 640 * 5 + 5
+    for before, width in ((3, 64), (64, 160), (160, 320), (320, 640)):
+        parameters += 9 * before * width + 2 * 9 * width**2 + before * width + 4 * 2 * width
+    assert count(model) == parameters
+    report = swap_activations(model, "arelu", init="preserve")
+    assert len(report.swapped) == 12
+    assert report.complete
+
+
 @pytest.mark.parametrize("name", PAPER_NETS)
 def test_the_networks_have_timms_interface(name: str) -> None:
     model = create_backbone(name, num_classes=7, in_chans=3)
@@ -132,7 +144,7 @@ def test_building_one_leaves_it_in_training_mode_with_fresh_statistics(name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "smallest"), [("mnist_conv", 28), ("conv4", 16), ("conv4_32", 16), ("mnist_linear", 1)]
+    ("name", "smallest"), [("mnist_conv", 28), ("conv4", 16), ("conv4_32", 16), ("mnist_linear", 1), ("resnet12", 16)]
 )
 def test_the_smallest_image_that_fits_is_the_one_the_documentation_names(name: str, smallest: int) -> None:
     assert PAPER_NETS[name](img_size=smallest).eval()(torch.zeros(1, 1, smallest, smallest)).ndim == 2
