@@ -70,6 +70,8 @@ class Comparison:
         says = f"{self.claim}: {verdict}; {numbers}, {test}), margin {self.margin:g}"
         if self.verdict != "cannot tell":
             return says + "."
+        if self.low > self.margin:
+            says += "; the interval alone lies above it, but among so many comparisons some would by chance"
         return f"{says}; about {self.seeds_needed:,} pairs would show a difference of 1 {self.unit.rstrip('s')}."
 
     def as_row(self) -> dict[str, Any]:
