@@ -15,6 +15,7 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangl
 _COLOURS = 7  # of the page's palette
 _MARKED = 60  # points; a line of more is drawn without markers
 _FEW = 15
+_LONGEST_NAME = 44
 _SUBJECT = "arelu"  # what this toolkit is about stands out among many
 _CROWDED = 6  # lines; with more their bands are paler
 _WRITTEN_CELLS = 450  # a heat map of more has no numbers in its cells
@@ -125,7 +126,7 @@ def _line(one: Series, meta: Mapping[str, Any], group: str, number: int, by_dept
     return {
         "type": "scatter",
         "mode": "lines+markers" if marked else "lines",
-        "name": plotly_text(one.name),
+        "name": _short(plotly_text(one.name), _LONGEST_NAME),
         "x": _coordinates(one.x),
         "y": rounded(one.y),
         "legendgroup": group,

@@ -1,7 +1,7 @@
 """The page of several runs: repeats, folds, a sweep, or any folders a person names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arelu_meta.intervals import mean_interval
@@ -15,7 +15,8 @@ _MOST_LINES = 21  # of one chart: seven colours in three dashes
 _MOST_DOTS = 40
 _ROWS = 25
 _SAME = ("run.folder", "run.seed", "run.resume", "run.trackers", "data.fold", "train.repeats", "data.workers")
-_UNREAD = "–"
+_TELLING = ("model.name", "model.activation", "model.init", "optim.lr", "meta.inner_lr")
+_MOST_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def several_page(runs: list[Run], title: str, kind: str, whole: Run | None = Non
     sections = [
         Section("At a glance", _glance(groups)),
         *_heat_sections(groups),
-        Section("Curves", group_curves(groups)),
+        *(Section(f"Curves{of}", group_curves(ones)) for of, ones in _by_task(groups)),
         *adaptation_sections(runs[:_MOST_LINES]),
         Section("Runs", [_runs_table(runs), *_whole_table(whole)]),
     ]
@@ -101,14 +102,31 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     found: dict[str, Group] = {}
     for run in runs:
         settings = {name: setting(run, name) for name in differing}
-        name = ", ".join(f"{_last(key, differing)} {_word(value)}" for key, value in settings.items())
-        if not differing and len({one.task for one in runs}) > 1:
-            name = run.task
-        found.setdefault(name, Group(name, settings, [])).runs.append(run)
-    if len(found) == 1:
-        only = next(iter(found.values()))
-        return [Group("all runs", only.settings, only.runs)]
-    return list(found.values())
+        found.setdefault(f"{run.task} {settings!r}", Group(run.name, settings, [])).runs.append(run)
+    groups = list(found.values())
+    if len(groups) == 1:
+        return [Group("all runs", groups[0].settings, groups[0].runs)]
+    return [replace(one, name=name) for one, name in zip(groups, _names(groups), strict=True)]
+
+
+def _names(groups: Sequence[Group]) -> list[str]:
+    """Name groups by what they differ in; by their first run's folder where that would take too many words."""
+    differing = list(groups[0].settings)
+    telling = [name for name in _TELLING if name in differing]
+    for chosen in (differing, telling):
+        phrases = [[_phrase(key, one.settings[key], differing) for key in chosen] for one in groups]
+        names = [", ".join(filter(None, words)) for words in phrases]
+        if 0 < len(chosen) <= _MOST_WORDS and len(set(names)) == len(names):
+            return names
+    return [one.runs[0].name for one in groups]
+
+
+def _phrase(key: str, value: Any, names: Sequence[str]) -> str:
+    if key == "model.activation":
+        return "own activation" if value is None else str(value)
+    if key in {"model.name", "model.init"}:
+        return "" if value is None else str(value)
+    return f"{_last(key, names)} {_word(value)}"
 
 
 def setting(run: Run, name: str) -> Any:
@@ -161,6 +179,8 @@ def _headline(groups: list[Group], runs: list[Run]) -> str:
         mean, low, high = groups[0].interval()
         over = f" (95\u00a0% interval over runs {percent(low)} to {percent(high)})" if len(ended) > 1 else ""
         return f"Test accuracy {percent(mean)}, the mean of {len(ended)} runs{over}.{left}"
+    if len(_by_task(groups)) > 1:
+        return f"{len(runs)} runs of different tasks; their accuracies cannot be compared.{left}"
     best = next((one for one in _ranked(groups) if one.accuracies), groups[0])
     mean, _, _ = best.interval()
     if best.validation is None:
@@ -204,9 +224,17 @@ def _glance(groups: list[Group]) -> list[Block]:
     return [dots("Test accuracy", "test accuracy", names, values, low, high, percent=True, note=note)]
 
 
+def _by_task(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    """Put groups of one task together: epochs and steps share no axis."""
+    tasks = list(dict.fromkeys(one.runs[0].task for one in groups))
+    of = {task: f" of {task or 'other'} runs" if len(tasks) > 1 else "" for task in tasks}
+    return [(of[task], [one for one in groups if one.runs[0].task == task]) for task in tasks]
+
+
 def _heat_sections(groups: list[Group]) -> list[Section]:
     """Draw learning rate against activation, or whichever two settings were varied most."""
-    chart = _heat_chart(groups)
+    one_task = len(_by_task(groups)) == 1
+    chart = _heat_chart(groups) if one_task else None
     return [] if chart is None else [Section("Heat map", [chart])]
 
 
@@ -278,6 +306,8 @@ def _mean_curve(group: Group, name: str) -> tuple[Series, str] | None:
 
 def _runs_table(runs: Sequence[Run]) -> Table:
     differing = differing_settings(runs)
+    if len({run.task for run in runs}) > 1:  # then nearly everything differs
+        differing = [name for name in differing if name in _TELLING]
     columns = ["run", *(_last(name, differing) for name in differing), "seed", "test accuracy", "95 % low", "95 % high"]
     columns += ["validation accuracy", "seconds"]
     rows: list[list[Cell]] = []
