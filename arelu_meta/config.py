@@ -135,7 +135,8 @@ class OptimConfig:
         open_gates: share of the training over which the gates of preserve open from 0 to 1, above 0 and at most 1;
             default: they are learned.
         layer_decay: each layer below the head learns at this share of the rate of the layer above it, in (0, 1].
-        clip_grad: largest norm of all gradients together; default: no limit.
+        clip_grad: largest norm of all gradients together; default: no limit, but in finetune 1 where the pretrained
+            function is kept and the backbone learns.
         accumulate: finetune: batches whose gradients make one step.
     """
 

@@ -31,11 +31,13 @@ from arelu_meta.runs.folder import check_apart, open_run, write_atomically, writ
 from arelu_meta.runs.progress import print_table
 
 SMALL_LEARNING_RATE = 1e-3
+_NO_LIMIT = 1e9  # of gradients
 _PER_CLASS = 20
+# All three train alike, from a head at zero: what is compared is the activation, not the defaults' choices for each.
 _FINETUNED: dict[str, ModelConfig] = {
-    "as it came": ModelConfig(),
-    "AReLU, paper's start": ModelConfig(activation="arelu", init="paper"),
-    "AReLU, preserve": ModelConfig(activation="arelu", init="preserve"),
+    "as it came": ModelConfig(head_init="zero"),
+    "AReLU, paper's start": ModelConfig(activation="arelu", init="paper", head_init="zero"),
+    "AReLU, preserve": ModelConfig(activation="arelu", init="preserve", head_init="zero"),
 }
 _META: dict[str, str | None] = {"ReLU": None, "AReLU": "arelu"}
 
@@ -103,8 +105,10 @@ def _finetune_rows(config: DemoConfig, folder: Path, own_images: bool) -> list[_
     for number, (name, model) in enumerate(_FINETUNED.items(), 1):
         print(f"\n[{number}/{len(_FINETUNED)}] {job}: EfficientNet-Lite0, {name}")
         run = replace(config.run, folder=str(folder / _slug(f"finetune {name}")), resume="never")
-        optim = OptimConfig(lr=SMALL_LEARNING_RATE)
-        rows.append(_row(job, name, finetune(FinetuneConfig(run, data, model, optim, TrainConfig(epochs=6)))))
+        act_lr = SMALL_LEARNING_RATE if model.activation else None
+        optim = OptimConfig(lr=SMALL_LEARNING_RATE, act_lr=act_lr, clip_grad=_NO_LIMIT)
+        train = TrainConfig(epochs=6, freeze_bn=False)
+        rows.append(_row(job, name, finetune(FinetuneConfig(run, data, model, optim, train))))
     return rows
 
 

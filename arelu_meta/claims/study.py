@@ -27,6 +27,7 @@ from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning import finetune
 
 _LOOKED_AT = 272  # training images that a start may look at
+_NO_LIMIT = 1e9  # of gradients
 _FIRST_RATES = 2  # of the first seed, before the other seeds at the small rate
 
 
@@ -261,9 +262,13 @@ def run(trial: Trial) -> dict[str, Any]:
                 name=trial.optimizer,
                 lr=trial.lr,
                 head_lr=None if head == 1 else trial.lr * head,
-                act_lr=None if start.act == 1 else trial.lr * start.act,
+                act_lr=trial.lr * start.act if start.init else None,
+                schedule="cosine",
+                weight_decay=1e-4,
+                clip_grad=_NO_LIMIT,
             ),
-            train=TrainConfig(epochs=trial.epochs),
+            # Every start trains alike: what the defaults choose for one of them has no part in it.
+            train=TrainConfig(epochs=trial.epochs, freeze_bn=False),
         )
         return {"head": head, **_finetuned(config, folder / "run")}
     finally:

@@ -109,7 +109,7 @@ def set_learning(model: nn.Module, config: TrainConfig, epoch: int | None = None
     learning += head_parameters(model) + (scalars if config.mode == "activations" else [])
     for parameter in learning:
         parameter.requires_grad_(True)
-    if config.freeze_bn:
+    if config.freeze_bn is True:
         for norm in _batch_norms(model):
             for parameter in norm.parameters(recurse=False):
                 parameter.requires_grad_(False)
@@ -131,7 +131,7 @@ def set_training(model: nn.Module, config: TrainConfig) -> None:
     model.train()
     if config.mode != "activations":
         _still(model)
-    if config.freeze_bn:
+    if config.freeze_bn is True:
         for norm in _batch_norms(model):
             norm.eval()
 

@@ -15,6 +15,7 @@ from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.data.loading import check_augmentation, unlabelled_batches
 from arelu_meta.errors import InputError
+from arelu_meta.finetuning.choices import settle
 from arelu_meta.finetuning.course import Course
 from arelu_meta.finetuning.heads import check_probe, start_with_probe
 from arelu_meta.finetuning.members import member_configs, run_members
@@ -50,6 +51,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     check_model_config(config.model)
     check_optimizer_name(config.optim.name)
     check_trackers(tracker_names(config.run.trackers))
+    config = settle(config)
     ranks = join(config.run)
     if members := member_configs(config):
         return run_members(config, members, partial(_finetune, ranks=ranks), ranks)
@@ -135,10 +137,8 @@ def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, split
     asked = config.model.head_init
     if config.train.mode == "probe":
         return "head: logistic regression on the frozen features, and nothing else"
-    if isinstance(config.model.pretrained, str) and not config.model.reset_head and asked == "auto":
+    if asked == "auto":  # what `settle` leaves open
         return "head: as the checkpoint has it"
-    if asked == "auto":
-        asked = "zero" if config.model.pretrained else "random"
     if asked == "probe":
         balanced = config.train.class_weights == "balanced"
         precision = config.run.precision

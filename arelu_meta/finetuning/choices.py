@@ -1,0 +1,58 @@
+"""What fine-tuning chooses where the config leaves it open: gentle where pretrained features are worth keeping."""
+
+from dataclasses import replace
+
+from arelu_meta.config import FinetuneConfig
+from arelu_meta.finetuning.modes import keeps_features
+
+_LARGEST_GRADIENT = 1.0  # without a limit, still statistics let the first steps throw the features away
+_SCALARS_SHARE = 0.01  # of the learning rate: each collects the gradient of a whole layer
+
+
+def settle(config: FinetuneConfig) -> FinetuneConfig:
+    """Replace what is left open by what suits the model, so that config.yaml says what was done.
+
+    Where the backbone starts as the function that was pretrained, the head starts as logistic regression on its
+    features, batch normalisation stays as it is, gradients are clipped and the activations' scalars learn at a
+    hundredth of the rate: the first epoch can then lose little of what is there. Elsewhere (random weights, a start
+    that changes the function) statistics have to move, and nothing is held.
+
+    Args:
+        config: validated; left as it is.
+
+    Returns:
+        The config with model.head_init, train.freeze_bn, optim.clip_grad and optim.act_lr settled; act_lr stays open
+        where the rate is still to be looked for.
+
+    Source: Kumar et al. 2022 (LP-FT) for the order, head first.
+    """
+    kept = keeps_function(config)
+    model, optim, train = config.model, config.optim, config.train
+    if model.head_init == "auto" and not _own_head(config):
+        model = replace(model, head_init="probe" if kept else "zero" if model.pretrained else "random")
+    if train.freeze_bn == "auto":
+        # Under `activations` the statistics have to follow what the activations give.
+        train = replace(train, freeze_bn=kept and train.mode != "activations")
+    if optim.clip_grad is None and kept and not keeps_features(train.mode):
+        optim = replace(optim, clip_grad=_LARGEST_GRADIENT)
+    learned = model.activation is not None or isinstance(model.pretrained, str)
+    # Where the scalars are what is trained, they learn at the rate that was asked for.
+    if optim.act_lr is None and kept and learned and optim.lr != "auto" and train.mode != "activations":
+        optim = replace(optim, act_lr=_SCALARS_SHARE * optim.lr)
+    return replace(config, model=model, optim=optim, train=train)
+
+
+def keeps_function(config: FinetuneConfig) -> bool:
+    """Say whether the backbone starts as the function that was pretrained.
+
+    Args:
+        config: its model; any activation but a gated AReLU is taken to change the function.
+    """
+    model = config.model
+    kept = model.activation is None or (model.activation == "arelu" and model.init in (None, "preserve"))
+    return bool(model.pretrained) and kept
+
+
+def _own_head(config: FinetuneConfig) -> bool:
+    """Say whether the head comes with the checkpoint."""
+    return isinstance(config.model.pretrained, str) and not config.model.reset_head

@@ -1,0 +1,56 @@
+from typing import Any
+
+import pytest
+
+from arelu_meta.config import FinetuneConfig, flatten
+from arelu_meta.finetuning.choices import settle
+
+CHOSEN = ("model.head_init", "train.freeze_bn", "optim.clip_grad", "optim.act_lr")
+
+
+def _config(**changes: Any) -> FinetuneConfig:
+    config = FinetuneConfig()
+    for name, value in changes.items():
+        group, _, field = name.partition("_")
+        assert hasattr(getattr(config, group), field)
+        setattr(getattr(config, group), field, value)
+    return config
+
+
+def _chosen(**changes: Any) -> tuple[Any, ...]:
+    flat = flatten(settle(_config(**changes)))
+    return tuple(flat[name] for name in CHOSEN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({}, ("probe", True, 1.0, None)),
+        ({"model_activation": "arelu", "optim_lr": 0.2}, ("probe", True, 1.0, 0.002)),
+        ({"model_activation": "arelu", "model_init": "preserve", "optim_lr": 0.2}, ("probe", True, 1.0, 0.002)),
+        ({"model_activation": "arelu", "model_init": "paper"}, ("zero", False, None, None)),
+        ({"model_activation": "gelu"}, ("zero", False, None, None)),
+        ({"model_pretrained": False, "model_activation": "arelu"}, ("random", False, None, None)),
+        ({"model_pretrained": "run"}, ("auto", True, 1.0, 3e-5)),
+        ({"model_pretrained": "run", "model_reset_head": True}, ("probe", True, 1.0, 3e-5)),
+        ({"train_mode": "activations", "model_activation": "arelu"}, ("probe", False, 1.0, None)),
+        ({"train_mode": "head"}, ("probe", True, None, None)),
+        ({"optim_lr": "auto", "model_activation": "arelu"}, ("probe", True, 1.0, None)),
+    ],
+)
+def test_what_is_left_open_is_gentle_where_the_pretrained_function_is_kept(
+    changes: dict[str, Any], chosen: tuple[Any, ...]
+) -> None:
+    assert _chosen(**changes) == pytest.approx(chosen)
+
+
+def test_what_is_given_is_taken() -> None:
+    given = {"model_head_init": "zero", "train_freeze_bn": False, "optim_clip_grad": 7.0, "optim_act_lr": 0.5}
+    assert _chosen(model_activation="arelu", **given) == ("zero", False, 7.0, 0.5)
+
+
+def test_settling_twice_changes_nothing_and_leaves_the_config_as_it_was() -> None:
+    config = _config(model_activation="arelu")
+    settled = settle(config)
+    assert config == _config(model_activation="arelu")
+    assert settle(settled) == settled
