@@ -136,7 +136,7 @@ def _fail(error: object, status: int) -> int:
         sys.stdout.flush()
     except OSError:
         _drop_output()
-    if status == BAD_INPUT and int(os.environ.get("RANK") or 0) > 0:
+    if status in (BAD_INPUT, INTERRUPTED) and int(os.environ.get("RANK") or 0) > 0:
         return status  # every process of the run finds the same fault; the first says it
     with contextlib.suppress(OSError):  # nobody reads it: the status still counts
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
@@ -148,6 +148,10 @@ def _drop_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+_WARNINGS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
+"""What `kill` and Slurm send before they end a process; the last two as `sbatch --signal` and submitit choose."""
 
 
 @contextlib.contextmanager
@@ -163,9 +167,15 @@ def _handling(number: int, handler: Callable[[int, Any], None]) -> Iterator[None
         signal.signal(number, before)
 
 
-def _terminated_as_by_ctrl_c() -> contextlib.AbstractContextManager[None]:
-    """Let SIGTERM, which Slurm and `kill` send, end a run as Ctrl-C does."""
-    return _handling(signal.SIGTERM, signal.default_int_handler)
+@contextlib.contextmanager
+def _terminated_as_by_ctrl_c() -> Iterator[None]:
+    """Let what asks a process to leave end a run as Ctrl-C does."""
+    with contextlib.ExitStack() as stack:
+        for number in [getattr(signal, name) for name in _WARNINGS if hasattr(signal, name)]:
+            # Whoever handles it already, as submitit does, is asked first, and told when the run can be stopped.
+            if number == signal.SIGTERM or not callable(signal.getsignal(number)):
+                stack.enter_context(_handling(number, signal.default_int_handler))
+        yield
 
 
 @contextlib.contextmanager

@@ -251,12 +251,15 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str, skip:
         state = "is not in the file" if name in wanted else "is in the file but not in the model"
         raise InputError(f"{where} is of another architecture than the model: {name!r} {state}")
     for name, tensor in wanted.items():
+        if not isinstance(given[name], Tensor) or given[name].layout != torch.strided:
+            raise InputError(f"{where} is damaged: {name!r} is no plain tensor")
         if given[name].shape != tensor.shape:
             raise InputError(
                 f"{where} is of another architecture than the model: "
                 f"{name!r} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
             )
-        if given[name].is_floating_point() != tensor.is_floating_point():
+        both_floats = given[name].is_floating_point() and tensor.is_floating_point()
+        if given[name].dtype != tensor.dtype and not both_floats:
             raise InputError(f"{where} is damaged: {name!r} holds {given[name].dtype}, not {tensor.dtype}")
     with torch.no_grad():
         model.load_state_dict(given, strict=False)

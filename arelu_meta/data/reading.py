@@ -15,6 +15,10 @@ from arelu_meta.runs.progress import progress
 # What cameras, systems and editors leave beside photographs; nobody means them as images.
 _IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 
+MOST_PIXELS = 2**27  # half a gigabyte decoded; the largest cameras and telephones take some 108 million
+THINNEST = 200  # the shorter side is scaled to the model's, and the longer with it: 100,000 x 1 would take gigabytes
+_RUN_BY_OTHERS = {"EPS", "WMF"}  # Pillow hands these to Ghostscript and to Windows
+
 # Without a handler of the user's, Pillow would print its remarks on broken files to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -47,6 +51,26 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
+def check_size(image: Image.Image) -> None:
+    """Refuse what no photograph is before any of it is decoded, so that memory stays bounded.
+
+    Args:
+        image: opened, not decoded.
+
+    Raises:
+        OSError: if it has more pixels or a thinner shape than is read, or another program would have to decode it.
+    """
+    if image.format in _RUN_BY_OTHERS:
+        raise OSError(f"{image.format} is a program's code, which is not run")
+    width, height = image.size
+    deep = image.mode.startswith("I") or image.mode == "F"  # decoded in eight bytes a pixel
+    most = MOST_PIXELS // 4 if deep else MOST_PIXELS
+    if width * height > most or max(width, height) > THINNEST * min(width, height):
+        raise OSError(
+            f"{width} x {height} pixels; at most {most:,} are read, and no side may be {THINNEST} times the other"
+        )
+
+
 def read_image(path: Path, channels: int = 3) -> Image.Image:
     """Read one image upright (EXIF), in 8-bit grey or RGB.
 
@@ -64,6 +88,7 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
         warnings.simplefilter("ignore")  # odd metadata is no reason to speak; a broken image raises
         try:
             with Image.open(path) as image:
+                check_size(image)
                 image.load()
                 return to_channels(_upright(image), channels)
         except OSError:
@@ -82,6 +107,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _is_broken(path: Path) -> bool:
     try:
         with Image.open(path) as image:
+            check_size(image)
             # Decoding to a small size reads the file to its end, at a fraction of the cost.
             image.draft("RGB", (64, 64))
             image.load()

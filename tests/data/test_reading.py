@@ -221,3 +221,35 @@ def test_hidden_files_and_system_litter_are_no_candidates(tmp_path: Path) -> Non
     found = {path.name for path in tmp_path.iterdir() if is_candidate(path)}
     # A text file is a candidate: somebody put it among the photographs, and is to be told.
     assert found == {"photo.jpg", "Blüte 1.JPG", "notes.txt"}
+
+
+def test_images_that_no_camera_took_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    def lying_png(width: int, height: int) -> bytes:
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            checksum = struct.pack(">I", zlib.crc32(kind + content))
+            return struct.pack(">I", len(content)) + kind + content + checksum
+
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + body
+
+    files = {
+        "bomb.png": lying_png(60_000, 60_000),
+        "below_pillows_limit.png": lying_png(13_000, 13_000),
+        "lying.png": lying_png(500, 500),
+        "drawing.jpg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    Image.new("L", (100_000, 1)).save(tmp_path / "thin.png")
+    Image.new("RGB", (180, 1)).save(tmp_path / "panorama.png")
+    paths = sorted(tmp_path.iterdir())
+    assert {path.name for path in paths} - {path.name for path in find_broken(paths)} == {"panorama.png"}
+    for path in paths:
+        if path.name != "panorama.png":
+            with pytest.raises(OSError, match=r"\w"):
+                read_image(path)

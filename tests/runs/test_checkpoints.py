@@ -1,0 +1,125 @@
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from arelu_meta.config import FinetuneConfig, RunConfig
+from arelu_meta.errors import InputError
+from arelu_meta.runs.checkpoints import checksum_file, list_checkpoints, load_checkpoint, load_last, write_checkpoint
+from arelu_meta.runs.folder import RunFolder, open_run
+
+
+def _state(value: float) -> dict[str, object]:
+    return {"metrics": [{"epoch": 1}], "weights": torch.full((3,), value)}
+
+
+def _two(folder: Path) -> tuple[Path, Path]:
+    paths = folder / "epoch-0001.pt", folder / "epoch-0001-step-000003.pt"
+    for number, path in enumerate(paths):
+        write_checkpoint(path, _state(float(number)))
+    return paths
+
+
+def test_the_checksum_beside_a_checkpoint_is_one_that_sha256sum_confirms(tmp_path: Path) -> None:
+    for path in _two(tmp_path):
+        done = subprocess.run(["sha256sum", "--check", checksum_file(path).name], cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0
+
+
+def test_the_last_two_are_kept_by_the_numbers_in_their_names(tmp_path: Path) -> None:
+    for name in ("epoch-9999", "epoch-10000", "epoch-9999-step-000001"):
+        write_checkpoint(tmp_path / f"{name}.pt", _state(0))
+    assert [path.stem for path in list_checkpoints(tmp_path)] == ["epoch-9999-step-000001", "epoch-10000"]
+    assert len(list(tmp_path.glob("*.sha256"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "checksum"])
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path, damage: str) -> None:
+    first, last = _two(tmp_path)
+    content = bytearray(last.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    elif damage == "checksum":
+        checksum_file(last).write_text("nonsense")
+    last.write_bytes(content[: {"cut": 100, "emptied": 0}.get(damage, len(content))])
+    state, path, damaged = load_last(tmp_path)
+    assert path == first
+    assert state is not None
+    assert state["weights"].tolist() == [0.0] * 3
+    assert len(damaged) == 1
+    assert last.name in damaged[0]
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_started_over(tmp_path: Path) -> None:
+    for path in _two(tmp_path):
+        path.write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
+        load_last(tmp_path)
+
+
+def test_going_on_sets_the_damaged_checkpoint_aside_and_sweeps_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = RunConfig(folder=str(tmp_path / "run"), resume="auto")
+    with open_run(config, "finetune") as folder:
+        folder.start(FinetuneConfig(), {})
+        for number in (1, 2):
+            folder.append_metrics({"epoch": number})
+            folder.save_checkpoint(f"epoch-{number:04d}", {})
+    last = list_checkpoints(folder.checkpoints)[-1]
+    last.write_bytes(last.read_bytes()[:-10])
+    (folder.path / ".metrics.csv.abc.tmp").write_text("killed while writing")
+    with open_run(config, "finetune") as again:
+        again.start(FinetuneConfig(), {})
+        assert [row["epoch"] for row in again.rows] == [1]
+    assert "damaged checkpoint" in capsys.readouterr().out
+    assert [path.name for path in list_checkpoints(folder.checkpoints)] == ["epoch-0001.pt"]
+    assert (folder.checkpoints / "epoch-0002.pt.aside").exists()
+    assert not list(folder.path.glob(".*"))
+
+
+class _Evil:
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", ["system", "exec", "import"])
+def test_pickles_that_would_run_code_are_refused_in_a_sentence_and_run_nothing(
+    tmp_path: Path, name: str, legacy: bool
+) -> None:
+    trace = tmp_path / "ran"
+    evil = {
+        "system": _Evil(os.system, f"touch {trace}"),
+        "exec": _Evil(exec, f"open({str(trace)!r}, 'w')"),
+        "import": _Evil(__import__, "antigravity"),
+    }[name]
+    file = tmp_path / "evil.pt"
+    torch.save({"metrics": [], "model": evil}, file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(InputError, match=r"run\.resume: '.*evil\.pt' is not a checkpoint"):
+        load_checkpoint(file)
+    assert not trace.exists()
+
+
+def test_an_archive_that_would_unpack_to_more_than_it_holds_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(50_000_000))
+    with pytest.raises(InputError, match="compressed"):
+        load_checkpoint(file)
+
+
+def test_a_disk_that_vanishes_is_one_sentence(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder:
+        folder.start(FinetuneConfig(), {})
+        folder.path.rename(tmp_path / "away")
+        for write in (lambda: folder.append_metrics({"epoch": 1}), lambda: folder.save_checkpoint("epoch-0001", {})):
+            with pytest.raises(RuntimeError, match="is gone"):
+                write()
