@@ -1,0 +1,143 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arelu_meta.report import write_report
+
+SCRIPT = "<script>alert(1)</script>"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
+MINUTE = 60_000  # milliseconds; nothing here is timed, a slow machine only takes longer
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=2 * MINUTE)
+        yield opened
+        opened.close()
+
+
+class Opened:
+    """A page that has drawn all of its charts, and what it asked for and complained of on the way."""
+
+    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
+        self.context = browser.new_context(**context)
+        self.context.set_default_timeout(MINUTE)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.complaints.append("dialog"), dialog.dismiss()))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-drawn]", state="attached")
+
+    def outside(self) -> list[str]:
+        own = ("data:", "blob:", self.page.url)
+        return [url for url in self.requests if not url.startswith(own)]
+
+
+@pytest.fixture(scope="module")
+def study_page(make: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make.study(tmp_path_factory.mktemp("study") / "study")
+    return write_report([folder], folder / "report.html")[0]
+
+
+@pytest.fixture(scope="module")
+def study(browser: Any, study_page: Path) -> Iterator[Opened]:
+    opened = Opened(browser, study_page)
+    yield opened
+    opened.context.close()
+
+
+def test_a_page_draws_its_charts_without_a_complaint_and_asks_for_nothing(study: Opened) -> None:
+    plots = study.page.locator(".plot")
+    assert plots.count() == 5
+    assert study.page.locator(".plot .scatterlayer .trace .js-line").count() > 12
+    assert study.page.locator(".plot .heatmaplayer image").count() == 1
+    assert study.complaints == []
+    assert study.outside() == []
+
+
+def test_a_name_that_looks_like_a_script_is_shown_as_it_is(study: Opened) -> None:
+    legend = study.page.locator(".plot .legendtext").all_text_contents()
+    assert SCRIPT in legend
+    assert SCRIPT in " ".join(study.page.locator(".verdict h3").all_text_contents())
+    assert study.complaints == []
+
+
+def test_a_column_sorts_up_and_down_by_its_numbers(study: Opened) -> None:
+    table = study.page.locator("table", has=study.page.locator("caption", has_text="Means")).first
+    button = table.locator("thead button", has_text="accuracy")
+    orders = []
+    for expected in ("descending", "ascending"):
+        button.click()
+        assert table.locator("th[aria-sort]").get_attribute("aria-sort") == expected
+        orders.append([float(text) for text in table.locator("tbody td").all_text_contents()])
+    assert orders == [[92.0, 91.0, 90.0], [90.0, 91.0, 92.0]]
+
+
+def test_a_click_on_the_legend_hides_a_line_and_its_band(study: Opened) -> None:
+    plot = study.page.locator(".plot").first
+    before = plot.locator(".scatterlayer .trace").count()
+    plot.locator(".legendtoggle").first.click()
+    plot.locator(f".scatterlayer .trace >> nth={before - 2}").wait_for(state="detached")
+    assert plot.locator(".scatterlayer .trace").count() == before - 2
+
+
+def test_a_chart_s_numbers_open_as_a_table(study: Opened) -> None:
+    figure = study.page.locator("figure.chart").nth(1)
+    figure.locator("summary").click()
+    table = figure.locator("table")
+    table.wait_for()
+    assert table.locator("thead th").all_text_contents() == ["epoch", "AReLU", "ReLU", SCRIPT]
+    assert table.locator("tbody tr").count() == 20
+
+
+def test_a_narrow_dark_page_does_not_scroll_sideways_and_is_dark(browser: Any, study_page: Path) -> None:
+    opened = Opened(browser, study_page, viewport={"width": 360, "height": 700}, color_scheme="dark")
+    wide = opened.page.evaluate("document.documentElement.scrollWidth")
+    background = opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert wide <= 360
+    assert max(int(part) for part in background.removeprefix("rgb(").removesuffix(")").split(",")) < 60
+    # In print it is light again, and has neither buttons nor contents.
+    opened.page.emulate_media(media="print", color_scheme="dark")
+    assert opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+    assert not opened.page.locator("nav").is_visible()
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_the_page_s_policy_stops_a_script_that_is_not_its_own(browser: Any, study_page: Path, tmp_path: Path) -> None:
+    text = study_page.read_text(encoding="utf-8")
+    changed = tmp_path / "changed.html"
+    changed.write_text(
+        text.replace("</main>", "<script>document.title = 'taken over'</script></main>"), encoding="utf-8"
+    )
+    opened = Opened(browser, changed)
+    assert opened.page.title().startswith("Study: mnist")
+    assert any("Content Security Policy" in complaint for complaint in opened.complaints)
+    opened.context.close()
+
+
+@pytest.mark.parametrize("kind", ["finetune", "metatrain"])
+def test_a_run_s_page_shows_its_charts_and_hostile_names(kind: str, browser: Any, make: Any, tmp_path: Path) -> None:
+    folder = getattr(make, kind)(tmp_path / "run")
+    opened = Opened(browser, write_report([folder], folder / "report.html")[0])
+    assert opened.page.locator(".plot .main-svg").count() > 0
+    if kind == "finetune":
+        named = opened.page.locator(".plot .ytick").all_text_contents()
+        assert SCRIPT in named
+        assert "10" in named
+    assert (opened.complaints, opened.outside()) == ([], [])
+    opened.context.close()
