@@ -1,0 +1,64 @@
+"""The sweep that the defaults are held against: its points, its file, its verdict."""
+
+from pathlib import Path
+
+import pytest
+
+from arelu_meta.claims import defaults
+from arelu_meta.claims.defaults import RATES, WAYS, DefaultsConfig, Point, config_of, points, sweep_defaults, verdict
+from arelu_meta.config import FinetuneConfig, OptimConfig, TrainConfig, validate
+
+DEFAULT = (WAYS[0], OptimConfig().lr)
+
+
+def _rows(config: DefaultsConfig, accuracy: dict[tuple[str, float], float]) -> defaults.Rows:
+    return {
+        point.key: {"test_accuracy": accuracy.get((point.way, point.lr), 0.5)}  # made up
+        for point in points(config)
+    }
+
+
+def test_a_sweep_has_twelve_points_a_set_and_the_defaults_are_the_first() -> None:
+    listed = list(points(DefaultsConfig()))
+    assert len(listed) == len(set(listed)) == 24
+    assert (listed[0].way, listed[0].lr) == DEFAULT
+    assert len(RATES) * len(WAYS) == 12
+
+
+def test_the_defaults_point_sets_nothing_but_the_data_and_the_activation() -> None:
+    config = config_of(Point("flowers17", 64, 0, *DEFAULT), "run")
+    validate(config)
+    assert (config.optim, config.train) == (OptimConfig(), TrainConfig())
+    assert config.model == FinetuneConfig().model.__class__(activation="arelu")
+
+
+def test_the_verdict_compares_means_and_waits_for_every_run() -> None:
+    config = DefaultsConfig(seeds=2)
+    near = _rows(config, {DEFAULT: 0.895, ("plain", 1e-2): 0.9})
+    assert verdict(config, near, "flowers17").endswith("0.5 points below the best (plain, 0.01): within 1 point")
+    far = _rows(config, {DEFAULT: 0.87, ("plain", 1e-2): 0.9})
+    assert "3.0 points below" in verdict(config, far, "flowers17")
+    assert "NOT" in verdict(config, far, "flowers17")
+    near.pop(next(iter(near)))
+    assert verdict(config, near, "flowers17") == "flowers17: 1 of 24 runs are missing: no verdict"
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Point] = []
+
+    def run(point: Point) -> dict[str, float]:
+        if len(ran) == 5:
+            raise KeyboardInterrupt
+        ran.append(point)
+        return {"test_accuracy": 0.5}
+
+    monkeypatch.setattr(defaults, "run_point", run)
+    config = DefaultsConfig(results=str(tmp_path / "results.jsonl"), data=["flowers17"])
+    with pytest.raises(KeyboardInterrupt):
+        sweep_defaults(config)
+    first, ran[:] = list(ran), []
+    monkeypatch.setattr(defaults, "run_point", lambda point: ran.append(point) or {"test_accuracy": 0.5})
+    sweep_defaults(config)
+    assert len(first) == 5
+    assert len(ran) == 7
+    assert not set(first) & set(ran)
