@@ -124,11 +124,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{where}{error.strerror or error}", CANNOT_GO_ON)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|t allocate memory", str(error)):
-            raise
+            raise _as_bug(error) from error.__cause__
         reason = str(error).split("\n")[0]
         return _fail(f"out of memory ({reason}); try a smaller --data.batch_size or --data.image_size", CANNOT_GO_ON)
     except KeyboardInterrupt as error:
         return _fail(f"interrupted{f'; {error}' if str(error) else ''}", INTERRUPTED)
+    except Exception as error:
+        raise _as_bug(error) from error.__cause__
+
+
+def _as_bug(error: Exception) -> Exception:
+    """Say under a traceback what a report of it needs."""
+    error.add_note("This is a bug: please report it with the whole command and what `arelu-meta env` prints.")
+    return error
 
 
 def _fail(error: object, status: int) -> int:

@@ -19,6 +19,10 @@ _PACKAGES = (
     "numpy",
     "scipy",
     "safetensors",
+    "accelerate",
+    "jsonargparse",
+    "pillow",
+    "ray",
 )
 
 

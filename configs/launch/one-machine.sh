@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One run on the GPUs of one machine: configs/launch/one-machine.sh finetune --data.root photos --run.folder out
 # Each process takes its share of every batch (finetune) or of the tasks (metatrain). A process that dies ends the run;
-# torchrun then starts all of them again, and the run goes on from its last checkpoint. GPUS=2 takes two; RESTARTS=0 ends.
+# torchrun then starts all of them again, and the run goes on from its last checkpoint. GPUS=2: two; RESTARTS=0: never.
 set -euo pipefail
 task=$1
 shift
