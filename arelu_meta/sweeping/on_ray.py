@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from arelu_meta.config import SweepConfig, flatten
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.sweeping.quiet import stderr_to
 from arelu_meta.sweeping.runs import ENDED, FAILED, STOPPED, Child, folder_of, last_words, note, read_state
 from arelu_meta.sweeping.spec import Spec, Trial, make_trial
 
@@ -156,7 +156,7 @@ def run_on_ray(
     job = Job(spec, sweep.absolute(), max(1, int(config.cpus)), str(Path.cwd()), environment)
     storage = job.sweep / ".ray"
     storage.mkdir(parents=True, exist_ok=True)
-    with _stderr_to(storage / "driver.log"), _cluster(config):
+    with stderr_to(storage / "driver.log"), _cluster(config):
         resources = {"cpu": config.cpus, "gpu": _gpus(config, spec)}
         _check_room(resources)
         tuner = tune.Tuner(
@@ -287,18 +287,3 @@ def _cluster(config: SweepConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _stderr_to(log: Path) -> Iterator[None]:
-    """Send what Ray and its processes say to a file: not Python's stream, which they do not go through."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)

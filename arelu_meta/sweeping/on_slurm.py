@@ -10,6 +10,7 @@ from typing import Any
 
 from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.sweeping.quiet import stderr_to
 from arelu_meta.sweeping.runs import ENDED, FAILED, Child, folder_of, note, read_state
 from arelu_meta.sweeping.spec import Spec, Trial
 
@@ -84,7 +85,6 @@ def run_on_slurm(
     Raises:
         InputError: if Slurm is not there or refuses.
     """
-    logging.getLogger("submitit").setLevel(logging.ERROR)  # a Slurm without accounting is one that works
     executor, cluster = _executor(config, spec, sweep)
     threads = max(1, int(config.cpus))
     jobs = [Job(spec, trial, sweep.absolute(), threads, str(Path.cwd()), config.retries) for trial in pending]
@@ -106,6 +106,7 @@ def run_on_slurm(
 def _executor(config: SweepConfig, spec: Spec, sweep: Path) -> tuple[Any, str]:
     import submitit
 
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # a Slurm without accounting is one that works
     asked = None if config.slurm.cluster == "auto" else config.slurm.cluster
     try:
         executor = submitit.AutoExecutor(
@@ -186,7 +187,9 @@ class _Queued:
         if now - self.asked < self.every:
             return False
         self.asked = now
-        if not self.handle.done():
+        with stderr_to(self.job.sweep / ".submitit" / "driver.log"):
+            over = self.handle.done()
+        if not over:
             return False
         if self.handle.exception() is not None:
             return True
