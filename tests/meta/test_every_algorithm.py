@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta import create_backbone
 from arelu_meta.data.episodes import TaskBatch
@@ -66,6 +67,7 @@ CASES: list[tuple[str, bool, str, str, float | None]] = [
 ]
 CASES += [("maml", order, "transductive", "activations", None) for order in (False, True)]
 CASES += [("maml", False, "support", "all", 0.3), ("metasgd", False, "transductive", "head", 0.3)]
+CASES += [("mamlpp", False, "transductive", "activations", None), ("maml", False, "support", "head", None)]
 
 
 @pytest.mark.parametrize(("algorithm", "first_order", "normalization", "adapt", "act_lr"), CASES)
@@ -80,6 +82,55 @@ def test_both_engines_give_the_same_losses_and_meta_gradient(
     _assert_same(found, expected)
     for one, other in zip(measures, expected_measures, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_meta_batch_in_chunks_whose_last_is_odd_gives_the_whole_ones_gradient(algorithm: str) -> None:
+    inner, found = Inner(0.05, 2, algorithm=algorithm), []
+    for chunk in (3, 2):
+        model = _net()
+        attach_loop(model, inner)
+        losses, _ = VectorizedEngine(model, inner, task_chunk=chunk).meta_gradient(_tasks(3))
+        found.append((losses, {name: value.grad for name, value in model.named_parameters()}))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=0)
+    _assert_same(found[1][1], found[0][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "normalization", "algorithm", "gate"),
+    [
+        ("test_efficientnet", "frozen", "anil", 0.0),
+        ("test_byobnet", "transductive", "maml", 0.3),
+        ("test_nfnet", "none", "metasgd", 0.3),
+        ("test_vit", "none", "fomaml", 0.3),
+    ],
+)
+def test_both_engines_agree_on_timms_backbones_with_a_gated_activation(
+    name: str, normalization: str, algorithm: str, gate: float
+) -> None:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    generator = torch.Generator().manual_seed(1)
+    size = 160 if name == "test_vit" else 32
+    labels = torch.arange(2).repeat(2, 1)
+    images = torch.rand(2, 2, 2, 3, size, size, generator=generator, dtype=torch.float64)
+    tasks = TaskBatch(images[0], labels, images[1], labels)
+    found = []
+    for kind in (Learn2learnEngine, VectorizedEngine):
+        torch.manual_seed(0)
+        model = create_backbone(name, num_classes=2, activation="arelu", init="preserve").double()
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith(".t"):
+                parameter.data.fill_(gate)
+            parameter.requires_grad_(not parameter_name.startswith(("stem", "conv_stem", "patch_embed")))
+        set_normalization(model, normalization)
+        train_mode(model, normalization)
+        inner = Inner(0.02, 1, algorithm=algorithm)
+        attach_loop(model, inner)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            losses, _ = kind(model, inner).meta_gradient(tasks)
+        found.append((losses, {name: value.grad for name, value in model.named_parameters()}))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=0)
+    _assert_same(found[1][1], found[0][1])
 
 
 def _by_hand(model: nn.Module, tasks: TaskBatch, inner: Inner, weights: list[float] | None) -> dict[str, torch.Tensor]:
