@@ -370,6 +370,10 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
     content = read_yaml(file, "config")
     if content is None:
         return {}
+    if _expanded_size(content, {}) > _LARGEST_CONFIG:
+        raise InputError(
+            f"config: {file!r} holds more than {_LARGEST_CONFIG} values, its aliases written out; give fewer"
+        )
     if not isinstance(content, dict):
         raise InputError(f"config: {file!r} holds a {type(content).__name__}; give keys such as `optim:`")
     keys = _yaml_keys(content, known)
@@ -429,6 +433,20 @@ def _load_yaml(text: str) -> Any:
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)
+
+
+_LARGEST_CONFIG = 10_000
+
+
+def _expanded_size(content: Any, known: dict[int, int]) -> int:
+    """Count the values that a config holds once its aliases are written out, which a few lines can make billions."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = 1  # what contains itself is met again here
+        parts = list(content.values()) if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_expanded_size(part, known) for part in parts)
+    return known[id(content)]
 
 
 def _yaml_keys(content: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[str, Any]:
