@@ -131,7 +131,7 @@ def fit_probe(
     inputs, unseen = (((part.values - centre) / scale).numpy() for part in (train, validation))
     best: tuple[float, float, NDArray[np.float64], NDArray[np.float64]] | None = None
     # From strong to weak, each fit beginning where the last one ended.
-    fitted = LogisticRegression(max_iter=300, warm_start=True, class_weight="balanced" if balanced else None)
+    fitted = LogisticRegression(tol=1e-5, max_iter=300, warm_start=True, class_weight="balanced" if balanced else None)
     for strength in _STRENGTHS:
         fitted.C = strength
         with warnings.catch_warnings():

@@ -22,7 +22,9 @@ def test_a_probe_as_a_linear_layer_says_what_logistic_regression_says() -> None:
         head = nn.Linear(64, classes)
         write_head(head, weight, bias)
         centre, scale = train.values.mean(0), (train.values - train.values.mean(0)).square().mean().sqrt()
-        peer = LogisticRegression(C=strength, max_iter=3000).fit((train.values - centre) / scale, train.labels)
+        peer = LogisticRegression(C=strength, tol=1e-6, max_iter=3000).fit(
+            (train.values - centre) / scale, train.labels
+        )
         expected = torch.tensor(peer.predict_proba((validation.values - centre) / scale)).double()
         found = head(validation.values).detach().double().softmax(1)
         torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # how far the fits converge
