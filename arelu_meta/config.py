@@ -431,7 +431,8 @@ class BenchConfig:
     """Measure what it costs, beside peers in the same run.
 
     Args:
-        what: op (one activation), step (a whole training step), maml (a meta-step) or swap (of timm's models).
+        what: op (one activation), step (a whole training step), finetune (a whole epoch), maml (a meta-step), swap (of timm's models) or
+            episodes (few-shot tasks a second).
         case: only the cases of this id; * stands for anything.
         json: write the rows to this file, too.
         rounds: how often each contender has its turn; default: enough for a steady median.
@@ -439,7 +440,7 @@ class BenchConfig:
         growth: maml: how a meta-step grows with 1 to 128 tasks and with 1 to 10 inner steps, too; long.
     """
 
-    what: Literal["op", "step", "maml", "swap"]
+    what: Literal["op", "step", "maml", "swap", "finetune", "episodes"]
     case: str | None = None
     json: str | None = None
     rounds: int | None = None
@@ -447,7 +448,7 @@ class BenchConfig:
     growth: bool = False
 
 
-StudyName = Literal["mnist", "transfer", "meta", "architectures", "small-lr", "gradients", "focus"]
+StudyName = Literal["mnist", "small-lr"]
 
 
 @dataclass
@@ -513,8 +514,7 @@ class ClaimsConfig:
     """Run one of the paper's claims as a study and judge it: holds, does not hold, or cannot tell.
 
     Args:
-        study: mnist (the authors' table), transfer, meta, architectures, small-lr (your backbone and data), gradients,
-            focus.
+        study: mnist (the authors' table) or small-lr (small learning rates, on your backbone and data).
         size: quick (at most 10 minutes on 2 cores) or full (the paper's size); flags change either.
         run: where and how; run.resume auto goes on where a study was stopped.
         data: the images, where a study lets you choose.
@@ -523,8 +523,7 @@ class ClaimsConfig:
         train: epochs and seeds.
         meta: of studies that meta-learn.
         pipeline: small-lr: finetune, or maml, whose learning rate is the inner loop's.
-        variant: mnist, meta: the activations as the authors ran them, or as the papers define them.
-        depth: gradients: numbers of layers, with commas between; default: the study's own.
+        variant: mnist: the activations as the authors ran them, or as the papers define them.
         target: small-lr: the accuracy that steps are counted to, a fraction; default: 0.9 of the original's best.
         margin: by how many points a claim must be ahead to hold.
         processes: runs side by side on a CPU; default: one a core.
@@ -541,7 +540,6 @@ class ClaimsConfig:
     meta: StudyMetaConfig = field(default_factory=StudyMetaConfig)
     pipeline: Literal["finetune", "maml"] = "finetune"
     variant: Literal["authors", "paper"] = "authors"
-    depth: int | str | None = None
     target: float | None = None
     margin: float = 1.0
     processes: int | None = None

@@ -16,7 +16,12 @@ READS: dict[str, frozenset[str]] = {
     "mnist": _COMMON
     | {"data.name", "data.root", "data.download", "model.name", "model.activation", "optim.name", "optim.lr"}
     | {"train.epochs", "train.repeats", "variant", "engine"},
+    "small-lr": _COMMON
+    | {f"data.{name}" for name in ("name", "root", "image_size", "batch_size", "per_class", "skip_broken", "download")}
+    | {"model.name", "model.pretrained", "model.activation", "optim.name", "optim.lr", "optim.small_lr"}
+    | {"train.epochs", "train.repeats", "pipeline", "target"},
 }
+READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class"} | {"meta.steps", "meta.tasks"}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {
@@ -39,6 +44,50 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "train.repeats": 5,
         },
     },
+    "small-lr": {
+        "quick": {
+            "data.per_class": 20,
+            "model.name": "tf_efficientnet_lite0",
+            "model.pretrained": True,
+            "model.activation": "original,arelu:paper,arelu:preserve",
+            "optim.name": "sgd",
+            "optim.lr": "1e-3,1e-2",
+            "train.epochs": 4,
+            "train.repeats": 3,
+        },
+        "full": {
+            "model.name": "tf_efficientnet_lite0",
+            "model.pretrained": True,
+            "model.activation": "original,gelu,arelu:paper,arelu:preserve,arelu:leak",
+            "optim.name": "sgd",
+            "optim.lr": "1e-1,3e-2,1e-2,3e-3,1e-3,3e-4,1e-4",
+            "train.epochs": 20,
+            "train.repeats": 5,
+        },
+    },
+    "small-lr/maml": {
+        "quick": {
+            "model.name": "conv4_32",
+            "model.pretrained": False,
+            "model.activation": "original,arelu:paper",
+            "optim.name": "adam",
+            "optim.lr": "1e-1,1e-2,1e-3",
+            "train.repeats": 3,
+            "meta.steps": 60,
+            "meta.tasks": 200,
+        },
+        "full": {
+            "data.name": "omniglot-small",
+            "model.name": "conv4",
+            "model.pretrained": False,
+            "model.activation": "original,gelu,arelu:paper,arelu:preserve",
+            "optim.name": "adam",
+            "optim.lr": "1e-1,3e-2,1e-2,3e-3,1e-3,1e-4",
+            "train.repeats": 5,
+            "meta.steps": 1000,
+            "meta.tasks": 600,
+        },
+    },
 }
 
 
@@ -54,12 +103,14 @@ def resolve(config: ClaimsConfig) -> ClaimsConfig:
     Raises:
         InputError: naming a flag that the study does not read, or one whose value it cannot have.
     """
-    recipe = RECIPES[config.study][config.size]
-    untouched, reads = flatten(ClaimsConfig(config.study)), READS[config.study]
+    key = f"{config.study}/{config.pipeline}"
+    key = key if key in RECIPES else config.study
+    recipe = RECIPES[key][config.size]
+    untouched, reads = flatten(ClaimsConfig(config.study)), READS[key]
     filled = deepcopy(config)
     for name, value in flatten(config).items():
         if name not in reads and value != untouched[name]:
-            raise InputError(f"{name}: the study {config.study} does not read it; leave {name} out")
+            raise InputError(f"{name}: the study {key} does not read it; leave {name} out")
         if name in recipe and value is None and not _brings(config, name):
             _set(filled, name, recipe[name])
     repeats = filled.train.repeats

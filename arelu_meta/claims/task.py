@@ -12,7 +12,7 @@ import yaml
 from arelu_meta.claims.ledger import Ledger, write_rows
 from arelu_meta.claims.outcome import Outcome, print_outcome
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import RECIPES, resolve
+from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.running import announce, run_missing
 from arelu_meta.config import ClaimsConfig, validate
 from arelu_meta.errors import InputError, MissingExtraError, RunError
@@ -20,7 +20,7 @@ from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.folder import open_run, write_json, write_text
 
-_MODULES = {name: f"arelu_meta.claims.{name.replace('-', '_')}_study" for name in RECIPES}
+_MODULES = {"mnist": "arelu_meta.claims.mnist_study", "small-lr": "arelu_meta.claims.small_lr_study"}
 
 
 def claims_task(config: ClaimsConfig) -> dict[str, Any]:

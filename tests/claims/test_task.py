@@ -79,7 +79,7 @@ def test_a_folder_that_holds_a_study_is_not_overwritten(study: Path, capsys: pyt
         (["mnist", "--optim.name", "lamb"], "optim.name: 'lamb' is not known"),
         (["mnist", "--train.repeats", "1"], "train.repeats: 1 is not allowed; give at least 2"),
         (["mnist", "--train.epochs", "0"], "train.epochs: 0 is not allowed"),
-        (["mnist", "--depth", "5"], "depth: the study mnist does not read it"),
+        (["mnist", "--meta.steps", "5"], "meta.steps: the study mnist does not read it"),
         (["mnist", "--run.precision", "bf16"], "run.precision: the study mnist does not read it"),
         (["mnist", "--data.name", "nothing"], "data.name: 'nothing' is not known"),
     ],
@@ -100,7 +100,8 @@ def test_every_recipe_sets_only_what_its_study_reads() -> None:
     for study, sizes in RECIPES.items():
         for size, recipe in sizes.items():
             assert set(recipe) <= READS[study]
-            filled = resolve(ClaimsConfig(study, size))  # type: ignore[arg-type]
+            name, _, pipeline = study.partition("/")
+            filled = resolve(ClaimsConfig(name, size, pipeline=pipeline or "finetune"))  # type: ignore[arg-type]
             assert filled.train.repeats is not None
 
 

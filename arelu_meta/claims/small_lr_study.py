@@ -1,0 +1,310 @@
+"""The study `small-lr`: is an activation ahead at a small learning rate, and still when each has its best one?"""
+
+import contextlib
+import io
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from arelu_meta.backbones.from_config import check_model_config
+from arelu_meta.claims.ledger import Ledger, Row
+from arelu_meta.claims.matching import matched_rate
+from arelu_meta.claims.plan import Plan
+from arelu_meta.claims.recipes import names, numbers, seeds
+from arelu_meta.claims.running import cores
+from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
+from arelu_meta.config import (
+    ClaimsConfig,
+    EvalConfig,
+    FinetuneConfig,
+    MetaConfig,
+    MetatrainConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
+from arelu_meta.data.episodes import load_class_splits
+from arelu_meta.data.images import load_images
+from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.finetuning import finetune
+from arelu_meta.finetuning.optimizer import check_optimizer_name
+from arelu_meta.meta import metatrain
+
+_INNER_STEPS = 5
+_STARTS = ("paper", "preserve", "leak", "nearest", "fit")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: all that decides its figures.
+
+    Args:
+        pipeline: finetune or maml.
+        data: name or root of the images.
+        image_size: in pixels, or None.
+        batch_size: images a step.
+        per_class: training images a class, or None for all.
+        model: name of the backbone.
+        pretrained: as model.pretrained.
+        contender: `original`, an activation, or `arelu:START`; `matched:CONTENDER` is the original at a rate at which
+            its first steps move the logits as far as that contender's.
+        optimizer: a name of timm's; of the outer loop in maml.
+        lr: learning rate; of the inner loop in maml.
+        seed: of split, weights, order and tasks.
+        length: epochs, or meta-steps.
+        tasks: that maml is judged on.
+    """
+
+    pipeline: str
+    data: str
+    image_size: int | None
+    batch_size: int
+    per_class: int | None
+    model: str
+    pretrained: bool | str
+    contender: str
+    optimizer: str
+    lr: float
+    seed: int
+    length: int
+    tasks: int = 0
+
+
+@contextmanager
+def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
+    """Plan the study.
+
+    Args:
+        config: resolved.
+        device: where to compute.
+
+    Raises:
+        InputError: if a name is unknown, the data is missing, or the small rate is not among the rates.
+    """
+    trials = list_trials(config)
+    small = small_rate(config)
+    if config.pipeline == "maml":
+        load_class_splits(config.data, MetatrainConfig().task, config.run.seed)
+    else:
+        load_images(config.data, config.run.seed)
+    yield Plan(
+        groups=[[trial] for trial in trials],
+        work=partial(work, config),
+        processes=(config.processes or cores()) if device.type == "cpu" else 1,
+        seconds=partial(estimate, config),
+        conclude=lambda ledger, folder: conclude(_rows(ledger, trials), small, config.margin, config.target),
+        headline=_headline(config, small),
+    )
+
+
+def list_trials(config: ClaimsConfig) -> list[Trial]:
+    """List a resolved config's runs, the first seed of everything first; matched ones at the small rate alone.
+
+    Raises:
+        InputError: naming the unknown model, activation, start or optimiser.
+    """
+    contenders = [check_contender(name) for name in names("model.activation", config.model.activation)]
+    optimizers, models = names("optim.name", config.optim.name), names("model.name", config.model.name)
+    for name in optimizers:
+        check_optimizer_name(name)
+    if len(optimizers) > 1 or len(models) > 1:
+        raise InputError("model.name, optim.name: small-lr takes one backbone and one optimiser a study; give one each")
+    for name in contenders:
+        check_model_config(_model(models[0], config.model.pretrained or False, name))
+    maml = config.pipeline == "maml"
+    first = Trial(
+        pipeline=config.pipeline,
+        data=config.data.root or config.data.name or "digits",
+        image_size=config.data.image_size,
+        batch_size=config.data.batch_size,
+        per_class=config.data.per_class,
+        model=models[0],
+        pretrained=config.model.pretrained or False,
+        contender=ORIGINAL,
+        optimizer=optimizers[0],
+        lr=small_rate(config),
+        seed=config.run.seed,
+        length=(config.meta.steps if maml else config.train.epochs) or 1,
+        tasks=(config.meta.tasks or 0) if maml else 0,
+    )
+    trials = []
+    for seed in seeds(config):
+        for lr, contender in itertools.product(numbers("optim.lr", config.optim.lr), contenders):
+            trials.append(replace(first, contender=contender, lr=lr, seed=seed))
+        others = [name for name in contenders if name != ORIGINAL and not maml and ORIGINAL in contenders]
+        trials += [replace(first, contender=f"{MATCHED}{name}", seed=seed) for name in others]
+    return trials
+
+
+def check_contender(name: str) -> str:
+    """Refuse an unknown activation or start.
+
+    Args:
+        name: `original`, an activation, or `arelu:START`.
+
+    Raises:
+        InputError: with what is allowed.
+    """
+    activation, colon, start = name.partition(":")
+    if name == ORIGINAL:
+        return name
+    if colon and activation != "arelu":
+        raise InputError(f"model.activation: {name!r} has a start, and only arelu has starts; give {activation}")
+    if colon and start not in _STARTS:
+        raise InputError(f"model.activation: {name!r} is not known; {nearest_names(start, _STARTS)}")
+    from arelu_meta.activations.registry import create_activation
+
+    create_activation(activation)
+    return name
+
+
+def small_rate(config: ClaimsConfig) -> float:
+    """Return the small learning rate: the smallest, unless optim.small_lr names it.
+
+    Raises:
+        InputError: if that is not among the rates.
+    """
+    rates = numbers("optim.lr", config.optim.lr)
+    small = config.optim.small_lr
+    if small is not None and small not in rates:
+        raise InputError(f"optim.small_lr: {small:g} is not one of optim.lr, {config.optim.lr}; give one of them")
+    return min(rates) if small is None else small
+
+
+def _headline(config: ClaimsConfig, small: float) -> str:
+    data = config.data.root or config.data.name or "digits"
+    length = f"{config.meta.steps} meta-steps" if config.pipeline == "maml" else f"{config.train.epochs} epochs"
+    rates = "inner learning rates" if config.pipeline == "maml" else "learning rates"
+    return (
+        f"{config.pipeline} of {config.model.name} on {data}: {config.model.activation}, {config.optim.name}, {rates} "
+        f"{config.optim.lr} (the small one is {small:g}), {length}, {config.train.repeats} seeds"
+    )
+
+
+def _model(name: str, pretrained: bool | str, contender: str) -> ModelConfig:
+    activation, _, start = contender.removeprefix(MATCHED).partition(":")
+    original = contender.startswith(MATCHED) or contender == ORIGINAL
+    return ModelConfig(
+        name=name,
+        pretrained=pretrained,
+        activation=None if original else activation,
+        init=None if original else start or None,  # type: ignore[arg-type]  # checked by check_contender
+        reset_head=isinstance(pretrained, str),
+        head_init="zero" if pretrained else "random",
+    )
+
+
+def work(config: ClaimsConfig, trials: Sequence[Trial]) -> list[list[Row]]:
+    """Run trials, one after the other.
+
+    Args:
+        config: of the study; its data and device.
+        trials: what to run.
+
+    Returns:
+        For each one row a read-out: `step`, `accuracy` (finetune: on validation images; maml: on unseen tasks after so
+        many inner steps), and on every row of a run `validation_accuracy`, `test_accuracy`, `rate` (the rate that was
+        taken) and `diverged`.
+    """
+    run = _metatrained if config.pipeline == "maml" else _finetuned
+    found = []
+    for trial in trials:
+        folder = Path(tempfile.mkdtemp(prefix="arelu-meta-"))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                found.append(run(config, trial, folder / "run"))
+        except RunError as error:
+            worst = {"accuracy": 0.0, "validation_accuracy": 0.0, "test_accuracy": 0.0, "rate": trial.lr}
+            found.append([{"step": 0, **worst, "diverged": str(error).split(";")[0]}])
+        finally:
+            shutil.rmtree(folder)
+    return found
+
+
+def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> FinetuneConfig:
+    """Make a trial's config: every contender trains alike, whatever the defaults would choose for it."""
+    model = _model(trial.model, trial.pretrained, trial.contender)
+    return FinetuneConfig(
+        run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device),
+        data=deepcopy(config.data),
+        model=model,
+        optim=OptimConfig(
+            name=trial.optimizer,
+            lr=trial.lr,
+            act_lr=trial.lr if model.activation else None,
+            weight_decay=1e-4,
+            schedule="cosine",
+        ),
+        train=TrainConfig(epochs=trial.length, freeze_bn=False),
+    )
+
+
+def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
+    rate = trial.lr
+    if trial.contender.startswith(MATCHED):
+        like = replace(trial, contender=trial.contender.removeprefix(MATCHED))
+        rate = matched_rate(finetune_config(config, trial, folder), finetune_config(config, like, folder))
+    results = finetune(finetune_config(config, replace(trial, lr=rate), folder))
+    metrics = _metrics(folder)
+    images = sum(1 for _ in load_images(config.data, trial.seed).train.names)
+    steps = -(-images // trial.batch_size)
+    ends = {name: results[name] for name in ("validation_accuracy", "test_accuracy")}
+    return [
+        {"step": int(row["epoch"]) * steps, "accuracy": row["validation_accuracy"], **ends, "rate": rate}
+        for row in metrics
+    ]
+
+
+def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
+    results = metatrain(
+        MetatrainConfig(
+            run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device),
+            data=deepcopy(config.data),
+            model=_model(trial.model, trial.pretrained, trial.contender),
+            optim=OptimConfig(name=trial.optimizer, lr=1e-3, weight_decay=0.0, schedule="constant"),
+            meta=MetaConfig(inner_lr=trial.lr, inner_steps=_INNER_STEPS, steps=trial.length, batch_tasks=8),
+            eval=EvalConfig(tasks=trial.tasks, every=max(1, trial.length // 4), validation_tasks=50),
+        )
+    )
+    validation = [float(row["validation_accuracy"] or 0.0) for row in _metrics(folder)]
+    ends = {"validation_accuracy": max(validation), "test_accuracy": results["test_accuracy"], "rate": trial.lr}
+    return [{"step": step, "accuracy": results[f"accuracy_after_{step}"], **ends} for step in range(_INNER_STEPS + 1)]
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    import csv
+
+    rows = csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines())
+    return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
+
+
+def estimate(config: ClaimsConfig, trials: Sequence[Trial]) -> float:
+    """Do the first trial in short, and say how long all take one after the other.
+
+    Args:
+        config: of the study.
+        trials: to be estimated.
+
+    Returns:
+        Seconds.
+    """
+    short = replace(next((one for one in trials if not one.contender.startswith(MATCHED)), trials[0]), length=1)
+    work(config, [replace(short, contender=ORIGINAL)])
+    started = perf_counter()
+    work(config, [short])
+    return (perf_counter() - started) * sum(trial.length for trial in trials)
+
+
+def _rows(ledger: Ledger, trials: Sequence[Trial]) -> list[Row]:
+    return [row for trial in trials for row in ledger.of(trial)]

@@ -1,0 +1,207 @@
+"""What the study `small-lr` concludes: at the small rate, at each contender's best rate, and with the steps matched."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from arelu_meta.claims.ledger import Row
+from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Table, mean_series
+from arelu_meta.claims.statistics import Comparison, compare, judge
+
+ORIGINAL, MATCHED = "original", "matched:"
+_TARGET_SHARE = 0.9
+
+
+class Runs:
+    """Finished runs by contender, learning rate and seed.
+
+    Args:
+        rows: one a read-out, those of a run in the order of its steps.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.by: dict[tuple[str, float], dict[int, list[Row]]] = {}
+        for row in rows:
+            self.by.setdefault((row["contender"], row["lr"]), {}).setdefault(row["seed"], []).append(row)
+        listed = list(dict.fromkeys(name for name, _ in self.by))
+        self.contenders = [name for name in listed if not name.startswith(MATCHED)]
+        self.matched = [name for name in listed if name.startswith(MATCHED)]
+        self.rates = sorted({lr for name, lr in self.by if name in self.contenders}, reverse=True)
+
+    def test(self, contender: str, lr: float) -> dict[int, float]:
+        """Return each seed's test accuracy in per cent."""
+        return {seed: 100 * run[-1]["test_accuracy"] for seed, run in self.by.get((contender, lr), {}).items()}
+
+    def best_rate(self, contender: str) -> float:
+        """Choose the rate by the mean validation accuracy over seeds."""
+
+        def validation(lr: float) -> float:
+            return float(np.mean([run[-1]["validation_accuracy"] for run in self.by[contender, lr].values()]))
+
+        return max(self.rates, key=validation)
+
+    def course(self, contender: str, lr: float) -> list[list[Row]]:
+        """Return the runs that were not cut short by divergence."""
+        runs = self.by.get((contender, lr), {}).values()
+        return [run for run in runs if len(run) > 1 or not run[0].get("diverged")]
+
+    def diverged(self, contender: str, lr: float) -> int:
+        """Count the runs that became NaN."""
+        return sum(bool(run[0].get("diverged")) for run in self.by.get((contender, lr), {}).values())
+
+
+def conclude(rows: Sequence[Row], small: float, margin: float, target: float | None) -> Outcome:
+    """Judge finished runs.
+
+    Args:
+        rows: one a read-out, with `contender`, `lr`, `seed`, `step`, `accuracy`, `validation_accuracy`,
+            `test_accuracy`, `rate`, `pipeline`.
+        small: the small learning rate.
+        margin: how many points count as being ahead.
+        target: the accuracy that steps are counted to, a fraction; None for 0.9 of the original's best.
+    """
+    runs = Runs(rows)
+    best = {name: runs.best_rate(name) for name in runs.contenders}
+    reference = ORIGINAL if ORIGINAL in runs.contenders else runs.contenders[0]
+    aim = 100 * target if target is not None else _TARGET_SHARE * _highest(runs, reference)
+    axis = "inner step" if rows[0]["pipeline"] == "maml" else "step"
+    tables = [
+        _readings(runs, small, best),
+        _courses(runs, small, aim, axis),
+        *([_multipliers(runs, small)] if runs.matched else []),
+    ]
+    curves = [
+        _curves(runs, dict.fromkeys([*runs.contenders, *runs.matched], small), f"at {small:g}", axis),
+        _curves(runs, best, "each at its best rate", axis),
+    ]
+    comparisons = list(_comparisons(runs, small, best, reference, margin))
+    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=_notes(runs, small))
+
+
+def _highest(runs: Runs, contender: str) -> float:
+    courses = [run for lr in runs.rates for run in runs.course(contender, lr)]
+    return max((100 * row["accuracy"] for run in courses for row in run), default=0.0)
+
+
+def _comparisons(
+    runs: Runs, small: float, best: dict[str, float], reference: str, margin: float
+) -> Iterator[Comparison]:
+    """Make the three readings of each contender against the reference."""
+    for name in runs.contenders:
+        if name == reference:
+            continue
+        ours = runs.test(name, small)
+        yield compare(f"{name} is ahead of {reference} at {small:g}", ours, runs.test(reference, small), margin)
+        if len(runs.rates) > 1:
+            yield compare(
+                f"{name} is ahead of {reference}, each at its best rate ({best[name]:g} and {best[reference]:g})",
+                runs.test(name, best[name]),
+                runs.test(reference, best[reference]),
+                margin,
+            )
+        if MATCHED + name in runs.matched:
+            theirs = runs.test(MATCHED + name, small)
+            yield compare(
+                f"{name} at {small:g} is ahead of {reference} whose first steps move the logits as far",
+                ours,
+                theirs,
+                margin,
+            )
+
+
+def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
+    rows = [
+        [
+            name,
+            *(_spread(runs.test(name, lr)) for lr in runs.rates),
+            f"{best[name]:g}",
+            _spread(runs.test(name, best[name])),
+        ]
+        for name in runs.contenders
+    ]
+    rows += [[name, *("" if lr != small else _spread(runs.test(name, lr)) for lr in runs.rates), "", ""]
+             for name in runs.matched]  # fmt: skip
+    return Table(
+        "Test accuracy in per cent, over learning rates and at each one's best",
+        ["contender", *(f"{lr:g}" for lr in runs.rates), "best rate", "there"],
+        rows,
+        f"Mean ± standard deviation over seeds; the small rate is {small:g}; the best rate is chosen on validation. A "
+        f"row {MATCHED}X is the original at the rate at which its first steps move the logits as far as X's.",
+    )
+
+
+def _spread(values: dict[int, float]) -> str:
+    found = list(values.values())
+    if not found:
+        return ""
+    return f"{np.mean(found):.1f}" + (f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else "")
+
+
+def _courses(runs: Runs, small: float, aim: float, axis: str) -> Table:
+    rows = []
+    for name in [*runs.contenders, *runs.matched]:
+        courses = runs.course(name, small)
+        areas = {number: _area(run) for number, run in enumerate(courses)}
+        reached = [step for run in courses if (step := _steps_to(run, aim)) is not None]
+        steps = f"{np.mean(reached):.0f}" if reached else "never"
+        rows.append([name, _spread(areas), steps, f"{len(reached)} of {len(courses)}", runs.diverged(name, small)])
+    return Table(
+        f"The course at {small:g}",
+        ["contender", "mean accuracy over the course", f"{axis}s to {aim:.1f} %", "runs that reach it", "diverged"],
+        rows,
+        "The mean over the course is the area under accuracy against steps, divided by the steps.",
+    )
+
+
+def _area(run: Sequence[Row]) -> float:
+    steps, accuracies = [row["step"] for row in run], [100 * row["accuracy"] for row in run]
+    width = steps[-1] - steps[0]
+    return float(np.trapezoid(accuracies, steps) / width) if width else accuracies[-1]
+
+
+def _steps_to(run: Sequence[Row], aim: float) -> int | None:
+    return next((int(row["step"]) for row in run if 100 * row["accuracy"] >= aim), None)
+
+
+def _multipliers(runs: Runs, small: float) -> Table:
+    rows = []
+    for name in runs.matched:
+        factors = {seed: run[-1]["rate"] / small for seed, run in runs.by[name, small].items()}
+        rows.append([name.removeprefix(MATCHED), f"{np.exp(np.mean(np.log([*factors.values()]))):.3g}"])
+    return Table(
+        f"How many times as fast the original has to learn at {small:g} for its first steps to go as far",
+        ["as", "times (geometric mean over seeds)"],
+        rows,
+        "By the root mean square of the change of the logits after 3 steps, all learning rates multiplied alike.",
+    )
+
+
+def _curves(runs: Runs, rates: dict[str, float], where: str, axis: str) -> Curves:
+    series = []
+    for name, lr in rates.items():
+        courses = runs.course(name, lr)
+        if courses:
+            steps = [float(row["step"]) for row in max(courses, key=len)]
+            accuracies = [[100 * row["accuracy"] for row in run] for run in courses]
+            shown = f"{name}, {lr:g}" if len(set(rates.values())) > 1 else name
+            series.append(mean_series(shown, accuracies, steps))
+    what = "accuracy on unseen tasks (%)" if axis == "inner step" else "validation accuracy (%)"
+    return Curves(f"Accuracy by {axis}, {where}", axis, what, series)
+
+
+def _map(runs: Runs) -> Heatmap:
+    values: list[list[float | None]] = [
+        [float(np.mean([*runs.test(name, lr).values()])) for lr in runs.rates] for name in runs.contenders
+    ]
+    return Heatmap(
+        "Test accuracy (%)", "learning rate", "contender", [f"{lr:g}" for lr in runs.rates], runs.contenders, values
+    )
+
+
+def _notes(runs: Runs, small: float) -> list[str]:
+    notes = ["A claim can hold at the small rate and still not be the best choice: read both, and the matched one."]
+    if runs.diverged(runs.contenders[0], small) or any(
+        runs.diverged(name, lr) for name in runs.contenders for lr in runs.rates
+    ):
+        notes.append("Runs that became NaN count as accuracy 0.")
+    return notes

@@ -1,0 +1,116 @@
+from typing import Any
+
+import pytest
+
+from arelu_meta.claims.recipes import resolve
+from arelu_meta.claims.small_lr_study import finetune_config, list_trials
+from arelu_meta.claims.small_lr_tables import conclude
+from arelu_meta.cli import parse
+from arelu_meta.errors import InputError
+
+_WORDS = ["small-lr", "--model.name", "mnist_linear", "--model.pretrained", "false", "--optim.lr", "0.1,0.01"]
+
+
+def _trials(*words: str) -> list[Any]:
+    return list_trials(resolve(parse("claims", [*_WORDS, *words])))
+
+
+def test_every_contender_runs_at_every_rate_and_the_matched_one_at_the_small_rate_alone() -> None:
+    trials = _trials("--train.repeats", "2", "--model.activation", "original,gelu,arelu:paper")
+    found = {(one.contender, one.lr) for one in trials}
+    everywhere = {(name, lr) for name in ("original", "gelu", "arelu:paper") for lr in (0.1, 0.01)}
+    assert found == everywhere | {("matched:gelu", 0.01), ("matched:arelu:paper", 0.01)}
+    assert len(trials) == 2 * len(found)
+
+
+def test_the_small_rate_may_be_named() -> None:
+    trials = _trials("--optim.small_lr", "0.1")
+    assert {one.lr for one in trials if one.contender.startswith("matched")} == {0.1}
+    with pytest.raises(InputError, match=r"^optim\.small_lr: 0\.5 is not one of optim\.lr"):
+        _trials("--optim.small_lr", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model.activation", "gelu:paper"], "only arelu has starts"),
+        (["--model.activation", "arelu:papper"], "'arelu:papper' is not known; nearest: 'paper'"),
+        (["--model.activation", "rellu"], "rellu"),
+        (["--optim.name", "sdg"], "optim.name: 'sdg' is not known"),
+        (["--model.name", "mnist_linear,conv4"], "one backbone"),
+        (["--pipeline", "maml", "--train.epochs", "3"], "train.epochs: the study small-lr/maml does not read it"),
+    ],
+)
+def test_bad_input_is_named(words: list[str], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        _trials(*words)
+    assert says in str(caught.value)
+
+
+def test_contenders_differ_in_nothing_but_their_activation(tmp_path: Any) -> None:
+    config = resolve(parse("claims", [*_WORDS, "--model.activation", "original,arelu:paper"]))
+    trials = {one.contender: one for one in list_trials(config)}
+    made = {name: finetune_config(config, one, tmp_path) for name, one in trials.items()}
+    assert made["original"].model.activation is made["matched:arelu:paper"].model.activation is None
+    assert made["matched:arelu:paper"].model.init is None
+    assert (made["arelu:paper"].model.activation, made["arelu:paper"].model.init) == ("arelu", "paper")
+    assert made["original"].train == made["arelu:paper"].train
+    assert made["original"].model.head_init == made["arelu:paper"].model.head_init == "random"
+    assert made["arelu:paper"].optim.act_lr == made["arelu:paper"].optim.lr
+
+
+def _rows(contender: str, lr: float, test: list[float], validation: float, rate: float = 0.0) -> list[dict[str, Any]]:
+    place = {"contender": contender, "lr": lr, "pipeline": "finetune", "rate": rate or lr}
+    return [
+        {
+            **place,
+            "seed": seed,
+            "step": 10 * epoch,
+            "accuracy": value / 100 * epoch / 2,
+            "validation_accuracy": validation,
+            "test_accuracy": value / 100,
+        }
+        for seed, value in enumerate(test)
+        for epoch in (1, 2)
+    ]
+
+
+def _study() -> list[dict[str, Any]]:
+    return [
+        *_rows("original", 0.01, [80.0, 81, 80.5], 0.8),
+        *_rows("original", 0.001, [30.0, 31, 30.5], 0.3),
+        *_rows("arelu:paper", 0.01, [40.0, 41, 40.6], 0.4),
+        *_rows("arelu:paper", 0.001, [60.0, 61, 60.4], 0.6),
+        *_rows("matched:arelu:paper", 0.001, [59.9, 61, 60.5], 0.6, rate=0.01),
+    ]
+
+
+def test_a_claim_may_hold_at_the_small_rate_and_neither_at_the_best_nor_with_the_steps_matched() -> None:
+    found = conclude(_study(), 0.001, 1.0, None)
+    assert [one.verdict for one in found.comparisons] == ["holds", "does not hold", "does not hold"]
+    assert "at 0.001" in found.comparisons[0].claim
+    assert "best rate (0.001 and 0.01)" in found.comparisons[1].claim
+    assert "move the logits as far" in found.comparisons[2].claim
+
+
+def test_steps_to_a_target_are_counted_and_never_is_said() -> None:
+    table = next(one for one in conclude(_study(), 0.001, 1.0, 0.28).tables if one.title.startswith("The course"))
+    steps = {row[0]: row[2] for row in table.rows}
+    assert steps == {"original": "20", "arelu:paper": "10", "matched:arelu:paper": "10"}
+    table = next(one for one in conclude(_study(), 0.001, 1.0, 0.95).tables if one.title.startswith("The course"))
+    assert {row[2] for row in table.rows} == {"never"}
+
+
+def test_the_multiple_of_the_rate_is_reported() -> None:
+    table = next(one for one in conclude(_study(), 0.001, 1.0, None).tables if one.title.startswith("How many times"))
+    assert table.rows == [["arelu:paper", "10"]]
+
+
+def test_runs_that_became_nan_count_as_zero_and_are_counted() -> None:
+    rows = [*_study()[:-6], *_rows("gelu", 0.01, [50.0, 50, 51], 0.5)]
+    nan = {"contender": "gelu", "lr": 0.001, "pipeline": "finetune", "rate": 0.001, "step": 0, "diverged": "NaN"}
+    zero = {"accuracy": 0.0, "validation_accuracy": 0.0, "test_accuracy": 0.0}
+    found = conclude([*rows, *[{**nan, **zero, "seed": seed} for seed in range(3)]], 0.001, 1.0, None)
+    table = next(one for one in found.tables if one.title.startswith("The course"))
+    assert next(row for row in table.rows if row[0] == "gelu")[-1] == 3
+    assert any("NaN" in note for note in found.notes)
