@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from arelu_meta.bench.episodes import CASES as EPISODE_CASES
+from arelu_meta.bench.episodes import TASKS, episode_rows
+from arelu_meta.bench.finetune import finetune_cases, finetune_rows, images_per_second
 from arelu_meta.bench.maml import CASES, growth_rows, maml_rows
 from arelu_meta.bench.op import DTYPES, LAYOUTS, PASSES, SIZES, op_rows
 from arelu_meta.bench.step import MODELS, step_rows
@@ -40,7 +43,14 @@ def bench_task(config: BenchConfig) -> list[Row]:
     # A swap is Python's work, on whatever machine.
     device = choose_device("cpu" if (config.what, config.device) == ("swap", "auto") else config.device)
     maml = _growth_cases if config.growth else _maml_cases
-    kinds = {"op": _op_cases, "step": _step_cases, "maml": maml, "swap": _swap_cases}
+    kinds = {
+        "op": _op_cases,
+        "step": _step_cases,
+        "maml": maml,
+        "swap": _swap_cases,
+        "finetune": _finetune_cases,
+        "episodes": _episode_cases,
+    }
     cases = kinds[config.what](device, config.rounds)
     wanted = [name for name in cases if config.case is None or fnmatch.fnmatchcase(name, config.case)]
     if not wanted:
@@ -56,6 +66,15 @@ def bench_task(config: BenchConfig) -> list[Row]:
         for case, group in itertools.groupby(found, lambda row: row.case):
             _print_rows(case, list(group))
         rows += found
+    if config.what == "episodes":
+        for row in rows:
+            print(f"{row.case} {row.contender}: {1e3 * TASKS / row.median_ms:,.0f} tasks a second", flush=True)
+    if config.what == "finetune":
+        for row in rows:
+            print(
+                f"{row.case} {row.contender}: {images_per_second(row.case, row.median_ms):.1f} images a second",
+                flush=True,
+            )
     if config.what == "swap":
         within = sum(row.ratio_to_peer <= 1 for row in rows)
         print(f"{within} of {len(rows)} models are swapped within {rows[0].peer}", flush=True)
@@ -97,6 +116,15 @@ def _swap_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
     if device.type != "cpu":
         raise InputError(f"device: {device.type!r} is not allowed here; bench swap measures Python's time, give 'cpu'")
     return {name: lambda name=name: swap_rows([name], rounds or 5) for name in SMALLEST.values()}  # type: ignore[misc]
+
+
+def _episode_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+    return {name: lambda name=name: episode_rows([name], rounds or 5) for name in EPISODE_CASES}  # type: ignore[misc]
+
+
+def _finetune_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+    names = finetune_cases(device)
+    return {name: lambda name=name: finetune_rows([name], rounds or 3, device) for name in names}  # type: ignore[misc]
 
 
 def _print_rows(case: str, rows: list[Row]) -> None:

@@ -26,7 +26,10 @@ def test_bench_op_writes_the_contracts_rows(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "opp"], "error: what: 'opp' is not allowed; give one of 'op', 'step', 'maml', 'swap'"),
+        (
+            ["bench", "opp"],
+            "error: what: 'opp' is not allowed; give one of 'op', 'step', 'maml', 'swap', 'finetune', 'episodes'",
+        ),
         (["bench", "op", "--case", "nothing"], "error: case: 'nothing' is not known"),
         (["bench", "op", "--json", "no/such/folder/r.json"], "error: json: the folder of"),
         (["bench", "swap", "--case", "resnet10"], "error: case: 'resnet10' is not known"),
