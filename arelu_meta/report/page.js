@@ -52,11 +52,12 @@
     });
     const legends = chart.traces.filter((trace) => trace.showlegend !== false).length;
     const below = width < NARROW || printing;
+    // (The margin above is for the buttons that plotly lays there: they would cover the legend.)
     // Below the chart the legend gets a height of its own, so that the chart keeps its.
     const extra = below && chart.layout.showlegend ? 24 * Math.ceil(legends / Math.max(1, Math.floor(width / 190))) : 0;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", uirevision: "kept", hovermode: "closest",
-      margin: { l: 58, r: 12, t: 12, b: 48 }, font: { family: getComputedStyle(document.body).fontFamily, size: 13 },
+      margin: { l: 58, r: 12, t: 34, b: 48 }, font: { family: getComputedStyle(document.body).fontFamily, size: 13 },
       ...chart.layout,
       font: { color: colours.ink, size: 13, family: "system-ui, sans-serif" },
       xaxis: axis(chart.layout.xaxis), yaxis: axis(chart.layout.yaxis),
