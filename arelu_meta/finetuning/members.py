@@ -53,7 +53,8 @@ def run_members(
         What results.json of the whole holds: the mean test accuracy and its interval, Student's over the runs (folds
         share training images, so that theirs is rough).
     """
-    folder = open_run(config.run, "finetune", ranks)
+    with ranks.agreeing():
+        folder = open_run(config.run, "finetune", ranks)
     if folder.finished:
         return finished_results(folder, "finetune")
     resume = "auto" if config.run.resume == "auto" else "never"

@@ -22,7 +22,7 @@ from arelu_meta.finetuning.members import member_configs, run_members
 from arelu_meta.finetuning.modes import count_learning, keeps_features, set_learning
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.compute import prepare
-from arelu_meta.runs.folder import check_apart, open_run
+from arelu_meta.runs.folder import RunFolder, check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
 from arelu_meta.runs.results import finished_results
 from arelu_meta.runs.trackers import check_trackers, tracker_names
@@ -53,9 +53,10 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     check_trackers(tracker_names(config.run.trackers))
     config = settle(config)
     ranks = join(config.run)
-    if members := member_configs(config):
-        return run_members(config, members, partial(_finetune, ranks=ranks), ranks)
-    return _finetune(config, ranks)
+    with ranks.noticing_loss():
+        if members := member_configs(config):
+            return run_members(config, members, partial(_finetune, ranks=ranks), ranks)
+        return _finetune(config, ranks)
 
 
 def _check_read(config: FinetuneConfig) -> None:
@@ -87,9 +88,33 @@ def _check_read(config: FinetuneConfig) -> None:
 
 def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     """Do one run, of one seed and one split."""
-    folder = open_run(config.run, "finetune", ranks)
+    with ranks.agreeing():
+        folder = open_run(config.run, "finetune", ranks)
+    ranks.same(
+        (folder.finished, str(folder.resumed_from)),
+        f"run.folder: {str(folder.path)!r} does not hold the same for every process; give one on a disk that all share",
+    )
     if folder.finished:
         return finished_results(folder, "finetune")
+    # All have looked before the first of them writes: the others would take its files for an older run.
+    with ranks.agreeing():
+        splits, model, spec = _checked(config, folder)
+    spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
+    model.to(ranks.device)
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    splits = replace(
+        splits,
+        train=keep_decoded(splits.train, config.data.cache),
+        validation=keep_decoded(splits.validation, config.data.cache),
+    )
+    notes = [_start_head(config, model, spec, splits, ranks)] if folder.resumed is None else []
+    course = Course(config, folder, splits, spec, model, ranks)
+    return course.go([*_counts(model), *notes])
+
+
+def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Module, ModelSpec]:
+    """Read the images and make the model; whatever does not fit is found here, before anything is written."""
     check_apart(folder, class_holders(config.data))
     splits = load_images(config.data, config.run.seed)
     prepare(config.run)  # each seed and fold from its own state, whatever ran before it
@@ -106,19 +131,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     check_forward(model, spec, smallest)
     set_learning(model, config.train)
     check_probe(model, config)
-    ranks.wait()  # before the first of them writes: the others would take its files for an older run
-    spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
-    model.to(ranks.device)
-    if config.train.channels_last:
-        model.to(memory_format=torch.channels_last)
-    splits = replace(
-        splits,
-        train=keep_decoded(splits.train, config.data.cache),
-        validation=keep_decoded(splits.validation, config.data.cache),
-    )
-    notes = [_start_head(config, model, spec, splits, ranks)] if folder.resumed is None else []
-    course = Course(config, folder, splits, spec, model, ranks)
-    return course.go([*_counts(model), *notes])
+    return splits, model, spec
 
 
 def _image_size(config: FinetuneConfig) -> int | None:

@@ -1,8 +1,11 @@
 """One run over several processes, as `torchrun` and `accelerate launch` start them."""
 
+import atexit
 import contextlib
 import os
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.config import RunConfig
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.compute import prepare
 
 
@@ -90,6 +93,57 @@ class Ranks:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Let every process raise what any of them finds wrong inside the block, in which none waits for another.
+
+        Raises:
+            InputError: its own where it has one, else the first other process's.
+        """
+        error = None
+        try:
+            yield
+        except InputError as found:
+            error = found
+        said = [text for text in self.gather(None if error is None else str(error)) if text is not None]
+        if said:
+            # The first process speaks for all (cli.py), whichever found it.
+            raise error if error is not None else InputError(said[0])
+
+    def same(self, value: Any, sentence: str) -> None:
+        """Refuse to go on where the processes do not see the same.
+
+        Args:
+            value: anything that pickle takes.
+            sentence: of the error.
+
+        Raises:
+            InputError: with the sentence, in every process.
+        """
+        if any(one != value for one in self.gather(value)):
+            raise InputError(sentence)
+
+    @contextlib.contextmanager
+    def noticing_loss(self) -> Iterator[None]:
+        """Turn what the library says when another process has ended into one sentence.
+
+        Raises:
+            RunError: if another process cannot be reached any more.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.accelerator is None or not _LOST.search(f"{type(error).__name__} {error}"):
+                raise
+            raise RunError(
+                f"process {self.rank} of {self.processes} lost another one, which ended or cannot be reached; start "
+                "all of them again with --run.resume auto"
+            ) from error
+
+
+# What gloo, NCCL and the store that they meet at say; torch has a class of its own for some of it only.
+_LOST = re.compile(r"^Dist\w*Error|gloo|NCCL|Connection (closed|reset)|Broken pipe|Socket", re.IGNORECASE)
+
 
 def refuse_several(task: str) -> None:
     """Refuse to be one of several processes: each would do the whole task, into the same folder.
@@ -124,6 +178,14 @@ def join(config: RunConfig) -> Ranks:
 
     prepare(config)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no", device_placement=False)
+    # At the interpreter's end, where a thread of the group that is not joined would end the process by abort();
+    # not earlier: a script may fine-tune several times.
+    atexit.register(_part)
     if accelerator.process_index:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (to the process's end)
     return Ranks(accelerator.device, accelerator.process_index, processes, accelerator)
+
+
+def _part() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

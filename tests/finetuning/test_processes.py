@@ -17,13 +17,14 @@ _ARGUMENTS = [
     *["--train.freeze_bn", "true", "--run.device", "cpu"],
 ]
 
+_PROGRAM = "import sys; from arelu_meta.cli import main; sys.exit(main(sys.argv[1:]))"
 
-def _run(folder: Path, processes: int, *more: str) -> list[subprocess.CompletedProcess[str]]:
+
+def _run(folder: Path, processes: int, *more: str, program: str = _PROGRAM) -> list[subprocess.CompletedProcess[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [*_ARGUMENTS, "--run.folder", str(folder), *more]
-    program = "import sys; from arelu_meta.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, *arguments]
     shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
@@ -63,4 +64,51 @@ def test_bad_input_is_said_once_by_all_processes_together(tmp_path: Path) -> Non
     said = "".join(one.stderr for one in found).splitlines()
     assert len(said) == 1
     assert said[0].startswith("error: train.mode: 'nonsense' is not known")
+    assert not (tmp_path / "run").exists()
+
+
+# The first process finds the disk full at its second checkpoint; the other one waits for its gradients.
+_FULL_DISK = """
+import os, sys
+from arelu_meta.errors import RunError
+from arelu_meta.runs.folder import RunFolder
+from arelu_meta.cli import main
+saved = []
+save = RunFolder.save_checkpoint
+def save_or_fail(self, *arguments):
+    saved.append(1)
+    if os.environ["RANK"] == "0" and len(saved) == 2:
+        raise RunError("the disk is full")
+    return save(self, *arguments)
+RunFolder.save_checkpoint = save_or_fail
+sys.exit(main(sys.argv[1:]))
+"""
+
+# Only the second process cannot read an image, as on a node of its own.
+_UNREADABLE = """
+import os, sys
+from arelu_meta.errors import InputError
+from arelu_meta.finetuning import run
+from arelu_meta.cli import main
+def fail(*arguments):
+    raise InputError("data.root: cannot be read here")
+if os.environ["RANK"] == "1":
+    run.load_images = fail
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_fails_while_it_writes_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
+    found = _run(tmp_path / "run", 2, program=_FULL_DISK)
+    assert [one.returncode for one in found] == [3, 3], [one.stderr for one in found]
+    assert "error: the disk is full" in found[0].stderr
+    assert "error: process 1 of 2 lost another one" in found[1].stderr
+
+
+def test_what_one_process_cannot_read_stops_all_with_its_sentence(tmp_path: Path) -> None:
+    found = _run(tmp_path / "run", 2, program=_UNREADABLE)
+    assert [one.returncode for one in found] == [2, 2], [one.stderr for one in found]
+    assert [line for one in found for line in one.stderr.splitlines() if line.startswith("error")] == [
+        "error: data.root: cannot be read here"
+    ]
     assert not (tmp_path / "run").exists()
