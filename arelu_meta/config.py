@@ -316,7 +316,7 @@ class MetatrainConfig:
 
 
 @dataclass
-class TestTaskConfig:
+class UnseenTaskConfig:
     """How the tasks of an evaluation differ from those of the run.
 
     Args:
@@ -348,7 +348,7 @@ class EvaluateConfig:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    task: TestTaskConfig = field(default_factory=TestTaskConfig)
+    task: UnseenTaskConfig = field(default_factory=UnseenTaskConfig)
     support: str | None = None
     query: str | None = None
 
@@ -440,7 +440,7 @@ class BenchConfig:
         growth: maml: how a meta-step grows with 1 to 128 tasks and with 1 to 10 inner steps, too; long.
     """
 
-    what: Literal["op", "step", "maml", "swap", "finetune", "episodes"]
+    what: Literal["op", "step", "maml", "swap", "finetune", "episodes", "claims"]
     case: str | None = None
     json: str | None = None
     rounds: int | None = None

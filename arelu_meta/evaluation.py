@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, TestTaskConfig, validate
+from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig, validate
 from arelu_meta.data.given import OneImage
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
@@ -35,7 +35,7 @@ def evaluate(
     *,
     support: str | Path | None = None,
     query: str | Path | None = None,
-    task: TestTaskConfig | None = None,
+    task: UnseenTaskConfig | None = None,
     inner_steps: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model; it is not changed.
@@ -71,7 +71,7 @@ def evaluate(
     model, spec = load_model(checkpoint)
     model.to(device)
     if spec.task == "metatrain":
-        asked = Asked(None if own else data, task or TestTaskConfig(), tasks, inner_steps, against)
+        asked = Asked(None if own else data, task or UnseenTaskConfig(), tasks, inner_steps, against)
         found = evaluate_tasks(model, spec, asked, device, run, Path(checkpoint))
     elif against is not None:
         raise InputError(f"eval.against: {against!r} is compared task by task; give a meta-learned checkpoint with it")

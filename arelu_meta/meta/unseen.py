@@ -9,7 +9,7 @@ from torch import nn
 
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import DataConfig, ModelConfig, RunConfig, TaskConfig, TestTaskConfig
+from arelu_meta.config import DataConfig, ModelConfig, RunConfig, TaskConfig, UnseenTaskConfig
 from arelu_meta.data.episodes import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole
 from arelu_meta.data.episodes.benchmarks import BENCHMARKS
 from arelu_meta.data.episodes.dividing import keep_to_alphabets, name_of
@@ -37,7 +37,7 @@ class Asked:
     """
 
     data: DataConfig | None
-    task: TestTaskConfig
+    task: UnseenTaskConfig
     tasks: int
     inner_steps: int | None
     against: str | None
