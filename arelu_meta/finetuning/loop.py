@@ -14,6 +14,7 @@ from arelu_meta.errors import RunError
 from arelu_meta.finetuning.modes import set_training
 from arelu_meta.finetuning.optimizer import restore_optimizer
 from arelu_meta.runs.compute import autocast, naming_anomaly
+from arelu_meta.runs.nonfinite import first_nonfinite_layer
 from arelu_meta.runs.progress import ProgressBar
 from arelu_meta.runs.ranks import Ranks
 
@@ -207,7 +208,7 @@ def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], s
             loss = loss_sum(logits, targets, trainer.config.label_smoothing, trainer.class_weights)
         sums.waiting.append((loss.detach(), (logits.detach().argmax(1) == labels).sum(), len(labels)))
         if trainer.device.type == "cpu":
-            check_finite(loss.item(), "training", trainer, checkpoint)
+            check_finite(loss.item(), "training", trainer, checkpoint, images)
         alone = trainer.ranks.without_sync(trainer.forward, number < len(step))
         with naming_anomaly(lambda what: diverged(what, trainer, checkpoint)), alone:
             trainer.scaler.scale(loss * scale).backward()
@@ -267,7 +268,7 @@ def _over_ranks(trainer: Trainer, sums: Sums) -> tuple[float, float]:
     return loss / seen, right / seen
 
 
-def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str) -> None:
+def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str, images: Tensor | None = None) -> None:
     """Stop a run that has diverged.
 
     Args:
@@ -275,25 +276,29 @@ def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str) -> N
         kind: training or validation.
         trainer: for the step and the learning rate.
         checkpoint: the last good one.
+        images: that it was the loss of, to name the layer by.
 
     Raises:
         RunError: if the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
-        raise diverged(f"the {kind} loss became {loss}", trainer, checkpoint)
+        layer = None if images is None else first_nonfinite_layer(trainer.forward, images)
+        raise diverged(f"the {kind} loss became {loss}", trainer, checkpoint, layer)
 
 
-def diverged(what: str, trainer: Trainer, checkpoint: str) -> RunError:
+def diverged(what: str, trainer: Trainer, checkpoint: str, layer: str | None = None) -> RunError:
     """Make the error of a run that has diverged.
 
     Args:
         what: became NaN or infinite.
         trainer: for the step and the learning rate.
         checkpoint: the last good one.
+        layer: where it began, if that is known.
     """
+    where = "" if layer is None else f", first in {layer}"
     return RunError(
         f"{what} at step {trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, "
-        f"learning rate {trainer.learning_rate():.3g} at that step); the last good checkpoint is {checkpoint}; "
+        f"learning rate {trainer.learning_rate():.3g} at that step){where}; the last good checkpoint is {checkpoint}; "
         "try a smaller --optim.lr"
     )
 
