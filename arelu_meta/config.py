@@ -431,8 +431,8 @@ class BenchConfig:
     """Measure what it costs, beside peers in the same run.
 
     Args:
-        what: op (one activation), step (a whole training step), finetune (a whole epoch), maml (a meta-step), swap (of timm's models) or
-            episodes (few-shot tasks a second).
+        what: op (one activation), step (a whole training step), finetune (a whole epoch), maml (a meta-step), swap (of
+            timm's models), episodes (few-shot tasks a second) or claims (an epoch of the study mnist).
         case: only the cases of this id; * stands for anything.
         json: write the rows to this file, too.
         rounds: how often each contender has its turn; default: enough for a steady median.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from arelu_meta.bench.claims import CASES as CLAIMS_CASES
+from arelu_meta.bench.claims import claims_rows
 from arelu_meta.bench.episodes import CASES as EPISODE_CASES
 from arelu_meta.bench.episodes import TASKS, episode_rows
 from arelu_meta.bench.finetune import finetune_cases, finetune_rows, images_per_second
@@ -50,6 +52,7 @@ def bench_task(config: BenchConfig) -> list[Row]:
         "swap": _swap_cases,
         "finetune": _finetune_cases,
         "episodes": _episode_cases,
+        "claims": _claims_cases,
     }
     cases = kinds[config.what](device, config.rounds)
     wanted = [name for name in cases if config.case is None or fnmatch.fnmatchcase(name, config.case)]
@@ -110,6 +113,10 @@ def _maml_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
 
 def _growth_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
     return {name: lambda name=name: growth_rows([name], rounds or 3, device) for name in CASES}  # type: ignore[misc]
+
+
+def _claims_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+    return {name: lambda name=name: claims_rows(name, rounds or 3, device) for name in CLAIMS_CASES}  # type: ignore[misc]
 
 
 def _swap_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:

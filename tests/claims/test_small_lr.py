@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +115,11 @@ def test_runs_that_became_nan_count_as_zero_and_are_counted() -> None:
     table = next(one for one in found.tables if one.title.startswith("The course"))
     assert next(row for row in table.rows if row[0] == "gelu")[-1] == 3
     assert any("NaN" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs" / "claims").glob("*.yaml")), ids=str)
+def test_the_recipes_in_configs_are_read_and_say_their_command(file: Path) -> None:
+    command = file.read_text().splitlines()[0].split()
+    assert command[1:3] == ["arelu-meta", "claims"]
+    assert str(file).endswith(command[command.index("--config") + 1])
+    assert resolve(parse("claims", [command[3], "--config", str(file)])).train.repeats == 5
