@@ -58,20 +58,30 @@ def _processes(folder: Path) -> dict[int, int]:
     return {int(pid): int(parent) for pid, parent, words in lines if "arelu_meta.sweeping.child" in words}
 
 
-def test_a_grid_runs_each_run_once_quietly_and_only_what_is_new_the_second_time(tmp_path: Path) -> None:
+def test_a_sweep_is_quiet_and_does_nothing_the_second_time(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    text = "parameters: {optim.lr: [1e-2, RATE]}\n"
-    out = _finish(_start(folder, text.replace("RATE", "-1.0").replace(", -1.0", ""), 1))
+    text = "parameters: {optim.lr: [1e-2]}\n"
+    out = _finish(_start(folder, text, 1))
     assert "1/1 " in out
     assert "ray" not in out.lower().replace(str(tmp_path).lower(), "")
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["task"], results["runs"], results["finished"]) == ("sweep", 1, 1)
+    assert {"test_accuracy", "test_low", "test_high", "test_n", "seconds", "seed"} <= results.keys()
     first = next(folder.glob("runs/*/results.json"))
     before = first.stat().st_mtime_ns
-    out = _finish(_start(folder, text.replace("RATE", "2e-2"), 1))
+    assert "1 runs of finetune, 1 of them done" in _finish(_start(folder, text, 1))
+    assert first.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_only_what_is_new_in_a_sweeps_file_is_run(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    _finish(_start(folder, "parameters: {optim.lr: [1e-2]}\n", 1))
+    first = next(folder.glob("runs/*/results.json"))
+    before = first.stat().st_mtime_ns
+    out = _finish(_start(folder, "parameters: {optim.lr: [1e-2, 2e-2]}\n", 1))
     assert "2 runs of finetune, 1 of them done" in out
     assert first.stat().st_mtime_ns == before
-    results = json.loads((folder / "results.json").read_text())
-    assert (results["task"], results["runs"], results["finished"]) == ("sweep", 2, 2)
-    assert {"test_accuracy", "test_low", "test_high", "test_n", "seconds", "seed"} <= results.keys()
     assert len((folder / "results.csv").read_text().splitlines()) == 3
 
 
