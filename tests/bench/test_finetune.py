@@ -9,6 +9,8 @@ from arelu_meta.bench import finetune
 from arelu_meta.bench.finetune import Case, finetune_cases, finetune_rows, images_per_second, write_photographs
 
 
+# timm's data set leaves the files that it reads to be closed by the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_every_contender_has_a_row_and_keeps_what_its_activation_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune, "finetune_cases", lambda device: {"small": Case("resnet18", 32, 2, "float32")})
     monkeypatch.setattr(finetune, "BATCHES", 2)
