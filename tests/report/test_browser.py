@@ -38,9 +38,13 @@ class Opened:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.complaints.append("dialog"), dialog.dismiss()))
+        self.page.on("dialog", self._dismiss)
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-drawn]", state="attached")
+
+    def _dismiss(self, dialog: Any) -> None:
+        self.complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def outside(self) -> list[str]:
         own = ("data:", "blob:", self.page.url)
@@ -89,10 +93,13 @@ def test_a_column_sorts_up_and_down_by_its_numbers(study: Opened) -> None:
 
 def test_a_click_on_the_legend_hides_a_line_and_its_band(study: Opened) -> None:
     plot = study.page.locator(".plot").first
+    traces = "[...document.querySelector('.plot')._fullData].map(one => [one.legendgroup, one.visible])"
+    assert study.page.evaluate(traces) == [[f"s{line}", True] for line in (0, 0, 1, 1, 2, 2)]
     before = plot.locator(".scatterlayer .trace").count()
     plot.locator(".legendtoggle").first.click()
-    plot.locator(f".scatterlayer .trace >> nth={before - 2}").wait_for(state="detached")
-    assert plot.locator(".scatterlayer .trace").count() == before - 2
+    plot.locator(".scatterlayer .trace").nth(before - 1).wait_for(state="detached")
+    hidden = [name for name, visible in study.page.evaluate(traces) if visible == "legendonly"]
+    assert hidden == ["s0", "s0"]
 
 
 def test_a_chart_s_numbers_open_as_a_table(study: Opened) -> None:
