@@ -167,7 +167,7 @@ def _build(tree: Any, shared: nn.Module) -> nn.Module:
     """Make a module of width 4 from a tree of names."""
     if isinstance(tree, list):
         return nn.Sequential(*(_build(one, shared) for one in tree))
-    return {
+    makers: dict[str, Callable[[], Any]] = {
         "relu": lambda: nn.ReLU(inplace=True),
         "relu6": nn.ReLU6,
         "gelu": nn.GELU,
@@ -181,7 +181,9 @@ def _build(tree: Any, shared: nn.Module) -> nn.Module:
         "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU())),
         "weight": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
         SHARED: lambda: shared,
-    }[tree]()
+    }
+    made: nn.Module = makers[tree]()
+    return made
 
 
 @ONCE
@@ -212,10 +214,10 @@ def _of(model: nn.Module, example: Tensor) -> Tensor:
 
 # A target, and its share of the inputs: the slow ones get fewer.
 TARGETS: dict[str, tuple[Callable[[], None], float]] = {
-    "image": (image, 0.55),  # type: ignore[dict-item]
-    "checkpoint": (checkpoint, 0.35),  # type: ignore[dict-item]
-    "config": (config, 0.07),  # type: ignore[dict-item]
-    "swap": (swap, 0.03),  # type: ignore[dict-item]
+    "image": (image, 0.55),
+    "checkpoint": (checkpoint, 0.35),
+    "config": (config, 0.07),
+    "swap": (swap, 0.03),
 }
 
 

@@ -11,15 +11,15 @@ def _net() -> nn.Sequential:
 def test_the_layer_with_the_first_broken_weight_is_named() -> None:
     model = _net()
     with torch.no_grad():
-        model.get_submodule("1.0").weight[0, 0] = torch.nan  # type: ignore[index, operator]
+        model.get_submodule("1.0").get_parameter("weight")[0, 0] = torch.nan
     assert first_nonfinite_layer(model, torch.ones(1, 2)) == "layer '1.0' (Linear: its weight is not finite)"
 
 
 def test_the_layer_whose_output_overflows_is_named() -> None:
     model = _net()
     with torch.no_grad():
-        model[2].weight.fill_(3e38)
-        model[1][0].bias.fill_(10)  # type: ignore[index]
+        model.get_submodule("2").get_parameter("weight").fill_(3e38)
+        model.get_submodule("1.0").get_parameter("bias").fill_(10)
     assert first_nonfinite_layer(model, torch.ones(1, 2)) == "layer '2' (Linear: its output overflows)"
 
 
