@@ -166,7 +166,7 @@ class _Run:
         return kind(pool, self.config.task, f"{part} {self.config.run.seed}")
 
     def go(self) -> dict[str, Any]:
-        with self.folder, resumable(lambda: self.checkpoint):
+        with self.ranks.noticing_loss(), self.folder, resumable(lambda: self.checkpoint):
             if self.folder.resumed is not None:
                 self._restore(self.folder.resumed)
             self.folder.start(self.config, self.splits.describe())
