@@ -4,6 +4,7 @@ import pytest
 
 from arelu_meta.bench import claims
 from arelu_meta.claims import mnist_study
+from arelu_meta.claims.small_nets import Trial
 
 
 def test_both_contenders_are_timed_in_every_round(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,8 +21,6 @@ def test_both_contenders_are_timed_in_every_round(data_root: Path, monkeypatch: 
 
 def test_the_case_is_five_seeds_by_four_rates_which_a_gpu_stacks_as_one() -> None:
     trials = [
-        mnist_study.Trial("mnist", "mnist_conv", "arelu", "authors", "sgd", lr, seed, 1)
-        for lr in claims.RATES
-        for seed in range(5)
+        Trial("mnist", "mnist_conv", "arelu", "authors", "sgd", lr, seed, 1) for lr in claims.RATES for seed in range(5)
     ]
     assert [len(group) for group in mnist_study.stack(trials)] == [20]

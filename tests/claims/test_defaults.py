@@ -8,7 +8,7 @@ from arelu_meta.claims import defaults
 from arelu_meta.claims.defaults import RATES, WAYS, DefaultsConfig, Point, config_of, points, sweep_defaults, verdict
 from arelu_meta.config import FinetuneConfig, OptimConfig, TrainConfig, validate
 
-DEFAULT = (WAYS[0], OptimConfig().lr)
+DEFAULT = (WAYS[0], float(OptimConfig().lr))
 
 
 def _rows(config: DefaultsConfig, accuracy: dict[tuple[str, float], float]) -> defaults.Rows:
@@ -57,7 +57,12 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         sweep_defaults(config)
     first, ran[:] = list(ran), []
-    monkeypatch.setattr(defaults, "run_point", lambda point: ran.append(point) or {"test_accuracy": 0.5})
+
+    def run_rest(point: Point) -> dict[str, float]:
+        ran.append(point)
+        return {"test_accuracy": 0.5}
+
+    monkeypatch.setattr(defaults, "run_point", run_rest)
     sweep_defaults(config)
     assert len(first) == 5
     assert len(ran) == 7
