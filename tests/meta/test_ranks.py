@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ def _meta_step(tasks: int, algorithm: str, ranks: Ranks) -> dict[str, Any]:
     return {"losses": losses, "accuracies": accuracies, "gradients": gradients}
 
 
-def _processes(count: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+def _start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, *arguments]
-    started = [
+    return [
         subprocess.Popen(
             command,
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},  # as torchrun sets them
@@ -60,10 +61,13 @@ def _processes(count: int, *arguments: str) -> list[subprocess.CompletedProcess[
         )
         for rank in range(count)
     ]
+
+
+def _processes(count: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
     done = []
-    for process in started:
+    for process in _start(count, *arguments):
         out, error = process.communicate(timeout=300)
-        done.append(subprocess.CompletedProcess(command, process.returncode, out, error))
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, error))
     return done
 
 
@@ -122,6 +126,25 @@ def test_divergence_in_one_process_ends_all(tmp_path: Path) -> None:
     found = _processes(2, *_ARGUMENTS, "--meta.inner_lr", "1e30", "--run.folder", str(tmp_path / "run"))
     assert [one.returncode for one in found] == [3, 3]
     assert "query loss became" in found[0].stderr
+
+
+def test_a_process_that_dies_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first, second = _start(2, *_ARGUMENTS, "--meta.steps", "1000000", "--run.folder", str(folder))
+    try:
+        until = time.monotonic() + 240
+        while not (folder / "metrics.csv").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        second.kill()
+        _, said = first.communicate(timeout=240)
+    finally:
+        first.kill()
+        second.communicate()
+    assert first.returncode == 3, said
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "lost another one" in error
+    assert "--run.resume auto" in error
+    assert "Traceback" not in said
 
 
 def test_every_task_has_one_process() -> None:
