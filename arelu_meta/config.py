@@ -448,7 +448,7 @@ class BenchConfig:
     growth: bool = False
 
 
-StudyName = Literal["mnist", "small-lr"]
+StudyName = Literal["mnist", "small-lr", "gradients"]
 
 
 @dataclass
@@ -514,7 +514,8 @@ class ClaimsConfig:
     """Run one of the paper's claims as a study and judge it: holds, does not hold, or cannot tell.
 
     Args:
-        study: mnist (the authors' table) or small-lr (small learning rates, on your backbone and data).
+        study: mnist (the authors' table), small-lr (small learning rates, on your backbone and data) or gradients (do
+            they vanish in deep plain networks).
         size: quick (at most 10 minutes on 2 cores) or full (the paper's size); flags change either.
         run: where and how; run.resume auto goes on where a study was stopped.
         data: the images, where a study lets you choose.
@@ -525,7 +526,8 @@ class ClaimsConfig:
         pipeline: small-lr: finetune, or maml, whose learning rate is the inner loop's.
         variant: mnist: the activations as the authors ran them, or as the papers define them.
         target: small-lr: the accuracy that steps are counted to, a fraction; default: 0.9 of the original's best.
-        margin: by how many points a claim must be ahead to hold.
+        depth: gradients: hidden layers of the networks, with commas between, as 5,20,50; default: the study's own.
+        margin: by how many points (gradients: powers of ten) a claim must be ahead to hold.
         processes: runs side by side on a CPU; default: one a core.
         engine: mnist: one network after another in each process, or stacked and vectorised; auto stacks on a GPU.
     """
@@ -541,6 +543,7 @@ class ClaimsConfig:
     pipeline: Literal["finetune", "maml"] = "finetune"
     variant: Literal["authors", "paper"] = "authors"
     target: float | None = None
+    depth: int | str | None = None
     margin: float = 1.0
     processes: int | None = None
     engine: Literal["auto", "single", "stacked"] = "auto"

@@ -10,6 +10,7 @@ from arelu_meta.errors import InputError
 _PAPER = (
     "apl,arelu,celu,elu,gelu,leaky_relu,maxout,mixture,pau,prelu,relu,relu6,rrelu,selu,sigmoid,slaf,softplus,swish,tanh"
 )
+_DEEPEST = 200
 _COMMON = frozenset({"study", "size", "run.folder", "run.seed", "run.device", "run.resume", "margin", "processes"})
 
 READS: dict[str, frozenset[str]] = {
@@ -21,6 +22,7 @@ READS: dict[str, frozenset[str]] = {
     | {"model.name", "model.pretrained", "model.activation", "optim.name", "optim.lr", "optim.small_lr"}
     | {"train.epochs", "train.repeats", "pipeline", "target"},
 }
+READS["gradients"] = READS["mnist"] - {"variant", "engine"} | {"depth"}
 READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class"} | {"meta.steps", "meta.tasks"}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -63,6 +65,28 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "optim.lr": "1e-1,3e-2,1e-2,3e-3,1e-3,3e-4,1e-4",
             "train.epochs": 20,
             "train.repeats": 5,
+        },
+    },
+    "gradients": {
+        "quick": {
+            "data.name": "mnist",
+            "model.name": "plain,plain_even",
+            "model.activation": "relu,leaky_relu,elu,selu,arelu",
+            "optim.name": "sgd",
+            "optim.lr": "1e-2",
+            "train.epochs": 1,
+            "train.repeats": 3,
+            "depth": "5,20,50",
+        },
+        "full": {
+            "data.name": "mnist",
+            "model.name": "plain,plain_even",
+            "model.activation": _PAPER,
+            "optim.name": "sgd",
+            "optim.lr": "1e-2",
+            "train.epochs": 5,
+            "train.repeats": 5,
+            "depth": "5,10,20,30,40,50",
         },
     },
     "small-lr/maml": {
@@ -172,6 +196,25 @@ def numbers(flag: str, text: float | str | None) -> list[float]:
             raise InputError(f"{flag}: {part.strip()!r} is not allowed; give numbers above 0, with commas between")
         found.append(value)
     return sorted(set(found), reverse=True)
+
+
+def depths(text: int | str | None) -> list[int]:
+    """Read how many hidden layers networks have.
+
+    Args:
+        text: as `5,20,50`, or a single number.
+
+    Returns:
+        Each once, from few to many.
+
+    Raises:
+        InputError: if one of them is no whole number from 2 to 200.
+    """
+    parts = [part.strip() for part in str(text).split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdigit() and 2 <= int(part) <= _DEEPEST):
+            raise InputError(f"depth: {part!r} is not allowed; give whole numbers from 2 to {_DEEPEST}, with commas")
+    return sorted(set(map(int, parts)))
 
 
 def seeds(config: ClaimsConfig) -> list[int]:

@@ -83,7 +83,7 @@ def train_one(trial: Trial, data: Tensors) -> list[Row]:
         fraction).
     """
     model = build(trial, data.classes, data.channels, data.side).to(memory_format=torch.channels_last)
-    optimizer = _optimizer(trial, model)
+    optimizer = make_optimizer(trial.optimizer, trial.lr, model)
     torch.manual_seed(trial.seed)  # of what an activation draws while it trains, as RReLU does
     rows = []
     for epoch in range(1, trial.epochs + 1):
@@ -92,10 +92,17 @@ def train_one(trial: Trial, data: Tensors) -> list[Row]:
     return rows
 
 
-def _optimizer(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
-    if trial.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=trial.lr, betas=BETAS, eps=EPSILON)
-    return torch.optim.SGD(model.parameters(), lr=trial.lr, momentum=MOMENTUM)
+def make_optimizer(name: Optimizer, lr: float, model: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimiser of a network that trains alone.
+
+    Args:
+        name: sgd (momentum 0.9) or adam.
+        lr: learning rate.
+        model: all its parameters are trained.
+    """
+    if name == "adam":
+        return torch.optim.Adam(model.parameters(), lr=lr, betas=BETAS, eps=EPSILON)
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
 
 
 def _train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, trial: Trial, data: Tensors, epoch: int) -> float:

@@ -20,7 +20,11 @@ from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.folder import open_run, write_json, write_text
 
-_MODULES = {"mnist": "arelu_meta.claims.mnist_study", "small-lr": "arelu_meta.claims.small_lr_study"}
+_MODULES = {
+    "mnist": "arelu_meta.claims.mnist_study",
+    "small-lr": "arelu_meta.claims.small_lr_study",
+    "gradients": "arelu_meta.claims.gradients_study",
+}
 
 
 def claims_task(config: ClaimsConfig) -> dict[str, Any]:
