@@ -282,11 +282,20 @@ def training_parts(root: Path) -> dict[str, Path]:
 
 
 def _class_folders(folder: Path, where: str = "data.root") -> list[Path]:
-    """List the sub-folders that are classes: all but hidden ones."""
+    """List the sub-folders that are classes: all but hidden ones and links that lead back up."""
     try:
-        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+        return sorted(
+            child
+            for child in folder.iterdir()
+            if child.is_dir() and not child.name.startswith(".") and not _leads_back(child)
+        )
     except OSError as error:
         raise InputError(f"{where}: {str(folder)!r} cannot be read ({error.strerror}); give another") from error
+
+
+def _leads_back(child: Path) -> bool:
+    """Say whether a folder is a link to one that holds it: a class of all other classes' images."""
+    return child.is_symlink() and child.parent.resolve().is_relative_to(child.resolve())
 
 
 def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.root") -> ImageSet:

@@ -107,6 +107,18 @@ def test_images_may_lie_deeper_in_a_class(tmp_path: Path) -> None:
     assert len([name for name in _all_names(load_folder(tmp_path, seed=0)) if name.startswith("rose/")]) == 9
 
 
+def test_a_link_that_leads_back_up_is_no_class_and_one_to_another_folder_is(tmp_path: Path) -> None:
+    root = _tree(tmp_path / "root", cat=6, dog=6)
+    _tree(tmp_path / "elsewhere", bird=6)
+    (root / "itself").symlink_to(".")
+    (root / "above").symlink_to("..")
+    (root / "cat" / "up").symlink_to("../..")
+    (root / "bird").symlink_to(tmp_path / "elsewhere" / "bird")
+    splits = load_folder(root, 0)
+    assert splits.train.classes == ("bird", "cat", "dog")
+    assert len(_all_names(splits)) == 18
+
+
 def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -> None:
     _tree(tmp_path, rose=6, tulip=6)
     _fill(tmp_path / ".cache", 3)
