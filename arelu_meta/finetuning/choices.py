@@ -22,7 +22,7 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
 
     Returns:
         The config with model.head_init, train.freeze_bn, optim.clip_grad and optim.act_lr settled; act_lr stays open
-        where the rate is still to be looked for.
+        where the rate is still to be looked for (`scalars_share` says what becomes of it then).
 
     Source: Kumar et al. 2022 (LP-FT) for the order, head first.
     """
@@ -35,11 +35,24 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         train = replace(train, freeze_bn=kept and train.mode != "activations")
     if optim.clip_grad is None and kept and not keeps_features(train.mode):
         optim = replace(optim, clip_grad=_LARGEST_GRADIENT)
-    learned = model.activation is not None or isinstance(model.pretrained, str)
-    # Where the scalars are what is trained, they learn at the rate that was asked for.
-    if optim.act_lr is None and kept and learned and optim.lr != "auto" and train.mode != "activations":
-        optim = replace(optim, act_lr=_SCALARS_SHARE * optim.lr)
+    if optim.act_lr is None and optim.lr != "auto" and (share := scalars_share(config)) is not None:
+        optim = replace(optim, act_lr=share * optim.lr)
     return replace(config, model=model, optim=optim, train=train)
+
+
+def scalars_share(config: FinetuneConfig) -> float | None:
+    """Choose at which share of the learning rate the activations' scalars learn where optim.act_lr is left open.
+
+    Args:
+        config: its model and what is trained.
+
+    Returns:
+        A share below 1; None where they learn as the rest does: the function is not kept, no activation learns, or
+        the scalars are what is trained.
+    """
+    learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
+    gentle = keeps_function(config) and learned and config.train.mode != "activations"
+    return _SCALARS_SHARE if gentle else None
 
 
 def keeps_function(config: FinetuneConfig) -> bool:

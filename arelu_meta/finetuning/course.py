@@ -15,6 +15,7 @@ from arelu_meta.config import FinetuneConfig, OptimConfig
 from arelu_meta.data.images import Splits
 from arelu_meta.data.loading import Batches, build_transform, choose_workers
 from arelu_meta.errors import InputError
+from arelu_meta.finetuning.choices import scalars_share
 from arelu_meta.finetuning.features import FeatureBatches, cached_batches, fit_once
 from arelu_meta.finetuning.loop import (
     Mix,
@@ -135,8 +136,14 @@ class Course:
         optim = self.config.optim
         if optim.lr != "auto":
             return optim
+        # What optim.act_lr leaves open waits for the rate, and is searched with as it will be trained with.
+        share = scalars_share(self.config) if optim.act_lr is None else None
+
+        def at(rate: float) -> OptimConfig:
+            return replace(optim, lr=rate, act_lr=optim.act_lr if share is None else share * rate)
+
         if self.folder.resumed is not None:
-            return replace(optim, lr=self.folder.resumed["peak_rate"])
+            return at(self.folder.resumed["peak_rate"])
         config = self.config.train
         self.search = search_rate(
             model,
@@ -144,10 +151,11 @@ class Course:
             self.train.epoch(0),
             lambda copied, images, labels: mean_loss(copied, images, labels, self.device, self.config),
             lambda copied: set_training(copied, config),
+            share or 1.0,
         )
         # Each process saw its own images; they must not train at different rates.
         self.search = self.ranks.gather(self.search)[0]
-        return replace(optim, lr=self.search.chosen)
+        return at(self.search.chosen)
 
     def _class_weights(self) -> Tensor | None:
         if self.config.train.class_weights == "none":
@@ -217,6 +225,8 @@ class Course:
             return []
         if not self.plain:
             return [f"features are not cached: data.augmentation {self.config.data.augmentation} changes every image"]
+        if self.trainer.mix is not None:
+            return ["features are not cached: train.mixup or train.cutmix mixes the images"]
         found = cached_batches(self.trainer, self.train, self.validation, self.config)
         if found is None:
             return ["features are not cached: the head is not a linear layer on one vector an image"]

@@ -53,6 +53,7 @@ def search_rate(
     batches: Iterable[tuple[Tensor, Tensor]],
     loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor],
     prepare: Callable[[nn.Module], object],
+    scalars_share: float = 1.0,
 ) -> Search:
     """Train a copy of a model for a few dozen steps, its learning rate rising from one to the next.
 
@@ -62,6 +63,7 @@ def search_rate(
         batches: images and labels; gone through again where they are fewer than the steps.
         loss_of: the mean loss of a model over a batch.
         prepare: puts the copy into training mode.
+        scalars_share: of the rate, at which the activations' scalars learn.
 
     Returns:
         The losses, and the rate chosen: where the smoothed loss falls fastest over the rate's logarithm, at most a
@@ -81,7 +83,7 @@ def search_rate(
         for step, (images, labels) in enumerate(_repeated(batches, STEPS)):
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * (scalars_share if group.get("group_name") == "activations" else 1.0)
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(copied, images, labels)
             value = loss.item()

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from arelu_meta.config import FinetuneConfig, flatten
-from arelu_meta.finetuning.choices import settle
+from arelu_meta.finetuning.choices import scalars_share, settle
 
 CHOSEN = ("model.head_init", "train.freeze_bn", "optim.clip_grad", "optim.act_lr")
 
@@ -54,3 +54,19 @@ def test_settling_twice_changes_nothing_and_leaves_the_config_as_it_was() -> Non
     settled = settle(config)
     assert config == _config(model_activation="arelu")
     assert settle(settled) == settled
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({"model_activation": "arelu"}, 0.01),
+        ({"model_pretrained": "run"}, 0.01),
+        ({}, None),
+        ({"model_activation": "arelu", "model_init": "paper"}, None),
+        ({"model_activation": "arelu", "train_mode": "activations"}, None),
+    ],
+)
+def test_scalars_learn_at_a_share_of_a_rate_that_is_yet_to_be_found(
+    changes: dict[str, Any], share: float | None
+) -> None:
+    assert scalars_share(settle(_config(optim_lr="auto", **changes))) == share

@@ -171,6 +171,20 @@ def test_a_rate_is_looked_for_and_the_run_is_the_one_at_that_rate(
     assert _same(found, finetune(digits("given", optim_lr=found["learning_rate"])))
 
 
+def test_scalars_that_learn_gently_do_so_at_a_rate_that_was_looked_for(digits: Make) -> None:
+    start = finetune(digits("start", model_activation="arelu"))["folder"]
+    found = finetune(digits("found", model_pretrained=start, optim_lr="auto"))
+    assert _same(found, finetune(digits("given", model_pretrained=start, optim_lr=found["learning_rate"])))
+
+
+@pytest.mark.parametrize("mixing", [{"train_mixup": 0.2}, {"train_cutmix": 1.0}])
+def test_a_head_trains_on_images_where_they_are_mixed(
+    digits: Make, capsys: pytest.CaptureFixture[str], mixing: dict[str, float]
+) -> None:
+    finetune(digits(train_mode="head", **mixing))
+    assert "features are not cached: train.mixup or train.cutmix" in capsys.readouterr().out
+
+
 def test_mixing_and_smoothing_and_class_weights_train(digits: Make) -> None:
     changes: dict[str, Any] = {"train_mixup": 0.2, "train_cutmix": 1.0, "train_label_smoothing": 0.1}
     results = finetune(digits(train_class_weights="balanced", train_epochs=6, **changes))
