@@ -694,6 +694,7 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "optim.small_lr": (0, False),
     "meta.tasks": (2, True),
     "target": (0, False),
+    "depth": (2, True),
     "margin": (0, True),
     "processes": (1, True),
 }
