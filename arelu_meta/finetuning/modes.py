@@ -136,6 +136,31 @@ def set_training(model: nn.Module, config: TrainConfig) -> None:
             norm.eval()
 
 
+_HEAD_DROPOUTS = {"head_drop", "head.drop"}
+
+
+def set_drop_rate(model: nn.Module, rate: float | None) -> None:
+    """Set the dropout before the head, wherever timm keeps it: a module, or a number that `forward_head` reads.
+
+    Args:
+        model: changed in place.
+        rate: model.drop_rate; None leaves the model's own.
+
+    Raises:
+        InputError: if the model has no dropout before its head.
+    """
+    if rate is None:
+        return
+    modules = [module for name, module in model.named_modules() if name in _HEAD_DROPOUTS]
+    dropouts = [module for module in modules if isinstance(module, nn.Dropout)]
+    if not dropouts and not hasattr(model, "drop_rate"):
+        raise InputError(f"model.drop_rate: {rate} is of dropout before the head, which this model lacks; leave it out")
+    for dropout in dropouts:
+        dropout.p = rate
+    if hasattr(model, "drop_rate"):
+        model.drop_rate = rate  # type: ignore[assignment]
+
+
 def _still(module: nn.Module) -> None:
     """Put every module into evaluation mode that has parameters and none that learns, whole stages first."""
     parameters = list(module.parameters())

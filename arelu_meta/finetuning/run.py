@@ -19,7 +19,7 @@ from arelu_meta.finetuning.choices import settle
 from arelu_meta.finetuning.course import Course
 from arelu_meta.finetuning.heads import check_probe, start_with_probe
 from arelu_meta.finetuning.members import member_configs, run_members
-from arelu_meta.finetuning.modes import count_learning, keeps_features, set_learning
+from arelu_meta.finetuning.modes import count_learning, keeps_features, set_drop_rate, set_learning
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import RunFolder, check_apart, open_run
@@ -73,11 +73,12 @@ def _check_read(config: FinetuneConfig) -> None:
         }
         if name := next((name for name, given in unread.items() if given), None):
             raise InputError(f"{name}: train.mode probe takes no gradient steps and does not read it; leave {name} out")
-    if keeps_features(mode) and config.optim.layer_decay is not None:
-        raise InputError(
-            f"optim.layer_decay: {config.optim.layer_decay} is read where the backbone learns, and train.mode is "
-            f"{mode!r}; leave it out"
-        )
+    of_backbone = {"optim.layer_decay": config.optim.layer_decay, "model.drop_rate": config.model.drop_rate}
+    for name, value in of_backbone.items():
+        if keeps_features(mode) and value is not None:
+            raise InputError(
+                f"{name}: {value} is read where the backbone learns, and train.mode is {mode!r}; leave it out"
+            )
     learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
     if config.optim.act_lr is not None and not learned:
         raise InputError(
@@ -126,6 +127,7 @@ def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Modu
         "finetune",
         partial(unlabelled_batches, splits.train),
     )
+    set_drop_rate(model, config.model.drop_rate)
     check_gates(model, config.optim.open_gates)
     smallest = None if keeps_features(config.train.mode) else min(config.data.batch_size, len(splits.train))
     check_forward(model, spec, smallest)

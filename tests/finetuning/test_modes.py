@@ -8,6 +8,7 @@ from arelu_meta.config import TrainConfig, check_mode
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.modes import (
     count_learning,
+    set_drop_rate,
     set_learning,
     set_training,
     stages,
@@ -137,3 +138,21 @@ def test_a_scalar_inside_a_frozen_norm_still_learns() -> None:
     swap_activations(model, "arelu", init="preserve", example=torch.zeros(1, 3, 64, 64))
     set_learning(model, TrainConfig(mode="full", freeze_bn=True))
     assert all(p.requires_grad for name, p in model.named_parameters() if name.endswith(("alpha", "beta", ".t")))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
+def test_a_drop_rate_drops_before_the_head_in_training_alone(name: str) -> None:
+    backbone = timm.create_model(name, num_classes=4)
+    set_drop_rate(backbone, 0.5)
+    features = torch.randn(
+        backbone.forward_features(torch.zeros(2, 3, *backbone.pretrained_cfg["input_size"][1:])).shape
+    )
+    backbone.eval()
+    assert torch.equal(backbone.forward_head(features), backbone.forward_head(features))
+    backbone.train()
+    assert not torch.equal(backbone.forward_head(features), backbone.forward_head(features))
+
+
+def test_a_drop_rate_of_a_model_without_dropout_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.drop_rate: 0\.5 is of dropout before the head"):
+        set_drop_rate(create_backbone("conv4_32"), 0.5)

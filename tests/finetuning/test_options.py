@@ -198,6 +198,7 @@ def test_mixing_and_smoothing_and_class_weights_train(digits: Make) -> None:
     [
         ({"train_mode": "probe", "train_ema": 0.9}, r"train\.ema: train\.mode probe takes no gradient steps"),
         ({"train_mode": "head", "optim_layer_decay": 0.5}, r"optim\.layer_decay: 0\.5 is read where the backbone"),
+        ({"train_mode": "head", "model_drop_rate": 0.5}, r"model\.drop_rate: 0\.5 is read where the backbone learns"),
         ({"train_mode": "probe", "data_augmentation": "crop"}, r"data\.augmentation: train\.mode probe takes no"),
         ({"optim_act_lr": 0.1}, r"optim\.act_lr: 0\.1 is of activations that learn"),
         ({"data_fold": 1}, r"data\.fold: 1 is one of how many"),
