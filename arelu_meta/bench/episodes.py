@@ -38,12 +38,12 @@ CASES = {
 }
 PEER = "learn2learn"
 CONTENDERS = ("tensors", "learn2learn", "learn2learn-tensors", "learn2learn-indices")
-TASKS = 32
+TASKS = 4
 """A contender's turn draws as many tasks; `median_ms` is for all of them."""
 
 
 def episode_rows(cases: Iterable[str] = tuple(CASES), rounds: int = 5) -> list[Row]:
-    """Time the drawing of 32 tasks, as normalised images with labels, by every contender in every case.
+    """Time the drawing of a few tasks, as normalised images with labels, by every contender in every case.
 
     Args:
         cases: keys of `CASES`.
