@@ -52,7 +52,7 @@ def test_after_a_resume_each_step_stands_once(tmp_path: Path) -> None:
 def test_the_config_is_logged(tmp_path: Path) -> None:
     _open(tmp_path).finish()
     text = "".join(path.read_text() for path in (tmp_path / "tensorboard").rglob("hparams.yml"))
-    assert "optim.lr: 0.01" in text
+    assert f"optim.lr: {FinetuneConfig().optim.lr}" in text
 
 
 def test_an_unknown_tracker_gets_the_nearest_name(tmp_path: Path) -> None:
