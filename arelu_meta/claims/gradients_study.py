@@ -16,7 +16,7 @@ from arelu_meta.claims.plain_nets import PLAIN_NETS, GradientTrial, train
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import depths, names, numbers, seeds
 from arelu_meta.claims.running import cores, one_thread
-from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, shelved
+from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, opened, shelved
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, nearest_names
 
@@ -84,9 +84,6 @@ def _headline(config: ClaimsConfig, trials: Sequence[GradientTrial]) -> str:
     )
 
 
-_opened: dict[str, Tensors] = {}  # by folder and device: a process opens the set once
-
-
 def work(shelf: Shelf, device: str, trials: Sequence[GradientTrial]) -> list[list[Row]]:
     """Run trials, one after the other.
 
@@ -98,11 +95,8 @@ def work(shelf: Shelf, device: str, trials: Sequence[GradientTrial]) -> list[lis
     Returns:
         One row a read-out and layer for each trial.
     """
-    place = f"{shelf.folder} {device}"
-    if place not in _opened:
-        _opened.clear()
-        _opened[place] = shelf.open().to(torch.device(device))
-    return [train(trial, _opened[place]) for trial in trials]
+    data = opened(shelf, device)
+    return [train(trial, data) for trial in trials]
 
 
 def estimate(data: Tensors, trials: Sequence[GradientTrial]) -> float:

@@ -17,7 +17,7 @@ from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import cores, one_thread
 from arelu_meta.claims.small_nets import Trial, stackable, train_one, train_stacked
-from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, shelved
+from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, opened, shelved
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, nearest_names
 
@@ -111,9 +111,6 @@ def stack(trials: Sequence[Trial]) -> list[list[Trial]]:
     ]
 
 
-_opened: dict[str, Tensors] = {}  # by folder and device: a process opens the set once
-
-
 def work(shelf: Shelf, device: str, stacked: bool, trials: Sequence[Trial]) -> list[list[Row]]:
     """Run trials, one after the other or stacked.
 
@@ -126,11 +123,7 @@ def work(shelf: Shelf, device: str, stacked: bool, trials: Sequence[Trial]) -> l
     Returns:
         One row an epoch for each trial.
     """
-    place = f"{shelf.folder} {device}"
-    if place not in _opened:
-        _opened.clear()
-        _opened[place] = shelf.open().to(torch.device(device))
-    data = _opened[place]
+    data = opened(shelf, device)
     return train_stacked(trials, data) if stacked else [train_one(trial, data) for trial in trials]
 
 

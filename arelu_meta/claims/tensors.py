@@ -93,6 +93,23 @@ def shelved(tensors: Tensors) -> Iterator[Shelf]:
         yield Shelf(folder, tensors.classes)
 
 
+_opened: dict[str, Tensors] = {}  # by folder and device: a process opens one set, once
+
+
+def opened(shelf: Shelf, device: str) -> Tensors:
+    """Return a set that may have been opened in this process before.
+
+    Args:
+        shelf: where it lies.
+        device: where it is to be.
+    """
+    place = f"{shelf.folder} {device}"
+    if place not in _opened:
+        _opened.clear()
+        _opened[place] = shelf.open().to(torch.device(device))
+    return _opened[place]
+
+
 def load_tensors(config: DataConfig, seed: int, side: int | None = None, channels: int | None = None) -> Tensors:
     """Load a whole set: all training images (nothing is chosen by validation) and the test images.
 
