@@ -15,7 +15,7 @@ from arelu_meta.backbones.from_config import build_backbone, check_forward, chec
 from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
-from arelu_meta.config import MetatrainConfig, validate
+from arelu_meta.config import MetatrainConfig, flatten, validate
 from arelu_meta.data.episodes import (
     ClassSplits,
     Sampler,
@@ -46,6 +46,7 @@ from arelu_meta.runs.results import finished_results, report_results
 from arelu_meta.runs.savepoints import SavePoints
 
 _EPISODE_SIZE = 28
+_OF_FINETUNE = ("data.folds", "data.fold", "data.augmentation", "optim.accumulate", "model.drop_rate", "run.trackers")
 _ALL_STEPS_COUNT = 0.1  # MAML++: the share of the training over which the loss after every step counts
 
 
@@ -67,6 +68,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     validate(config)
     check_model_config(config.model)
     check_optimizer_name(config.optim.name)
+    _check_read(config)
     ranks = join(config.run)
     folder = open_run(config.run, "metatrain", ranks)
     if folder.finished:
@@ -94,6 +96,14 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     check_shareable(model, ranks)
     ranks.wait()  # before the first of them writes: the others would take its files for an older run
     return _Run(config, folder, splits, spec, model.to(ranks.device), ranks).go()
+
+
+def _check_read(config: MetatrainConfig) -> None:
+    """Refuse what only fine-tuning reads: whoever gave it believes that it does something."""
+    given, plain = flatten(config), flatten(MetatrainConfig())
+    read = {"data.augmentation": "none"}  # as episodes are
+    if name := next((name for name in _OF_FINETUNE if given[name] not in (plain[name], read.get(name))), None):
+        raise InputError(f"{name}: {given[name]!r} is read by arelu-meta finetune alone; leave {name} out")
 
 
 def _meta_of(config: MetatrainConfig, splits: ClassSplits) -> dict[str, Any]:

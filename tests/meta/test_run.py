@@ -216,3 +216,18 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
     assert len(found) == 500
     assert sampler.most <= 32
     assert found[:40] == task_accuracies(model, sampler, range(40), 0.1, 1, torch.device("cpu"), task_chunk=7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_folds": 2}, r"data\.folds: 2 is read by arelu-meta finetune alone"),
+        ({"optim_accumulate": 2}, r"optim\.accumulate: 2 is read by arelu-meta finetune alone"),
+        ({"run_trackers": "tensorboard"}, r"run\.trackers: 'tensorboard' is read by arelu-meta finetune alone"),
+    ],
+)
+def test_what_only_fine_tuning_reads_is_refused(digits: Make, changes: dict[str, Any], message: str) -> None:
+    config = digits(**changes)
+    with pytest.raises(InputError, match=message):
+        metatrain(config)
+    assert not Path(config.run.folder or "").exists()
