@@ -10,6 +10,7 @@ import yaml
 
 from arelu_meta import cli
 from arelu_meta.cli import TASKS, main, parse
+from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError, RunError
 
 HEAVY = {"torch", "torchvision", "timm", "learn2learn", "sklearn", "matplotlib", "PIL", "rich"}
@@ -204,7 +205,7 @@ def test_an_empty_config_file_and_names_of_all_languages_work(tmp_path: Path) ->
     folder = tmp_path / "Meine Läufe 花"
     folder.mkdir()
     for text in ("", "# only a comment\n", "{}"):
-        assert parse("finetune", ["--config", _write(folder / "ü.yaml", text)]).optim.lr == 0.01
+        assert parse("finetune", ["--config", _write(folder / "ü.yaml", text)]).optim.lr == FinetuneConfig().optim.lr
         assert parse("finetune", ["--config", str(folder / "ü.yaml"), "--optim.lr", "0.1"]).optim.lr == 0.1
     file = _write(folder / "ü.yaml", "data: {root: Blüten 花}\n")
     assert parse("finetune", ["--config", file]).data.root == "Blüten 花"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Table, mean_series
@@ -156,7 +157,7 @@ def _courses(runs: Runs, small: float, aim: float, axis: str) -> Table:
 def _area(run: Sequence[Row]) -> float:
     steps, accuracies = [row["step"] for row in run], [100 * row["accuracy"] for row in run]
     width = steps[-1] - steps[0]
-    return float(np.trapezoid(accuracies, steps) / width) if width else accuracies[-1]
+    return float(trapezoid(accuracies, steps) / width) if width else accuracies[-1]
 
 
 def _steps_to(run: Sequence[Row], aim: float) -> int | None:

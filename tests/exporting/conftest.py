@@ -25,7 +25,7 @@ def _make_run(
     channels: int = 3,
 ) -> Path:
     config = FinetuneConfig()
-    config.data.root, config.run.folder, config.optim.lr = "/home/someone/private/my flowers", "/secret", 0.003
+    config.data.root, config.run.folder, config.optim.lr = "/home/someone/private/my flowers", "/secret", 0.007
     spec = ModelSpec(
         task=task,
         name=name,

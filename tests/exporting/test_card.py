@@ -63,7 +63,7 @@ def test_the_card_says_what_how_and_how_good_and_its_metadata_can_be_read(run: P
         "activations replaced by `arelu` (start: preserve)",
         "32 × 32 px, 3 channels, and tells 3 classes apart",
         "7 train images, 1 validation images, 40 test images",
-        "--optim.lr 0.003",
+        "--optim.lr 0.007",
         "87.5% (95 % interval 70.0% to 95.0%, 40 images",
         "Expected calibration error 0.043",
         "花",
