@@ -238,5 +238,8 @@ def _notes(runs: Runs) -> list[str]:
         if course.diverged
     ]
     if lost:
-        notes.append(f"Diverged, and judged by the read-outs before: {', '.join(lost)}.")
+        notes.append(
+            "Diverged, and judged by the read-outs before; a pair in which one has none after the start is left out of "
+            f"what is said over training: {', '.join(lost)}."
+        )
     return notes
