@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from arelu_meta.claims.statistics import (
@@ -14,7 +15,7 @@ from arelu_meta.claims.statistics import (
 )
 
 
-def _by_seed(values: np.ndarray) -> dict[int, float]:
+def _by_seed(values: NDArray[np.float64]) -> dict[int, float]:
     return {seed: float(value) for seed, value in enumerate(values)}
 
 

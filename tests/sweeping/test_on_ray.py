@@ -58,6 +58,7 @@ def _processes(folder: Path) -> dict[int, int]:
     return {int(pid): int(parent) for pid, parent, words in lines if "arelu_meta.sweeping.child" in words}
 
 
+@pytest.mark.slow
 def test_a_sweep_is_quiet_and_does_nothing_the_second_time(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     text = "parameters: {optim.lr: [1e-2]}\n"
