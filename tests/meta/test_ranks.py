@@ -113,6 +113,7 @@ def test_a_run_of_two_processes_has_the_metrics_and_the_model_of_one(tmp_path: P
     assert len(rows[0]) == len(rows[1]) == 3
 
 
+@pytest.mark.slow
 def test_running_averages_in_several_processes_are_refused_in_one_line(tmp_path: Path) -> None:
     more = ["--model.name", "conv4_32", "--data.image_size", "16", "--meta.normalization", "running"]
     found = _processes(2, *_ARGUMENTS, *more, "--run.folder", str(tmp_path / "run"))
@@ -122,6 +123,7 @@ def test_running_averages_in_several_processes_are_refused_in_one_line(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_divergence_in_one_process_ends_all(tmp_path: Path) -> None:
     found = _processes(2, *_ARGUMENTS, "--meta.inner_lr", "1e30", "--run.folder", str(tmp_path / "run"))
     assert [one.returncode for one in found] == [3, 3]
