@@ -176,8 +176,8 @@ def join(config: RunConfig) -> Ranks:
         return Ranks(prepare(config))
     from accelerate import Accelerator
 
-    prepare(config)
-    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no", device_placement=False)
+    # Told of a CPU that was chosen, too: accelerate starts gloo for no other, and each process would be the first.
+    accelerator = Accelerator(cpu=prepare(config).type == "cpu", mixed_precision="no", device_placement=False)
     # At the interpreter's end, where a thread of the group that is not joined would end the process by abort();
     # not earlier: a script may fine-tune several times.
     atexit.register(_part)

@@ -14,7 +14,7 @@ _ARGUMENTS = [
     *["finetune", "--data.image_size", "16", "--data.per_class", "20", "--data.batch_size", "30"],
     *["--data.augmentation", "none", "--model.name", "conv4_32", "--model.pretrained", "false"],
     *["--model.activation", "arelu", "--model.init", "preserve", "--optim.lr", "0.05", "--train.epochs", "2"],
-    *["--train.freeze_bn", "true", "--run.device", "cpu"],
+    *["--train.freeze_bn", "true"],
 ]
 
 _PROGRAM = "import sys; from arelu_meta.cli import main; sys.exit(main(sys.argv[1:]))"
