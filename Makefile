@@ -40,10 +40,11 @@ $(SUPPLY)/.installed: pyproject.toml
 
 # Every package, its version and its files' hashes, for all platforms; no host is named. learn2learn stays out: it and
 # what it needs are built from source, by packages that no hash can pin.
-# The versions are those of $(VENV), which the tests have run with.
+# The versions are those of $(VENV), which the tests have run with, but for NumPy: learn2learn holds it at a version that
+# newer Pythons have not.
 lock: $(STAMP) $(SUPPLY)/.installed
-	$(BIN)/python -m pip list --format freeze --exclude-editable > $(SUPPLY)/tested.txt
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	$(BIN)/python -m pip list --format freeze --exclude-editable --exclude numpy > $(SUPPLY)/tested.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command 'make lock' --extra dev --constraint $(SUPPLY)/tested.txt --output-file requirements.lock pyproject.toml
 
 # The environment exactly as locked; pip refuses any file with another hash.
