@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from arelu_meta import checking
 from arelu_meta import config as configs
 from arelu_meta.errors import InputError, RunError, nearest_names
 
@@ -259,7 +260,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     typed = {flag.removeprefix("--"): None if value == "null" else value for flag, value in pairs}
     _keep_texts(config, in_files | typed, known)
     _check_nulls(config, known)
-    configs.validate(config)
+    checking.validate(config)
     return config
 
 
@@ -272,7 +273,7 @@ def _keep_texts(config: Any, given: dict[str, Any], known: dict[str, Any]) -> No
 
 
 def _check_nulls(config: Any, known: dict[str, Any]) -> None:
-    for name, value in configs.flatten(config).items():
+    for name, value in checking.flatten(config).items():
         if value is None and type(None) not in get_args(known[name]):
             raise InputError(f"{name}: null is not allowed; give a value or leave {name} out")
 
@@ -509,7 +510,7 @@ def _readable(message: str, known: dict[str, Any]) -> str:
     )
     if not found or found[1] not in known or value == message:
         return message
-    allowed = configs.describe_type(known[found[1]])
+    allowed = checking.describe_type(known[found[1]])
     quoted = " (quoted in YAML)" if allowed == "a text" else ""
     return f"{found[1]}: {value.strip()!r} is not allowed; give {allowed}{quoted}"
 

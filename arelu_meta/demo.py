@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from arelu_meta.checking import validate
 from arelu_meta.config import (
     DataConfig,
     DemoConfig,
@@ -21,7 +22,6 @@ from arelu_meta.config import (
     RunConfig,
     TaskConfig,
     TrainConfig,
-    validate,
 )
 from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.finetuning import finetune

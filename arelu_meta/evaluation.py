@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig, validate
+from arelu_meta.checking import validate
+from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig
 from arelu_meta.data.given import OneImage
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform

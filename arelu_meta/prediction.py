@@ -10,7 +10,8 @@ import timm
 from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import PredictConfig, RunConfig, validate
+from arelu_meta.checking import validate
+from arelu_meta.config import PredictConfig, RunConfig
 from arelu_meta.data.given import Source, centre_crop, gather, tell_skipped
 from arelu_meta.errors import InputError
 from arelu_meta.meta.learner import Learner, guesses, scored_batches

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from arelu_meta import config as configs
+from arelu_meta.checking import flatten, validate
 from arelu_meta.cli import TASKS, _known_flags
-from arelu_meta.config import FinetuneConfig, MetatrainConfig, PredictConfig, flatten, validate
+from arelu_meta.config import FinetuneConfig, MetatrainConfig, PredictConfig
 from arelu_meta.errors import InputError
 
 

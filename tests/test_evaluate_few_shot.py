@@ -11,8 +11,9 @@ from PIL import Image
 from arelu_meta import evaluate
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import save_model
+from arelu_meta.checking import flatten
 from arelu_meta.cli import main
-from arelu_meta.config import DataConfig, MetatrainConfig, ModelConfig, UnseenTaskConfig, flatten
+from arelu_meta.config import DataConfig, MetatrainConfig, ModelConfig, UnseenTaskConfig
 from arelu_meta.errors import InputError
 from arelu_meta.meta.inner import Inner, attach_loop
 

@@ -4,7 +4,8 @@ import math
 from copy import deepcopy
 from typing import Any
 
-from arelu_meta.config import ClaimsConfig, flatten
+from arelu_meta.checking import flatten
+from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError
 
 _PAPER = (

@@ -11,7 +11,8 @@ from typing import Any
 
 from arelu_meta import __version__
 from arelu_meta.backbones.saving import ModelSpec
-from arelu_meta.config import FinetuneConfig, flatten
+from arelu_meta.checking import flatten
+from arelu_meta.config import FinetuneConfig
 from arelu_meta.runs.folder import write_text
 
 TAGS = ("image-classification", "timm", "arelu-meta")

@@ -10,7 +10,8 @@ from torch import nn
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, check_model_config
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec
-from arelu_meta.config import FinetuneConfig, validate
+from arelu_meta.checking import validate
+from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.data.loading import check_augmentation, unlabelled_batches

@@ -15,7 +15,8 @@ from arelu_meta.backbones.from_config import build_backbone, check_forward, chec
 from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
-from arelu_meta.config import MetatrainConfig, flatten, validate
+from arelu_meta.checking import flatten, validate
+from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import (
     ClassSplits,
     Sampler,

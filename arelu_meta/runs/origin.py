@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from arelu_meta.backbones.saving import ModelSpec
-from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, validate
+from arelu_meta.checking import validate
+from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig
 from arelu_meta.data.images import ImageSet
 from arelu_meta.errors import InputError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from arelu_meta.config import flatten
+from arelu_meta.checking import flatten
 from arelu_meta.errors import InputError, MissingExtraError, nearest_names
 
 PROJECT = "arelu-meta"

@@ -31,7 +31,8 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from arelu_meta.config import SweepConfig, flatten
+from arelu_meta.checking import flatten
+from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.sweeping.quiet import stderr_to
 from arelu_meta.sweeping.runs import ENDED, FAILED, STOPPED, Child, folder_of, last_words, note, read_state

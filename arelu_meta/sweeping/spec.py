@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from arelu_meta import cli
-from arelu_meta.config import FinetuneConfig, MetatrainConfig, flatten, validate
+from arelu_meta.checking import flatten, validate
+from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.sweeping.domains import Domain, read_domain
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from arelu_meta.config import SweepConfig, validate
+from arelu_meta.checking import validate
+from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError
 from arelu_meta.runs.files import write_text
 from arelu_meta.runs.lock import FolderLock, check_free

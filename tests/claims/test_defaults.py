@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from arelu_meta.checking import validate
 from arelu_meta.claims import defaults
 from arelu_meta.claims.defaults import RATES, WAYS, DefaultsConfig, Point, config_of, points, sweep_defaults, verdict
-from arelu_meta.config import FinetuneConfig, OptimConfig, TrainConfig, validate
+from arelu_meta.config import FinetuneConfig, OptimConfig, TrainConfig
 
 DEFAULT = (WAYS[0], float(OptimConfig().lr))
 

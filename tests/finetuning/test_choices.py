@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from arelu_meta.config import FinetuneConfig, flatten
+from arelu_meta.checking import flatten
+from arelu_meta.config import FinetuneConfig
 from arelu_meta.finetuning.choices import scalars_share, settle
 
 CHOSEN = ("model.head_init", "train.freeze_bn", "optim.clip_grad", "optim.act_lr")

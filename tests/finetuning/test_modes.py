@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from arelu_meta import create_backbone, swap_activations
-from arelu_meta.config import TrainConfig, check_mode
+from arelu_meta.checking import check_mode
+from arelu_meta.config import TrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.modes import (
     count_learning,
