@@ -8,15 +8,15 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from arelu_meta import checking
 from arelu_meta import config as configs
 from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.runs.interrupts import handling, terminated_as_by_ctrl_c
+from arelu_meta.yaml_files import read_yaml
 
 BAD_INPUT, CANNOT_GO_ON, INTERRUPTED = 2, 3, 130
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # File names may hold what the terminal's encoding cannot say; as on stderr, its code is shown then.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _terminated_as_by_ctrl_c():
+        with terminated_as_by_ctrl_c():
             _main(arguments)
         # What waits for the interpreter's end would fail there, where nobody can say so.
         sys.stdout.flush()
@@ -159,34 +159,6 @@ def _drop_output() -> None:
     os.close(nowhere)
 
 
-_WARNINGS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
-"""What `kill` and Slurm send before they end a process; the last two as `sbatch --signal` and submitit choose."""
-
-
-@contextlib.contextmanager
-def _handling(number: int, handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle a signal inside the block, unless its sender's shell has it ignored (nohup) or this is no main thread."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) is signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def _terminated_as_by_ctrl_c() -> Iterator[None]:
-    """Let what asks a process to leave end a run as Ctrl-C does."""
-    with contextlib.ExitStack() as stack:
-        for number in [getattr(signal, name) for name in _WARNINGS if hasattr(signal, name)]:
-            # Whoever handles it already, as submitit does, is asked first, and told when the run can be stopped.
-            if number == signal.SIGTERM or not callable(signal.getsignal(number)):
-                stack.enter_context(_handling(number, signal.default_int_handler))
-        yield
-
-
 @contextlib.contextmanager
 def _interrupted_at_once() -> Iterator[None]:
     """Leave at once when interrupted: torch swallows the exception where it imports NumPy, and goes on with half."""
@@ -194,7 +166,7 @@ def _interrupted_at_once() -> Iterator[None]:
     def leave(number: int, frame: Any) -> None:
         os._exit(_fail("interrupted", INTERRUPTED))
 
-    with _handling(signal.SIGINT, leave), _handling(signal.SIGTERM, leave):
+    with handling(signal.SIGINT, leave), handling(signal.SIGTERM, leave):
         yield
 
 
@@ -371,10 +343,6 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
     content = read_yaml(file, "config")
     if content is None:
         return {}
-    if _expanded_size(content, {}) > _LARGEST_CONFIG:
-        raise InputError(
-            f"config: {file!r} holds more than {_LARGEST_CONFIG} values, its aliases written out; give fewer"
-        )
     if not isinstance(content, dict):
         raise InputError(f"config: {file!r} holds a {type(content).__name__}; give keys such as `optim:`")
     keys = _yaml_keys(content, known)
@@ -390,64 +358,6 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
                 f"such as `{fields_below[0]}:`, or leave it out"
             )
     return keys
-
-
-def read_yaml(file: str, where: str) -> Any:
-    """Read a YAML file that a person wrote.
-
-    Args:
-        file: its path.
-        where: the flag that named it, for errors.
-
-    Returns:
-        Plain values, as `yaml.safe_load` makes them; a key that stands twice is an error.
-
-    Raises:
-        InputError: if it cannot be read or is no YAML.
-    """
-    import yaml
-
-    if not os.path.isfile(file):  # noqa: PTH113 (pathlib's raises where the name is too long)
-        raise InputError(f"{where}: {file!r} does not exist or is not a file; give a YAML file")
-    try:
-        return _load_yaml(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{where}: {file!r} cannot be read ({error.strerror}); give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: {file!r} is not YAML: {error}") from error
-    except (ValueError, RecursionError) as error:  # such as a date with a 13th month
-        raise InputError(f"{where}: {file!r} has a value that YAML cannot read ({error})") from error
-
-
-def _load_yaml(text: str) -> Any:
-    """Read YAML, but refuse a key that stands twice: YAML's own reader keeps the last without a word."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for number, key in enumerate(keys):
-                if key.value in {earlier.value for earlier in keys[:number]}:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
-                    )
-            return super().construct_mapping(node, deep)
-
-    return yaml.load(text, Loader)
-
-
-_LARGEST_CONFIG = 10_000
-
-
-def _expanded_size(content: Any, known: dict[int, int]) -> int:
-    """Count the values that a config holds once its aliases are written out, which a few lines can make billions."""
-    if not isinstance(content, dict | list):
-        return 1
-    if id(content) not in known:
-        known[id(content)] = 1  # what contains itself is met again here
-        parts = list(content.values()) if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(_expanded_size(part, known) for part in parts)
-    return known[id(content)]
 
 
 def _yaml_keys(content: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -70,3 +70,32 @@ def held_back() -> Iterator[Interrupts]:
         for number, handler in before.items():
             signal.signal(number, handler)
     found.deliver()
+
+
+@contextlib.contextmanager
+def handling(number: int, handler: Handler) -> Iterator[None]:
+    """Handle a signal inside the block, unless its sender's shell has it ignored (nohup) or this is no main thread.
+
+    Args:
+        number: of the signal.
+        handler: what is done.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def terminated_as_by_ctrl_c() -> Iterator[None]:
+    """Let what asks a process to leave end a run as Ctrl-C does."""
+    with contextlib.ExitStack() as stack:
+        for number in [getattr(signal, name) for name in WARNINGS if hasattr(signal, name)]:
+            # Whoever handles it already, as submitit does, is asked first, and told when the run can be stopped.
+            if number == signal.SIGTERM or not callable(signal.getsignal(number)):
+                stack.enter_context(handling(number, signal.default_int_handler))
+        yield

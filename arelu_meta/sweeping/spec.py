@@ -14,6 +14,7 @@ from arelu_meta.checking import flatten, validate
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.sweeping.domains import Domain, read_domain
+from arelu_meta.yaml_files import read_yaml
 
 TaskConfig = FinetuneConfig | MetatrainConfig
 TASKS: dict[str, type[TaskConfig]] = {"finetune": FinetuneConfig, "metatrain": MetatrainConfig}
@@ -97,7 +98,7 @@ def read_spec(file: str) -> Spec:
     Raises:
         InputError: naming the field, its value and what is allowed.
     """
-    content = cli.read_yaml(file, "SPEC")
+    content = read_yaml(file, "SPEC")
     where = f"{file}: "
     if not isinstance(content, dict):
         raise InputError(f"{where}holds {_kind(content)}; give fields such as task: and parameters:")
