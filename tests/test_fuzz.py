@@ -29,5 +29,5 @@ def test_a_config_of_a_few_lines_that_stands_for_billions_of_values_is_refused_a
     file.write_text("\n".join([*lines, "optim: {lr: *x11}"]))
     with pytest.raises(InputError, match="holds more than"):
         parse("finetune", ["--config", str(file)])
-    with pytest.raises(InputError, match="SPEC.*holds more than"):
+    with pytest.raises(InputError, match=r"SPEC.*holds more than"):
         read_spec(str(file))
