@@ -3,8 +3,9 @@
 import dataclasses
 import fnmatch
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -69,21 +70,29 @@ def bench_task(config: BenchConfig) -> list[Row]:
         for case, group in itertools.groupby(found, lambda row: row.case):
             _print_rows(case, list(group))
         rows += found
-    if config.what == "episodes":
-        for row in rows:
-            print(f"{row.case} {row.contender}: {1e3 * TASKS / row.median_ms:,.0f} tasks a second", flush=True)
-    if config.what == "finetune":
-        for row in rows:
-            print(
-                f"{row.case} {row.contender}: {images_per_second(row.case, row.median_ms):.1f} images a second",
-                flush=True,
-            )
-    if config.what == "swap":
-        within = sum(row.ratio_to_peer <= 1 for row in rows)
-        print(f"{within} of {len(rows)} models are swapped within {rows[0].peer}", flush=True)
+    _summarise(config.what, rows)
     if config.json is not None:
         write_json(Path(config.json), [dataclasses.asdict(row) for row in rows])
     return rows
+
+
+def _summarise(what: str, rows: Sequence[Row]) -> None:
+    """Print what people quote: tasks or images a second, or how many swaps keep to their limit."""
+    if what == "episodes":
+        for row in rows:
+            print(f"{row.case} {row.contender}: {1e3 * TASKS / row.median_ms:,.0f} tasks a second", flush=True)
+    elif what == "finetune":
+        for row in rows:
+            rate = images_per_second(row.case, row.median_ms)
+            print(f"{row.case} {row.contender}: {rate:.1f} images a second", flush=True)
+    elif what == "swap":
+        slowest = max(rows, key=lambda row: row.ratio_to_peer)
+        print(
+            f"{sum(row.ratio_to_peer <= 1 for row in rows)} of {len(rows)} models are swapped within {slowest.peer}: "
+            f"median ratio {median(row.ratio_to_peer for row in rows):.2f}, "
+            f"largest {slowest.ratio_to_peer:.2f} ({slowest.case})",
+            flush=True,
+        )
 
 
 def _op_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:

@@ -32,4 +32,6 @@ def test_the_command_prints_how_many_keep_the_line_and_writes_the_rows(
     assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
     (row,) = json.loads((tmp_path / "r.json").read_text())
     assert (row["case"], row["peer"]) == ("test_vit", PEER)
-    assert "of 1 models are swapped within" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    ratio = f"{row['ratio_to_peer']:.2f}"
+    assert f"of 1 models are swapped within {PEER}: median ratio {ratio}, largest {ratio} (test_vit)" in said
