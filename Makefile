@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?=
 OUT ?=
+WORKERS ?= 2
 
 .DELETE_ON_ERROR:
 .PHONY: demo test lint setup clean lock locked audit licences oldest
@@ -13,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/arelu-meta demo $(if $(OUT),--run.folder "$(OUT)") $(if $(DATA),--data.root "$(DATA)")
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
