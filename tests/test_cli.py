@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from arelu_meta import cli
-from arelu_meta.cli import TASKS, main, parse
+from arelu_meta.arguments import parse
+from arelu_meta.cli import main
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.task_list import TASKS
 
 HEAVY = {"torch", "torchvision", "timm", "learn2learn", "sklearn", "matplotlib", "PIL", "rich"}
 

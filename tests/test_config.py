@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from arelu_meta import config as configs
+from arelu_meta.arguments import _known_flags
 from arelu_meta.checking import flatten, validate
-from arelu_meta.cli import TASKS, _known_flags
 from arelu_meta.config import FinetuneConfig, MetatrainConfig, PredictConfig
 from arelu_meta.errors import InputError
+from arelu_meta.task_list import TASKS
 
 
 def _set(config: Any, name: str, value: object) -> Any:

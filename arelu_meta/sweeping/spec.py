@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from arelu_meta import cli
+from arelu_meta.arguments import parse
 from arelu_meta.checking import flatten, validate
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.errors import InputError, nearest_names
@@ -106,7 +106,7 @@ def read_spec(file: str) -> Spec:
     task = _one_of(content.get("task", "finetune"), TASKS, f"{where}task")
     arguments = _base_arguments(content, Path(file).parent, task, where)
     try:
-        base = cli.parse(task, arguments)
+        base = parse(task, arguments)
     except InputError as error:
         raise InputError(f"{where}{error}") from error
     simple = {name: _simple(content[name], name, where) for name in _SIMPLE if name in content}
@@ -297,7 +297,7 @@ def _read_parameters(content: Mapping[str, Any], task: str, arguments: list[str]
         if isinstance(value, dict | list):
             raise InputError(f"{inside}{name}: {value!r} is not allowed; give one value")
         try:
-            return flatten(cli.parse(task, [*arguments, f"--{name}={as_text(value)}"]))[name]
+            return flatten(parse(task, [*arguments, f"--{name}={as_text(value)}"]))[name]
         except InputError as error:
             raise InputError(f"{inside}{error}") from error
 

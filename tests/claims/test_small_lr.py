@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
+from arelu_meta.arguments import parse
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_lr_study import finetune_config, list_trials
 from arelu_meta.claims.small_lr_tables import conclude
-from arelu_meta.cli import parse
 from arelu_meta.errors import InputError
 
 _WORDS = ["small-lr", "--model.name", "mnist_linear", "--model.pretrained", "false", "--optim.lr", "0.1,0.01"]

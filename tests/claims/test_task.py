@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from arelu_meta.arguments import parse
 from arelu_meta.claims import small_nets
 from arelu_meta.claims.mnist_tables import conclude, published
 from arelu_meta.claims.recipes import READS, RECIPES, numbers, resolve
 from arelu_meta.claims.task import claims_task
-from arelu_meta.cli import main, parse
+from arelu_meta.cli import main
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError
 
