@@ -51,6 +51,7 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "eval.validation_tasks": (1, True),
     "eval.patience": (1, True),
     "rounds": (1, True),
+    "top_k": (1, True),
     "workers": (1, True),
     "cpus": (0, False),
     "gpus": (0, True),

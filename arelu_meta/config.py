@@ -356,13 +356,21 @@ class PredictConfig:
         checkpoint: a run folder or a model.safetensors.
         images: image files or folders.
         support: few-shot: a folder with a sub-folder a class.
-        run: device.
+        output: a CSV file to write the predictions to.
+        top_k: how many of the likeliest classes to name.
+        probabilities: the CSV has each class's probability too, a column a class.
+        overwrite: replace a file that is there.
+        run: device; run.folder receives predictions.csv.
         data: skip_broken and batch_size.
     """
 
     checkpoint: str
     images: list[str]
     support: str | None = None
+    output: str | None = None
+    top_k: int = 1
+    probabilities: bool = False
+    overwrite: bool = False
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
 

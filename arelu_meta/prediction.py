@@ -22,11 +22,19 @@ from arelu_meta.runs.progress import print_table
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image's class, and how sure the model is of it."""
+    """An image's class, and how sure the model is of it.
+
+    Args:
+        path: of the image.
+        name: of the likeliest class.
+        probability: of that class, in (0, 1].
+        ranked: the likeliest classes with their probabilities, as many as were asked for, the likeliest first.
+    """
 
     path: Path
     name: str
     probability: float
+    ranked: tuple[tuple[str, float], ...] = ()
 
 
 def predict(
@@ -36,6 +44,8 @@ def predict(
     run: RunConfig | None = None,
     batch_size: int = 32,
     skip_broken: bool = False,
+    top_k: int = 1,
+    probabilities: bool = False,
 ) -> list[Prediction]:
     """Name the class of every image.
 
@@ -48,12 +58,15 @@ def predict(
         run: device.
         batch_size: images at a time.
         skip_broken: leave out files that are not images.
+        top_k: how many of the likeliest classes each prediction ranks.
+        probabilities: rank all classes instead.
 
     Returns:
         One prediction an image, in the order given.
 
     Raises:
-        InputError: if a file is missing or no image, or the support does not fit the model.
+        InputError: if a file is missing or no image, the support does not fit the model, or top_k is above the number
+            of classes.
         RunError: if a prediction is NaN or infinite.
     """
     device = prepare(run or RunConfig())
@@ -61,44 +74,99 @@ def predict(
     if support is not None:
         learner = Learner.load(checkpoint, str(device))
         source = learner.source(paths, skip_broken=skip_broken)
-        found = list(learner.adapt(support, skip_broken).stream(source, batch_size))
+        adapted = learner.adapt(support, skip_broken)
+        found = list(adapted.stream(source, batch_size, _how_many(top_k, probabilities, adapted.classes)))
     else:
         model, spec = _load_classifier(checkpoint)
         source = Source(paths, spec.inputs, centre_crop(spec.inputs), skip_broken=skip_broken)
         model.to(device)
         batches = scored_batches(source, lambda batch: model(batch).softmax(1), device, batch_size)
-        found = list(guesses(batches, spec.classes))
+        found = list(guesses(batches, spec.classes, _how_many(top_k, probabilities, spec.classes)))
     if not found:
         raise InputError("images: none of the files is an image; give image files or folders")
     tell_skipped(len(source) - len(found))
-    return [Prediction(Path(str(paths[one.place])), one.name, one.probability) for one in found]
+    return [Prediction(Path(str(paths[one.place])), one.name, one.probability, one.ranked) for one in found]
+
+
+def _how_many(top_k: int, probabilities: bool, classes: Sequence[str]) -> int:
+    """Say how many classes to rank."""
+    if not 1 <= top_k <= len(classes):
+        raise InputError(f"top_k: {top_k} is not allowed; give 1 to {len(classes)}, the number of classes")
+    return len(classes) if probabilities else top_k
 
 
 def predict_task(config: PredictConfig) -> list[Prediction]:
     """Predict from the command line: a table on a terminal, tab-separated lines when piped.
 
     Args:
-        config: checkpoint and images; run.folder, where given, receives predictions.csv.
+        config: checkpoint and images; output, where given, is the CSV to write, and run.folder, where given, receives
+            predictions.csv.
+
+    Raises:
+        InputError: if the CSV cannot lie where it is to; nothing is predicted then.
     """
     validate(config)
-    folder = open_run(config.run, "predict") if config.run.folder else None
+    _check_output(config)
+    folder = open_run(config.run, "predict").path if config.run.folder else None
     found = predict(
-        config.checkpoint, config.images, config.support, config.run, config.data.batch_size, config.data.skip_broken
+        config.checkpoint,
+        config.images,
+        config.support,
+        config.run,
+        config.data.batch_size,
+        config.data.skip_broken,
+        config.top_k,
+        config.probabilities,
     )
-    rows = [[str(one.path), one.name, f"{one.probability:.4f}"] for one in found]
+    rows = _rows(found, config.top_k)
+    written = [row | _by_class(one) for row, one in zip(rows, found, strict=True)] if config.probabilities else rows
     if folder is not None:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder.path / "predictions.csv", lambda temporary: _write_csv(temporary, rows))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "predictions.csv", lambda file: _write_csv(file, written))
+    if config.output is not None:
+        write_atomically(Path(config.output), lambda file: _write_csv(file, written))
     if sys.stdout.isatty():
-        print_table(f"{len(rows)} images", ["image", "class", "probability"], rows)
+        print_table(f"{len(rows)} images", list(rows[0]), [list(row.values()) for row in rows])
     else:
-        print("\n".join("\t".join(row) for row in rows))
+        print("\n".join("\t".join(row.values()) for row in rows))
     return found
 
 
-def _write_csv(path: Path, rows: list[list[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["image", "class", "probability"], *rows])
+def _check_output(config: PredictConfig) -> None:
+    if config.probabilities and not (config.output or config.run.folder):
+        raise InputError("probabilities: true, and no file to write them to; give --output FILE.csv or --run.folder")
+    if config.output is None:
+        return
+    file = Path(config.output)
+    if file.suffix.lower() != ".csv":
+        raise InputError(f"output: {config.output!r} is not allowed; give a file that ends in .csv")
+    if not file.parent.is_dir():
+        raise InputError(f"output: the folder of {config.output!r} does not exist; give a file in a folder that does")
+    if file.is_dir() or (file.exists() and not config.overwrite):
+        raise InputError(f"output: {config.output!r} is there already; give another, or --overwrite for a file")
+
+
+def _rows(found: Sequence[Prediction], top_k: int) -> list[dict[str, str]]:
+    """Lay predictions out by column: class and probability, then class_2, probability_2, and so on."""
+    rows = []
+    for one in found:
+        row = {"image": str(one.path)}
+        for place, (name, probability) in enumerate(one.ranked[:top_k], start=1):
+            end = "" if place == 1 else f"_{place}"
+            row |= {f"class{end}": name, f"probability{end}": f"{probability:.4f}"}
+        rows.append(row)
+    return rows
+
+
+def _by_class(one: Prediction) -> dict[str, str]:
+    """Give each class a column, named `p(CLASS)`, in the order of their names."""
+    return {f"p({name})": f"{probability:.6f}" for name, probability in sorted(one.ranked)}
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    # A file's name need not be UTF-8: its bytes are written as they are.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
 
 
 def _load_classifier(checkpoint: str | Path) -> tuple[nn.Module, ModelSpec]:

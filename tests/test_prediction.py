@@ -81,6 +81,52 @@ def test_piped_predictions_are_tab_separated_and_go_to_csv_where_asked(
         ]
 
 
+def test_top_k_and_every_class_go_to_a_csv_of_ones_own(classifier: str, colours: Path, tmp_path: Path) -> None:
+    file = tmp_path / "found.csv"
+    words = ["predict", classifier, str(colours / "blue"), "--output", str(file), "--top_k", "2", "--probabilities"]
+    assert main(words) == 0
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert len(rows) == 16
+    columns = ["image", "class", "probability", "class_2", "probability_2", "p(blue)", "p(green)", "p(red)"]
+    assert list(rows[0]) == columns
+    for row in rows:
+        assert float(row["probability"]) >= float(row["probability_2"])
+        assert float(row[f"p({row['class_2']})"]) == pytest.approx(float(row["probability_2"]), abs=1e-4)
+        assert sum(float(row[f"p({name})"]) for name in ("red", "green", "blue")) == pytest.approx(1, abs=1e-5)
+    (ranked,) = predict(classifier, [colours / "red" / "0.png"], top_k=2)
+    assert (ranked.name, ranked.probability) == ranked.ranked[0]
+    assert len(ranked.ranked) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--top_k", "4"], "top_k: 4 is not allowed; give 1 to 3, the number of classes"),
+        (["--top_k", "0"], "top_k: 0"),
+        (["--probabilities"], "give --output FILE.csv or --run.folder"),
+        (["--output", "found.txt"], "'found.txt' is not allowed; give a file that ends in .csv"),
+        (["--output", "no/found.csv"], "the folder of 'no/found.csv' does not exist"),
+        (["--output", "there.csv"], "'there.csv' is there already; give another, or --overwrite"),
+    ],
+)
+def test_what_cannot_be_predicted_or_written_is_one_line(
+    classifier: str,
+    colours: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.csv").write_text("precious")
+    assert main(["predict", classifier, str(colours / "red" / "0.png"), *words]) == 2
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert said in line
+    assert (tmp_path / "there.csv").read_text() == "precious"
+
+
 def test_a_broken_image_is_named_or_skipped(classifier: str, colours: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_text("no image")
     with pytest.raises(InputError, match=r"broken\.jpg' is not a whole image"):

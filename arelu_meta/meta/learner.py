@@ -45,11 +45,13 @@ class Guess:
         name: of the class.
         probability: how sure it is, in (0, 1].
         place: of the image among those given, from 0.
+        ranked: the likeliest classes with their probabilities, as many as were asked for, the likeliest first.
     """
 
     name: str
     probability: float
     place: int
+    ranked: tuple[tuple[str, float], ...] = ()
 
 
 class Learner:
@@ -240,14 +242,15 @@ class AdaptedLearner:
         source = self.learner.source(images)
         return torch.cat([found for _, found in self._batches(source, batch_size)])
 
-    def stream(self, source: Source, batch_size: int = 32) -> Iterator[Guess]:
+    def stream(self, source: Source, batch_size: int = 32, top_k: int = 1) -> Iterator[Guess]:
         """Guess as images are read, batch by batch.
 
         Args:
             source: what `Learner.source` returned.
             batch_size: images at a time.
+            top_k: how many of the likeliest classes to rank.
         """
-        return guesses(self._batches(source, batch_size), self.classes)
+        return guesses(self._batches(source, batch_size), self.classes, top_k)
 
     def _batches(self, source: Source, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
         statistics = self._statistics(source)
@@ -337,14 +340,16 @@ def scored_batches(
             yield places, found
 
 
-def guesses(batches: Iterator[tuple[list[int], Tensor]], classes: Sequence[str]) -> Iterator[Guess]:
+def guesses(batches: Iterator[tuple[list[int], Tensor]], classes: Sequence[str], top_k: int = 1) -> Iterator[Guess]:
     """Take each image for its most likely class.
 
     Args:
         batches: what `scored_batches` yields.
         classes: their names.
+        top_k: how many of the likeliest classes to rank, at most as many as there are.
     """
     for places, probabilities in batches:
-        best = probabilities.max(1)
-        for place, label, probability in zip(places, best.indices.tolist(), best.values.tolist(), strict=True):
-            yield Guess(classes[label], probability, place)
+        best = probabilities.topk(top_k, dim=1)
+        for place, labels, values in zip(places, best.indices.tolist(), best.values.tolist(), strict=True):
+            ranked = tuple((classes[label], value) for label, value in zip(labels, values, strict=True))
+            yield Guess(*ranked[0], place, ranked)
