@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
+from arelu_meta.checking import LAST_STAGES
 from arelu_meta.config import FinetuneConfig, OptimConfig
 from arelu_meta.data.images import Splits
 from arelu_meta.data.loading import Batches, build_transform, choose_workers
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.choices import scalars_share
-from arelu_meta.finetuning.features import FeatureBatches, cached_batches, fit_once
+from arelu_meta.finetuning.features import FeatureBatches, Tail, cached_batches, fit_once
 from arelu_meta.finetuning.loop import (
     Mix,
     Sums,
@@ -29,6 +30,7 @@ from arelu_meta.finetuning.loop import (
 )
 from arelu_meta.finetuning.modes import keeps_features, set_learning, set_training
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, peak_rate
+from arelu_meta.finetuning.prefix import cached_prefix
 from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import write_results
 from arelu_meta.finetuning.search import Search, search_rate, write_search
@@ -75,6 +77,7 @@ class Course:
         self.gradients = GradientRecorder(folder.path, every=max(1, min(50, len(self.train) // 4)))
         self.trainer.before_step = self._record_gradients
         self.compiled = model
+        self.tail: Tail | None = None  # where features stand for images
         self.epoch, self.best, self.best_epoch, self.seconds = 0, (-1.0, 0.0), 0, 0.0
         self.started: float | None = None  # of the epoch that is under way
         self.rate, self.sums = 0.0, Sums()  # likewise
@@ -217,22 +220,40 @@ class Course:
                 write_search(self.folder.path, self.search)
 
     def _prepare_features(self) -> list[str]:
-        """Compute frozen features once where only the head learns; say so, or why not."""
-        if not keeps_features(self.config.train.mode):
-            if self.config.train.compile:
-                self.compiled = torch.compile(self.trainer.model)  # type: ignore[assignment]
-            self.trainer.forward = self.ranks.wrap(self.compiled)
-            return []
+        """Compute frozen features once where the head or the last stages learn; say so, or why not."""
+        mode, model = self.config.train.mode, self.trainer.model
+        head_alone, last = keeps_features(mode), LAST_STAGES.fullmatch(mode) is not None
+        why = self._why_not_cached() if head_alone or last else None
+        if (head_alone or last) and why is None:
+            found = self._cached_features(head_alone)
+            if not isinstance(found, str):
+                self.train, self.validation, self.tail = found
+                self.trainer.forward = self.ranks.wrap(self.tail(model))
+                learns = "the head trains on them" if head_alone else "the last stages train on them"
+                return [f"frozen features are computed once; {learns}"]
+            why = found
+        if self.config.train.compile and not head_alone:
+            self.compiled = torch.compile(model)  # type: ignore[assignment]
+        self.trainer.forward = self.ranks.wrap(self.compiled)
+        return [] if why is None else [f"features are not cached: {why}"]
+
+    def _why_not_cached(self) -> str | None:
+        """Say why features cannot stand for images, whatever the model."""
         if not self.plain:
-            return [f"features are not cached: data.augmentation {self.config.data.augmentation} changes every image"]
+            return f"data.augmentation {self.config.data.augmentation} changes every image (none does not)"
         if self.trainer.mix is not None:
-            return ["features are not cached: train.mixup or train.cutmix mixes the images"]
-        found = cached_batches(self.trainer, self.train, self.validation, self.config)
-        if found is None:
-            return ["features are not cached: the head is not a linear layer on one vector an image"]
-        self.train, self.validation, head = found
-        self.trainer.forward = self.ranks.wrap(head)
-        return ["frozen features are computed once; the head trains on them"]
+            return "train.mixup or train.cutmix mixes the images"
+        if self.config.train.compile and not keeps_features(self.config.train.mode):
+            return "train.compile takes the whole model"
+        return None
+
+    def _cached_features(self, head_alone: bool) -> tuple[FeatureBatches, FeatureBatches, Tail] | str:
+        if head_alone:
+            return cached_batches(self.trainer, self.train, self.validation, self.config)
+        assert isinstance(self.train, Batches)
+        assert isinstance(self.validation, Batches)
+        set_training(self.trainer.model, self.config.train)
+        return cached_prefix(self.trainer.model, self.train, self.validation, self.device, self.config.run.precision)
 
     def _judge_the_start(self) -> None:
         """Count the model as it starts among those that validation chooses from: a fitted head is hard to beat."""
@@ -327,8 +348,8 @@ class Course:
 
     def _validate(self, number: int) -> tuple[float, float]:
         model = self.trainer.judged
-        if isinstance(self.validation, FeatureBatches):
-            model = model.get_classifier()  # type: ignore[operator]
+        if self.tail is not None:
+            model = self.tail(model)
         batches = self._stoppable(self.validation.epoch(number))
         found = predict_logits(model, batches, self.device, self.config.run.precision)
         parts = self.ranks.gather(found)

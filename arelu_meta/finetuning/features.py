@@ -1,6 +1,6 @@
 """Frozen features in the place of images, where nothing but the head learns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +42,13 @@ class FeatureBatches:
 
 
 Images = Batches | FeatureBatches
+Tail = Callable[[nn.Module], nn.Module]
+"""Makes of a model, or of its running average, what takes features."""
 
 
 def cached_batches(
     trainer: Trainer, train: Images, validation: Images, config: FinetuneConfig
-) -> tuple[FeatureBatches, FeatureBatches, nn.Linear] | None:
+) -> tuple[FeatureBatches, FeatureBatches, Tail] | str:
     """Compute what the head gets of every image, once.
 
     Args:
@@ -56,20 +58,24 @@ def cached_batches(
         config: of the run.
 
     Returns:
-        The same batches with features for images, and the head that takes them; None where features cannot stand for
-        images.
+        The same batches with features for images, and what takes the head out of a model; or the reason why features
+        cannot stand for images, as a phrase.
     """
-    head = linear_head(trainer.model)
-    if head is None or not (isinstance(train, Batches) and isinstance(validation, Batches)):
-        return None
+    why = "the head is not a linear layer on one vector an image"
+    if linear_head(trainer.model) is None or not (isinstance(train, Batches) and isinstance(validation, Batches)):
+        return why
     parts: list[FeatureBatches] = []
     for batches in (train, validation):
         whole = Batches(batches.images, batches.transform, config.data.batch_size)
         found = head_inputs(trainer.model, whole.epoch(0), trainer.device, config.run.precision, len(batches.images))
         if found is None:
-            return None
+            return why
         parts.append(FeatureBatches(found, batches.order))
-    return parts[0], parts[1], head
+    return parts[0], parts[1], _head
+
+
+def _head(model: nn.Module) -> nn.Module:
+    return model.get_classifier()  # type: ignore[operator,no-any-return]
 
 
 def fit_once(trainer: Trainer, train: Images, validation: Images, config: FinetuneConfig) -> None:
