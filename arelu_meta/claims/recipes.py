@@ -50,6 +50,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "small-lr": {
         "quick": {
             "data.per_class": 20,
+            "data.image_size": 64,
             "model.name": "tf_efficientnet_lite0",
             "model.pretrained": True,
             "model.activation": "original,arelu:paper,arelu:preserve",
