@@ -161,6 +161,7 @@ class TrainConfig:
         repeats: how many seeds, from run.seed on.
         freeze_bn: leave batch normalisation as it is, scale and shift and statistics; auto does so where the pretrained
             function is kept (the model's own activations, or preserve), but not in mode activations.
+        sync_bn: on several GPUs, take batch normalisation's statistics over all of them.
         ema: decay of a running average of the weights, which is then what is validated, tested and saved.
         label_smoothing: share of each label that is spread over all classes, in [0, 1).
         mixup: alpha of mixup; 0 is off.
@@ -175,6 +176,7 @@ class TrainConfig:
     mode: str = "full"
     repeats: int = 1
     freeze_bn: bool | Literal["auto"] = "auto"
+    sync_bn: bool = False
     ema: float | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0

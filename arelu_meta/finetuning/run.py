@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, check_model_config
@@ -55,6 +56,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     config = settle(config)
     ranks = join(config.run)
     with ranks.noticing_loss():
+        _check_sync(config, ranks)
         if members := member_configs(config):
             return run_members(config, members, partial(_finetune, ranks=ranks), ranks)
         return _finetune(config, ranks)
@@ -88,6 +90,18 @@ def _check_read(config: FinetuneConfig) -> None:
         )
 
 
+def _check_sync(config: FinetuneConfig, ranks: Ranks) -> None:
+    """Refuse to synchronise statistics that do not move, or that no GPU holds."""
+    if not config.train.sync_bn:
+        return
+    if ranks.device.type != "cuda":
+        raise InputError(f"train.sync_bn: true is for GPUs, and this run is on {ranks.device.type}; leave it out")
+    if config.train.freeze_bn is True:
+        raise InputError(
+            "train.sync_bn: true, and batch normalisation stays as it is here; give --train.freeze_bn false with it"
+        )
+
+
 def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     """Do one run, of one seed and one split."""
     with ranks.agreeing():
@@ -102,6 +116,8 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     with ranks.agreeing():
         splits, model, spec = _checked(config, folder)
     spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
+    if config.train.sync_bn:
+        model = convert_sync_batchnorm(model)  # torch's own conversion would drop activations that a norm holds
     model.to(ranks.device)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -30,7 +30,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _last_stage_learns(name: str, size: int | None = None) -> nn.Module:
     options = {} if size is None else {"img_size": size}
-    model = timm.create_model(name, num_classes=3, **options)
+    model: nn.Module = timm.create_model(name, num_classes=3, **options)
     swap_activations(model, "arelu", init="preserve")
     set_learning(model, _LAST)
     set_training(model, _LAST)
@@ -78,7 +78,8 @@ def test_modules_that_do_not_come_one_after_the_other_are_found_out() -> None:
             self.second.requires_grad_(False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.first(x) + self.second(x))
+            found: torch.Tensor = self.head(self.first(x) + self.second(x))
+            return found
 
     model = TwoPaths()
     assert frozen_prefix(model) == ["first", "second"]
@@ -116,7 +117,7 @@ def test_a_run_on_cached_features_is_the_run_on_images(
         np.genfromtxt(tmp_path / name / "metrics.csv", delimiter=",", names=True) for name in ("cached", "images")
     )
     assert len(cached) == 3
-    for column in cached.dtype.names:
+    for column in cached.dtype.names or ():
         np.testing.assert_allclose(cached[column], images[column], rtol=1e-5, err_msg=column)
 
 

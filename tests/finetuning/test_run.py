@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
+from timm.layers import convert_sync_batchnorm
 
-from arelu_meta import finetune
+from arelu_meta import finetune, swap_activations
+from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.saving import load_model, read_tensors
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.finetuning.run import _check_sync
+from arelu_meta.runs.ranks import Ranks
 
 Make = Callable[..., FinetuneConfig]
 
@@ -222,3 +227,30 @@ def test_config_yaml_repeats_the_run(digits: Make, tmp_path: Path) -> None:
     assert main(["finetune", "--config", str(config), "--run.folder", str(tmp_path / "second")]) == 0
     second = json.loads((tmp_path / "second" / "results.json").read_text())
     assert second["test_loss"] == first["test_loss"]
+
+
+@pytest.mark.parametrize(
+    ("device", "freeze", "said"),
+    [("cpu", False, "is for GPUs, and this run is on cpu"), ("cuda", True, "give --train.freeze_bn false with it")],
+)
+def test_statistics_that_cannot_be_taken_over_gpus_are_refused(device: str, freeze: bool, said: str) -> None:
+    config = FinetuneConfig()
+    config.train.sync_bn, config.train.freeze_bn = True, freeze
+    with pytest.raises(InputError, match=said):
+        _check_sync(config, Ranks(torch.device(device)))
+
+
+def test_statistics_taken_over_gpus_leave_a_swapped_model_what_it_is() -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    normed = timm.create_model("regnetx_002", num_classes=3)  # its norms hold the activations
+    images = torch.randn(2, 3, 32, 32)
+    for one in (model, normed):
+        swap_activations(one, "arelu", init="preserve")
+        one.eval()
+        before, names = one(images), list(one.state_dict())
+        scalars = sum(isinstance(module, GatedAReLU) for module in one.modules())
+        converted = convert_sync_batchnorm(one).eval()
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+        assert sum(isinstance(module, GatedAReLU) for module in converted.modules()) == scalars
+        assert list(converted.state_dict()) == names
+        torch.testing.assert_close(converted(images), before)
