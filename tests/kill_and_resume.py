@@ -1,6 +1,7 @@
 """Kill runs at random moments, resume them, and compare with the run that nobody killed.
 
     python tests/kill_and_resume.py --times 30
+    python tests/kill_and_resume.py --times 3 --quick   # as the tests do: small runs, forked from one process
 
 Fine-tuning and meta-training are killed (SIGKILL) this often each, now and then twice in a row, and gone on from with
 `--run.resume auto`. On the CPU the final weights must have the very bits of the uninterrupted run's, metrics.csv,
@@ -9,8 +10,11 @@ scalars.csv and gradients.csv the very bytes, and results.json the same values; 
 """
 
 import argparse
+import contextlib
 import csv
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -20,10 +24,14 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from arelu_meta.backbones.saving import read_spec, read_tensors
+from arelu_meta.cli import main as arelu_meta
 
 SAME_BYTES = ("metrics.csv", "scalars.csv", "gradients.csv", "split.json")
 DIFFERENT_VALUES = {"seconds", "folder"}
@@ -38,6 +46,13 @@ METATRAIN = (
     "--eval.validation_tasks 10 --eval.tasks 20 --meta.batch_tasks 4 --run.seed 3"
 )
 COMMANDS = {"finetune": FINETUNE, "metatrain": METATRAIN}
+# Enough steps between the first file and the last that a kill meets checkpoints, metrics, models and the test.
+QUICK = {
+    "finetune": FINETUNE.replace("test_resnet", "mnist_linear").replace("--model.drop_rate 0.2 ", "")
+    + " --data.image_size 12 --train.epochs 2",
+    "metatrain": METATRAIN + " --meta.steps 12 --eval.every 5 --eval.validation_tasks 4 --eval.tasks 6",
+}
+IMPORTED = ("arelu_meta.finetuning.run", "arelu_meta.meta.run", "sklearn.datasets", "rich.progress")
 
 
 @dataclass
@@ -53,38 +68,116 @@ class Outcome:
     differences: list[str] = field(default_factory=list)
 
 
-def command(task: str, folder: Path) -> list[str]:
-    """Return the command line of a run that writes a checkpoint after every step, so that a kill meets all of them."""
-    always = ["--run.folder", str(folder), "--run.resume", "auto", "--run.checkpoint_minutes", "0"]
-    return [sys.executable, "-m", "arelu_meta.cli", *COMMANDS[task].split(), *always, "--run.device", "cpu"]
+class Running(Protocol):
+    """A run under way."""
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Wait for its end, or for so many seconds; return its exit status (minus a signal's number), None alive."""
+        ...
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        ...
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a run: one thread, the same in all of them."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+class Started:
+    """A run as a person starts it: an interpreter of its own.
+
+    Args:
+        arguments: behind `arelu-meta`.
+        errors: what gets its stderr.
+    """
+
+    def __init__(self, arguments: list[str], errors: Path) -> None:
+        with errors.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "arelu_meta.cli", *arguments],
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """See `Running`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(seconds)
+        return None
+
+    def kill(self) -> None:
+        """See `Running`."""
+        self.process.kill()
 
 
-def run_whole(task: str, folder: Path) -> float:
+class Forked:
+    """A run forked from this process, which has imported everything already; see `Started`."""
+
+    def __init__(self, arguments: list[str], errors: Path) -> None:
+        self.process = multiprocessing.get_context("fork").Process(target=_in_fork, args=(arguments, errors))
+        self.process.start()
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """See `Running`."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        """See `Running`."""
+        self.process.kill()
+
+
+def prepare_to_fork() -> None:
+    """Import what runs import, and leave out their pictures, which take most of a small run's time."""
+    torch.set_num_threads(1)  # threads do not outlive a fork
+    for name in IMPORTED:
+        importlib.import_module(name)
+    Figure.savefig = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+def _in_fork(arguments: list[str], errors: Path) -> None:
+    for path, number in ((Path(os.devnull), 1), (errors, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+    sys.exit(arelu_meta(arguments))
+
+
+def start(task: str, folder: Path, quick: bool) -> Running:
+    """Start or resume a run that writes a checkpoint after every step, so that a kill meets all of them.
+
+    Args:
+        task: finetune or metatrain.
+        folder: of the run.
+        quick: a smaller run, forked from this process.
+    """
+    always = f"--run.resume auto --run.checkpoint_minutes 0 --run.device cpu --run.folder {folder}"
+    arguments = f"{(QUICK if quick else COMMANDS)[task]} {always}".split()
+    return (Forked if quick else Started)(arguments, _errors(folder))
+
+
+def _errors(folder: Path) -> Path:
+    return folder.with_suffix(".errors")
+
+
+def run_whole(task: str, folder: Path, quick: bool) -> float:
     """Do a run to its end.
 
     Returns:
         How many seconds passed between its first file and its last.
     """
-    process = subprocess.Popen(command(task, folder), stdout=subprocess.DEVNULL, env=environment())
+    process = start(task, folder, quick)
     started = wait_for(folder / "config.yaml", process)
-    if process.wait() != 0:
-        raise RuntimeError(f"{task} ended with {process.returncode}")
+    if (status := process.wait()) != 0:
+        raise RuntimeError(f"{task} ended with {status}: {_errors(folder).read_text()}")
     return time.monotonic() - started
 
 
-def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> float:
+def wait_for(path: Path, process: Running) -> float:
     """Wait until a file is there, or the process has ended; return the time."""
-    while not path.exists() and process.poll() is None:
-        time.sleep(0.005)
+    while not path.exists() and process.wait(0.005) is None:
+        pass
     return time.monotonic()
 
 
-def kill_and_resume(task: str, folder: Path, seconds: float, chance: random.Random) -> Outcome:
+def kill_and_resume(task: str, folder: Path, seconds: float, chance: random.Random, quick: bool) -> Outcome:
     """Kill a run at a random moment, mostly once, and go on until it ends by itself.
 
     Args:
@@ -92,31 +185,30 @@ def kill_and_resume(task: str, folder: Path, seconds: float, chance: random.Rand
         folder: of the run; must not be there.
         seconds: that an uninterrupted run takes.
         chance: decides when.
+        quick: see `start`.
 
     Returns:
         When it was killed; differences are not looked for yet.
     """
     outcome = Outcome()
-    kills = chance.choice([1, 1, 2, 3])
+    kills = 1 if quick else chance.choice([1, 1, 2, 3])
     while True:
-        process = subprocess.Popen(
-            command(task, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()
-        )
+        process = start(task, folder, quick)
         if len(outcome.killed) < kills:
             # Of the first run, from its first file on; later ones live in a folder that is there already.
             if not outcome.killed:
                 wait_for(folder / "config.yaml", process)
-            alive = chance.uniform(0, seconds * (1.1 if not outcome.killed else 1.6))
-            try:
-                process.wait(alive)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+            # Of a few quick runs none should have ended before; of many, some are killed at their very end.
+            longest = 0.6 if quick else 1.1 if not outcome.killed else 1.6
+            alive = chance.uniform(0, seconds * longest)
+            if process.wait(alive) is None:
+                process.kill()
                 outcome.killed.append(alive)
-        _, errors = process.communicate()
-        if process.returncode == 0:
+        status = process.wait()
+        if status == 0:
             return outcome
-        if process.returncode != -signal.SIGKILL:
-            outcome.differences.append(f"ended with {process.returncode}: {errors.decode().strip()}")
+        if status != -signal.SIGKILL:
+            outcome.differences.append(f"ended with {status}: {_errors(folder).read_text().strip()}")
             return outcome
 
 
@@ -168,17 +260,20 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=30, help="killed runs a task")
     parser.add_argument("--task", choices=[*COMMANDS, "both"], default="both")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--quick", action="store_true", help="small runs, forked from this process")
     given = parser.parse_args()
+    if given.quick:
+        prepare_to_fork()
     tasks = list(COMMANDS) if given.task == "both" else [given.task]
     chance, failures = random.Random(given.seed), 0
     with tempfile.TemporaryDirectory() as place:
         for task in tasks:
             whole = Path(place) / task
-            seconds = run_whole(task, whole)
+            seconds = run_whole(task, whole, given.quick)
             print(f"{task}: uninterrupted, {seconds:.1f} s from the first file to the end", flush=True)
             for number in range(1, given.times + 1):
                 folder = Path(place) / f"{task}-{number}"
-                outcome = kill_and_resume(task, folder, seconds, chance)
+                outcome = kill_and_resume(task, folder, seconds, chance, given.quick)
                 found = outcome.differences or compare(whole, folder)
                 failures += bool(found)
                 moments = ", ".join(f"{moment:.2f}" for moment in outcome.killed) or "never: it had ended"
