@@ -31,6 +31,7 @@ class RunConfig:
             each epoch or validation.
         deterministic: bit-identical results for the same command on the same machine, where PyTorch can.
         detect_anomaly: name the operation whose gradient becomes NaN; slow.
+        pictures: draw curves, confusions and mistakes at the end; false saves seconds where runs are many.
         trackers: finetune: where else metrics go, through accelerate, with commas between: tensorboard, wandb, mlflow …
     """
 
@@ -42,6 +43,7 @@ class RunConfig:
     checkpoint_minutes: float = 5.0
     deterministic: bool = False
     detect_anomaly: bool = False
+    pictures: bool = True
     trackers: str | None = None
 
 
@@ -453,7 +455,7 @@ class BenchConfig:
     growth: bool = False
 
 
-StudyName = Literal["mnist", "small-lr", "gradients"]
+StudyName = Literal["mnist", "small-lr", "gradients", "architectures"]
 
 
 @dataclass
@@ -519,8 +521,8 @@ class ClaimsConfig:
     """Run one of the paper's claims as a study and judge it: holds, does not hold, or cannot tell.
 
     Args:
-        study: mnist (the authors' table), small-lr (small learning rates, on your backbone and data) or gradients (do
-            they vanish in deep plain networks).
+        study: mnist (the authors' table), small-lr (small learning rates, on your backbone and data), gradients (do
+            they vanish in deep plain networks) or architectures (mainstream networks from scratch).
         size: quick (at most 10 minutes on 2 cores) or full (the paper's size); flags change either.
         run: where and how; run.resume auto goes on where a study was stopped.
         data: the images, where a study lets you choose.

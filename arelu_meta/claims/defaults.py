@@ -125,7 +125,7 @@ def config_of(point: Point, folder: str) -> FinetuneConfig:
     if plain:
         optim.act_lr, optim.clip_grad, train.freeze_bn = point.lr, _NO_LIMIT, False
     return FinetuneConfig(
-        run=RunConfig(folder=folder, seed=point.seed),
+        run=RunConfig(folder=folder, seed=point.seed, pictures=False),
         data=DataConfig(root=point.data, per_class=SETS[point.data], image_size=point.image_size),
         model=ModelConfig(activation="arelu", head_init="zero" if plain else "auto"),
         optim=optim,

@@ -23,6 +23,7 @@ READS: dict[str, frozenset[str]] = {
     | {"model.name", "model.pretrained", "model.activation", "optim.name", "optim.lr", "optim.small_lr"}
     | {"train.epochs", "train.repeats", "pipeline", "target"},
 }
+READS["architectures"] = READS["small-lr"] - {"model.pretrained", "optim.small_lr", "pipeline", "target"}
 READS["gradients"] = READS["mnist"] - {"variant", "engine"} | {"depth"}
 READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class"} | {"meta.steps", "meta.tasks"}
 
@@ -65,6 +66,30 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "model.activation": "original,gelu,arelu:paper,arelu:preserve,arelu:leak",
             "optim.name": "sgd",
             "optim.lr": "1e-1,3e-2,1e-2,3e-3,1e-3,3e-4,1e-4",
+            "train.epochs": 20,
+            "train.repeats": 5,
+        },
+    },
+    "architectures": {
+        "quick": {
+            "data.root": "cifar10-subset",
+            "data.per_class": 100,
+            "data.image_size": 32,
+            "model.name": "resnet18,mobilenetv3_small_100,convnext_atto,vit_tiny_patch16_224",
+            "model.activation": "original,arelu",
+            "optim.name": "adamw",
+            "optim.lr": "1e-3",
+            "train.epochs": 4,
+            "train.repeats": 3,
+        },
+        "full": {
+            "data.root": "cifar10-subset",
+            "data.image_size": 32,
+            "model.name": "resnet18,vgg11_bn,densenet121,mobilenetv2_100,mobilenetv3_small_100,efficientnet_b0,"
+            "convnext_atto,vit_tiny_patch16_224",
+            "model.activation": "original,arelu",
+            "optim.name": "adamw",
+            "optim.lr": "3e-3,1e-3,3e-4",
             "train.epochs": 20,
             "train.repeats": 5,
         },

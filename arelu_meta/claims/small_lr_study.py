@@ -121,7 +121,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     if len(optimizers) > 1 or len(models) > 1:
         raise InputError("model.name, optim.name: small-lr takes one backbone and one optimiser a study; give one each")
     for name in contenders:
-        check_model_config(_model(models[0], config.model.pretrained or False, name))
+        check_model_config(model_config(models[0], config.model.pretrained or False, name))
     maml = config.pipeline == "maml"
     first = Trial(
         pipeline=config.pipeline,
@@ -192,7 +192,14 @@ def _headline(config: ClaimsConfig, small: float) -> str:
     )
 
 
-def _model(name: str, pretrained: bool | str, contender: str) -> ModelConfig:
+def model_config(name: str, pretrained: bool | str, contender: str) -> ModelConfig:
+    """Say which model a contender is.
+
+    Args:
+        name: of the backbone.
+        pretrained: as model.pretrained.
+        contender: as in `Trial`.
+    """
     activation, _, start = contender.removeprefix(MATCHED).partition(":")
     original = contender.startswith(MATCHED) or contender == ORIGINAL
     return ModelConfig(
@@ -234,9 +241,9 @@ def work(config: ClaimsConfig, trials: Sequence[Trial]) -> list[list[Row]]:
 
 def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> FinetuneConfig:
     """Make a trial's config: every contender trains alike, whatever the defaults would choose for it."""
-    model = _model(trial.model, trial.pretrained, trial.contender)
+    model = model_config(trial.model, trial.pretrained, trial.contender)
     return FinetuneConfig(
-        run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device),
+        run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device, pictures=False),
         data=deepcopy(config.data),
         model=model,
         optim=OptimConfig(
@@ -269,9 +276,9 @@ def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
 def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
     results = metatrain(
         MetatrainConfig(
-            run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device),
+            run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device, pictures=False),
             data=deepcopy(config.data),
-            model=_model(trial.model, trial.pretrained, trial.contender),
+            model=model_config(trial.model, trial.pretrained, trial.contender),
             optim=OptimConfig(name=trial.optimizer, lr=1e-3, weight_decay=0.0, schedule="constant"),
             meta=MetaConfig(inner_lr=trial.lr, inner_steps=_INNER_STEPS, steps=trial.length, batch_tasks=8),
             eval=EvalConfig(tasks=trial.tasks, every=max(1, trial.length // 4), validation_tasks=50),

@@ -72,8 +72,8 @@ def conclude(rows: Sequence[Row], small: float, margin: float, target: float | N
         *([_multipliers(runs, small)] if runs.matched else []),
     ]
     curves = [
-        _curves(runs, dict.fromkeys([*runs.contenders, *runs.matched], small), f"at {small:g}", axis),
-        _curves(runs, best, "each at its best rate", axis),
+        course_curves(runs, dict.fromkeys([*runs.contenders, *runs.matched], small), f"at {small:g}", axis),
+        course_curves(runs, best, "each at its best rate", axis),
     ]
     comparisons = list(_comparisons(runs, small, best, reference, margin))
     return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=_notes(runs, small))
@@ -114,13 +114,13 @@ def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
     rows = [
         [
             name,
-            *(_spread(runs.test(name, lr)) for lr in runs.rates),
+            *(spread(runs.test(name, lr)) for lr in runs.rates),
             f"{best[name]:g}",
-            _spread(runs.test(name, best[name])),
+            spread(runs.test(name, best[name])),
         ]
         for name in runs.contenders
     ]
-    rows += [[name, *("" if lr != small else _spread(runs.test(name, lr)) for lr in runs.rates), "", ""]
+    rows += [[name, *("" if lr != small else spread(runs.test(name, lr)) for lr in runs.rates), "", ""]
              for name in runs.matched]  # fmt: skip
     return Table(
         "Test accuracy in per cent, over learning rates and at each one's best",
@@ -131,7 +131,12 @@ def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
     )
 
 
-def _spread(values: dict[int, float]) -> str:
+def spread(values: dict[int, float]) -> str:
+    """Write mean and standard deviation over seeds.
+
+    Args:
+        values: by seed.
+    """
     found = list(values.values())
     if not found:
         return ""
@@ -145,7 +150,7 @@ def _courses(runs: Runs, small: float, aim: float, axis: str) -> Table:
         areas = {number: _area(run) for number, run in enumerate(courses)}
         reached = [step for run in courses if (step := _steps_to(run, aim)) is not None]
         steps = f"{np.mean(reached):.0f}" if reached else "never"
-        rows.append([name, _spread(areas), steps, f"{len(reached)} of {len(courses)}", runs.diverged(name, small)])
+        rows.append([name, spread(areas), steps, f"{len(reached)} of {len(courses)}", runs.diverged(name, small)])
     return Table(
         f"The course at {small:g}",
         ["contender", "mean accuracy over the course", f"{axis}s to {aim:.1f} %", "runs that reach it", "diverged"],
@@ -177,7 +182,15 @@ def _multipliers(runs: Runs, small: float) -> Table:
     )
 
 
-def _curves(runs: Runs, rates: dict[str, float], where: str, axis: str) -> Curves:
+def course_curves(runs: Runs, rates: dict[str, float], where: str, axis: str) -> Curves:
+    """Draw accuracy against steps.
+
+    Args:
+        runs: finished.
+        rates: the learning rate of each contender that is drawn.
+        where: the end of the title.
+        axis: step, or inner step.
+    """
     series = []
     for name, lr in rates.items():
         courses = runs.course(name, lr)

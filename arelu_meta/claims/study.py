@@ -255,7 +255,7 @@ def run(trial: Trial) -> dict[str, Any]:
         head = start.head * (_ratio(model, trial, images, batches, labels, start.like) if start.like else 1.0)
         save_model(folder / "start.safetensors", model, spec)
         config = FinetuneConfig(
-            run=RunConfig(folder=str(folder / "run"), seed=trial.seed, device="cpu"),
+            run=RunConfig(folder=str(folder / "run"), seed=trial.seed, device="cpu", pictures=False),
             data=data,
             model=ModelConfig(trial.model, str(folder / "start.safetensors"), spec.activation, start.init),
             optim=OptimConfig(

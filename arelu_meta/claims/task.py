@@ -25,6 +25,7 @@ _MODULES = {
     "mnist": "arelu_meta.claims.mnist_study",
     "small-lr": "arelu_meta.claims.small_lr_study",
     "gradients": "arelu_meta.claims.gradients_study",
+    "architectures": "arelu_meta.claims.architectures_study",
 }
 
 
