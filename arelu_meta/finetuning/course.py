@@ -440,11 +440,13 @@ class Course:
         results: dict[str, Any] = {"task": "finetune", "seed": self.config.run.seed}
         if self.ranks.main:
             logits, labels = predict_logits(model, self.test.epoch(0), self.device, self.config.run.precision)
+            pictures = self.config.run.pictures
             results |= write_results(
-                self.folder.path, logits, labels, self.splits.test, model, self.scalars, self.gradients
+                self.folder.path, logits, labels, self.splits.test, model, self.scalars, self.gradients, pictures
             )
             results["test_loss"] = loss_and_accuracy(logits, labels)[0]
-            self._draw(results["test_accuracy"])
+            if pictures:
+                self._draw(results["test_accuracy"])
         results |= {
             "validation_accuracy": self.best[0],
             "best_epoch": self.best_epoch,

@@ -25,6 +25,7 @@ MATRIX_CLASSES = 100  # A matrix of more has cells too small to see: the most co
 PAIRS_SHOWN = 40
 SHEET_COLUMNS, SHEET_IMAGES = 6, 24
 _COUNTED_CLASSES = 30  # up to so many, the counts stand in the cells
+_CELL = (2.1, 2.75)  # inches of an image with its caption
 _THUMBNAIL = 192
 _NAME_LENGTH = 22
 # Fonts with more scripts than matplotlib's own, on the systems that have them.
@@ -144,16 +145,21 @@ def draw_mistakes(path: Path, found: Sequence[Mistake], test: ImageSet) -> None:
         _save(path, figure)
         return
     rows = math.ceil(len(shown) / SHEET_COLUMNS)
-    figure = Figure(figsize=(2.1 * SHEET_COLUMNS, 2.75 * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, SHEET_COLUMNS, squeeze=False).ravel()
-    for panel in panels:
-        panel.set_axis_off()
-    for panel, mistake in zip(panels, shown, strict=False):
-        panel.imshow(np.asarray(_thumbnail(test, mistake.index)))
+    width, height = _CELL[0] * SHEET_COLUMNS, _CELL[1] * rows + 0.4
+    figure = Figure(figsize=(width, height))
+    # One pair of axes in inches holds the whole sheet: a pair for each image takes seconds to lay out.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for place, mistake in enumerate(shown):
+        left = (place % SHEET_COLUMNS) * _CELL[0] + 0.05
+        bottom = height - 0.4 - (place // SHEET_COLUMNS + 1) * _CELL[1] + 0.05
+        side = _CELL[0] - 0.1
+        axes.imshow(np.asarray(_thumbnail(test, mistake.index)), extent=(left, left + side, bottom, bottom + side))
         file = displayable(Path(test.names[mistake.index]).name, f"image {mistake.index}", 26)
         caption = f"{names[mistake.true]}\n→ {names[mistake.predicted]}  {mistake.probability:.0%}\n{file}"
-        panel.set_title(caption, fontsize=7)
-    figure.suptitle(title, fontsize=10)
+        axes.text(left + side / 2, bottom + side + 0.05, caption, ha="center", va="bottom", fontsize=7)
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.text(width / 2, height - 0.2, title, ha="center", va="center", fontsize=10)
     _save(path, figure)
 
 

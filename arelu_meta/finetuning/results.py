@@ -23,6 +23,7 @@ def write_results(
     model: nn.Module | None = None,
     scalars: ScalarRecorder | None = None,
     gradients: GradientRecorder | None = None,
+    pictures: bool = True,
 ) -> dict[str, Any]:
     """Write tables and pictures of a test, and of what was recorded while training.
 
@@ -37,6 +38,7 @@ def write_results(
         model: whose alphas are counted; it is not run.
         scalars: what the run recorded of alpha, beta and t.
         gradients: what the run recorded of the gradients.
+        pictures: false writes the tables alone.
 
     Returns:
         Flat values for results.json: `test_accuracy`, `test_low` and `test_high` (95 % Wilson interval), `test_n`,
@@ -53,13 +55,12 @@ def write_results(
     rows = judging.per_class(logits, labels, test.classes)
     right = len(labels) - len(wrong)
     _write_tables(folder, counts, wrong, rows, test)
-    title = f"test accuracy {right / len(labels):.1%} of {len(labels)} images"
-    drawing.draw_confusion(folder / "confusion.png", counts, test.classes, title)
-    drawing.draw_mistakes(folder / "mistakes.png", wrong, test)
-    if scalars is not None:
-        drawing.draw_scalars(folder / "scalars.png", scalars.rows)
-    if gradients is not None:
-        drawing.draw_gradients(folder / "gradients.png", gradients.rows)
+    if pictures:
+        title = f"test accuracy {right / len(labels):.1%} of {len(labels)} images"
+        drawing.draw_confusion(folder / "confusion.png", counts, test.classes, title)
+        drawing.draw_mistakes(folder / "mistakes.png", wrong, test)
+        drawing.draw_scalars(folder / "scalars.png", [] if scalars is None else scalars.rows)
+        drawing.draw_gradients(folder / "gradients.png", [] if gradients is None else gradients.rows)
     low, high = proportion_interval(right, len(labels))
     worst = min((row for row in rows if row["support"]), key=lambda row: row["recall"])
     found: dict[str, Any] = {

@@ -395,7 +395,7 @@ class _Run:
         self.curve = describe_curve(curves, self.config.meta.normalization)
         mean, low, high = mean_interval(accuracies)
         columns = ["train_accuracy"] + (["validation_accuracy"] if self.validation_tasks else [])
-        if self.folder.rows and self.ranks.main:
+        if self.folder.rows and self.ranks.main and self.config.run.pictures:
             draw_curves(
                 self.folder.path / "curves.png",
                 self.folder.rows,

@@ -16,6 +16,7 @@ def digits(tmp_path: Path) -> Callable[..., FinetuneConfig]:
     def make(folder: str = "run", **changes: Any) -> FinetuneConfig:
         config = FinetuneConfig()
         config.run.folder, config.run.device = str(tmp_path / folder), "cpu"
+        config.run.pictures = False  # they take longer than such a run
         config.data.image_size, config.data.per_class = 12, 20
         config.model.name, config.model.pretrained = "mnist_linear", False
         config.optim.lr, config.train.epochs = 0.1, 2

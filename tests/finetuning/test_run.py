@@ -24,7 +24,7 @@ Make = Callable[..., FinetuneConfig]
 
 
 def test_a_run_leaves_all_the_files_of_the_contract(digits: Make) -> None:
-    results = finetune(digits())
+    results = finetune(digits(run_pictures=True))
     folder = Path(results["folder"])
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -227,6 +227,14 @@ def test_config_yaml_repeats_the_run(digits: Make, tmp_path: Path) -> None:
     assert main(["finetune", "--config", str(config), "--run.folder", str(tmp_path / "second")]) == 0
     second = json.loads((tmp_path / "second" / "results.json").read_text())
     assert second["test_loss"] == first["test_loss"]
+
+
+def test_a_run_without_pictures_has_the_tables_all_the_same(digits: Make) -> None:
+    folder = Path(finetune(digits())["folder"])
+    assert not list(folder.glob("*.png"))
+    assert {"per_class.csv", "confusion.csv", "mistakes.csv", "gradients.csv"} <= {
+        path.name for path in folder.iterdir()
+    }
 
 
 @pytest.mark.parametrize(
