@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from arelu_meta.backbones.saving import read_spec, read_tensors
@@ -126,11 +125,10 @@ class Forked:
 
 
 def prepare_to_fork() -> None:
-    """Import what runs import, and leave out their pictures, which take most of a small run's time."""
+    """Import what runs import."""
     torch.set_num_threads(1)  # threads do not outlive a fork
     for name in IMPORTED:
         importlib.import_module(name)
-    Figure.savefig = lambda *_, **__: None  # type: ignore[method-assign]
 
 
 def _in_fork(arguments: list[str], errors: Path) -> None:
@@ -149,7 +147,8 @@ def start(task: str, folder: Path, quick: bool) -> Running:
         quick: a smaller run, forked from this process.
     """
     always = f"--run.resume auto --run.checkpoint_minutes 0 --run.device cpu --run.folder {folder}"
-    arguments = f"{(QUICK if quick else COMMANDS)[task]} {always}".split()
+    own = f"{QUICK[task]} --run.pictures false" if quick else COMMANDS[task]
+    arguments = f"{own} {always}".split()
     return (Forked if quick else Started)(arguments, _errors(folder))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.compute import prepare
+from arelu_meta.runs.meeting import meet
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,17 @@ def join(config: RunConfig) -> Ranks:
 
     Raises:
         InputError: if the device is not there.
+        RunError: if the others do not come.
     """
     processes = int(os.environ.get("WORLD_SIZE") or 1)
     if processes == 1:
         return Ranks(prepare(config))
     from accelerate import Accelerator
 
+    device = prepare(config)
+    meet(device)
     # Told of a CPU that was chosen, too: accelerate starts gloo for no other, and each process would be the first.
-    accelerator = Accelerator(cpu=prepare(config).type == "cpu", mixed_precision="no", device_placement=False)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", device_placement=False)
     # At the interpreter's end, where a thread of the group that is not joined would end the process by abort();
     # not earlier: a script may fine-tune several times.
     atexit.register(_part)
