@@ -105,27 +105,40 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        image, label = self.images[index]
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
+        """Fetch a batch, as torch's loader asks to: the generators are put back once and not for every image."""
         if self.seed is None:
-            return self.transform(image), label
-        with _random_apart(np.random.SeedSequence([self.seed, epoch, index]).generate_state(3)):
-            return self.transform(image), label
+            return [self._transformed(index) for _, index in keys]
+        found = []
+        with _random_apart():
+            for epoch, index in keys:
+                _seed_all(np.random.SeedSequence([self.seed, epoch, index]).generate_state(3))
+                found.append(self._transformed(index))
+        return found
+
+    def _transformed(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image), label
 
 
 @contextlib.contextmanager
-def _random_apart(seeds: NDArray[Any]) -> Iterator[None]:
-    """Seed Python, NumPy and torch inside the block, and put them back to what they were."""
+def _random_apart() -> Iterator[None]:
+    """Put Python's, NumPy's and torch's generators back to what they were before the block; NumPy's takes 0.4 ms."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        random.seed(int(seeds[0]))
-        np.random.seed(int(seeds[1]))
-        torch.default_generator.manual_seed(int(seeds[2]))
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+def _seed_all(seeds: NDArray[Any]) -> None:
+    random.seed(int(seeds[0]))
+    np.random.seed(int(seeds[1]))
+    torch.default_generator.manual_seed(int(seeds[2]))
 
 
 class BatchOrder(Sampler[list[tuple[int, int]]]):

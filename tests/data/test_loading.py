@@ -147,3 +147,23 @@ def test_the_image_left_out_is_another_one_in_another_epoch() -> None:
     batches = Batches(_images(9), _plain, 8, seed=0)
     left_out = {(set(range(9)) - set(_order(batches, epoch))).pop() for epoch in range(1, 12)}
     assert len(left_out) > 1
+
+
+def test_an_images_augmentation_does_not_depend_on_its_batch_and_leaves_the_generators_alone() -> None:
+    def noise(image: Image.Image) -> torch.Tensor:
+        return torch.tensor(
+            [float(np.asarray(image)[0, 0]), random.random(), np.random.random(), torch.rand(()).item()]
+        )
+
+    def by_image(batch_size: int) -> dict[float, list[float]]:
+        batches = Batches(_images(12), noise, batch_size, seed=3)
+        return {row[0].item(): row[1:].tolist() for rows, _ in batches.epoch(2) for row in rows}
+
+    def states() -> tuple[str, ...]:
+        return repr(random.getstate()), repr(np.random.get_state()), repr(torch.get_rng_state().tolist())
+
+    before = states()
+    found = by_image(4)
+    assert states() == before
+    assert len({tuple(row) for row in found.values()}) == 12
+    assert by_image(12) == by_image(2) == found
