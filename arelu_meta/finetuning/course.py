@@ -1,8 +1,10 @@
 """The course of one fine-tuning run: its epochs, its best model, its checkpoints, its test."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from arelu_meta.finetuning.loop import (
     Sums,
     Trainer,
     check_finite,
+    check_step,
     loss_and_accuracy,
     mean_loss,
     predict_logits,
@@ -355,7 +358,9 @@ class Course:
         parts = self.ranks.gather(found)
         logits, labels = (torch.cat([part[index] for part in parts]) for index in (0, 1))
         loss, accuracy = loss_and_accuracy(logits, labels)
-        check_finite(loss, "validation", self.trainer, self.checkpoint)
+        if not math.isfinite(loss):
+            images, _ = next(iter(self.validation.epoch(number)))
+            check_finite(loss, "validation", self.trainer, self.checkpoint, images)
         return loss, accuracy
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -371,7 +376,7 @@ class Course:
             self.model_digest = digest_of(self.folder.model_file)
 
     def _save_checkpoint(self) -> None:
-        self.sums.settle(lambda loss: check_finite(loss, "training", self.trainer, self.checkpoint))
+        self.sums.settle(partial(check_step, self.trainer, self.checkpoint, None))
         apart = self.ranks.gather(
             {
                 "random": random_state(),

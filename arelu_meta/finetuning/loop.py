@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,23 +116,23 @@ class Sums:
         loss: over the images, summed.
         right: answers.
         seen: images.
-        waiting: loss, right answers and images of the batches that were not looked at yet.
+        waiting: loss, right answers, images and step of the batches that were not looked at yet.
     """
 
     steps: int = 0
     loss: float = 0.0
     right: int = 0
     seen: int = 0
-    waiting: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
+    waiting: list[tuple[Tensor, Tensor, int, int]] = field(default_factory=list)
 
-    def settle(self, check: Callable[[float], object]) -> None:
+    def settle(self, check: Callable[[float, int], object]) -> None:
         """Look at the batches that wait.
 
         Args:
-            check: is told the mean loss of each.
+            check: is told the mean loss of each, and the step.
         """
-        for loss, right, count in self.waiting:
-            check(value := loss.item() / count)
+        for loss, right, count, step in self.waiting:
+            check(value := loss.item() / count, step)
             self.loss += value * count
             self.right += int(right)
             self.seen += count
@@ -168,13 +169,13 @@ def train_epoch(
     for step in _grouped(bar.waiting(batches), trainer.accumulate):
         _accumulate_gradients(trainer, step, sums, checkpoint)
         if len(sums.waiting) >= unchecked:
-            sums.settle(lambda loss: check_finite(loss, "training", trainer, checkpoint))
+            sums.settle(partial(check_step, trainer, checkpoint, step[-1][0]))
         _update(trainer)
         count = sum(len(labels) for _, labels in step) * trainer.ranks.processes
         bar.advance(count, loss=sums.loss / max(1, sums.seen), accuracy=sums.right / max(1, sums.seen))
         sums.steps += 1
         between()
-    sums.settle(lambda loss: check_finite(loss, "training", trainer, checkpoint))
+    sums.settle(partial(check_step, trainer, checkpoint, None))
     return _over_ranks(trainer, sums)
 
 
@@ -206,7 +207,8 @@ def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], s
         with autocast(trainer.precision, trainer.device):
             logits = trainer.forward(images)
             loss = loss_sum(logits, targets, trainer.config.label_smoothing, trainer.class_weights)
-        sums.waiting.append((loss.detach(), (logits.detach().argmax(1) == labels).sum(), len(labels)))
+        right = (logits.detach().argmax(1) == labels).sum()
+        sums.waiting.append((loss.detach(), right, len(labels), trainer.updates + 1))
         if trainer.device.type == "cpu":
             check_finite(loss.item(), "training", trainer, checkpoint, images)
         alone = trainer.ranks.without_sync(trainer.forward, number < len(step))
@@ -268,7 +270,22 @@ def _over_ranks(trainer: Trainer, sums: Sums) -> tuple[float, float]:
     return loss / seen, right / seen
 
 
-def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str, images: Tensor | None = None) -> None:
+def check_step(trainer: Trainer, checkpoint: str, images: Tensor | None, loss: float, step: int) -> None:
+    """Stop a run whose training loss is no number; see `check_finite`.
+
+    Args:
+        trainer: for the learning rate and the layer.
+        checkpoint: the last good one.
+        images: of that step, or of a later one where an accelerator's losses are looked at once in a while.
+        loss: of the step.
+        step: its number, from 1.
+    """
+    check_finite(loss, "training", trainer, checkpoint, images, step)
+
+
+def check_finite(
+    loss: float, kind: str, trainer: Trainer, checkpoint: str, images: Tensor | None = None, step: int | None = None
+) -> None:
     """Stop a run that has diverged.
 
     Args:
@@ -277,16 +294,26 @@ def check_finite(loss: float, kind: str, trainer: Trainer, checkpoint: str, imag
         trainer: for the step and the learning rate.
         checkpoint: the last good one.
         images: that it was the loss of, to name the layer by.
+        step: of the loss, from 1; default: the one under way.
 
     Raises:
         RunError: if the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
-        layer = None if images is None else first_nonfinite_layer(trainer.forward, images)
-        raise diverged(f"the {kind} loss became {loss}", trainer, checkpoint, layer)
+        layer = None if images is None else first_nonfinite_layer(_bare(trainer.forward), images.to(trainer.device))
+        raise diverged(f"the {kind} loss became {loss}", trainer, checkpoint, layer, step)
 
 
-def diverged(what: str, trainer: Trainer, checkpoint: str, layer: str | None = None) -> RunError:
+def _bare(forward: nn.Module) -> nn.Module:
+    """Take off what a model is wrapped in: the other processes would wait, and a compiled one shows no layers."""
+    while isinstance(inner := getattr(forward, "_orig_mod", getattr(forward, "module", None)), nn.Module):
+        forward = inner
+    return forward
+
+
+def diverged(
+    what: str, trainer: Trainer, checkpoint: str, layer: str | None = None, step: int | None = None
+) -> RunError:
     """Make the error of a run that has diverged.
 
     Args:
@@ -294,10 +321,11 @@ def diverged(what: str, trainer: Trainer, checkpoint: str, layer: str | None = N
         trainer: for the step and the learning rate.
         checkpoint: the last good one.
         layer: where it began, if that is known.
+        step: when, from 1; default: the step under way.
     """
     where = "" if layer is None else f", first in {layer}"
     return RunError(
-        f"{what} at step {trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, "
+        f"{what} at step {step or trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, "
         f"learning rate {trainer.learning_rate():.3g} at that step){where}; the last good checkpoint is {checkpoint}; "
         "try a smaller --optim.lr"
     )

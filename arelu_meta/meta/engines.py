@@ -41,10 +41,16 @@ _LARGE_TASK = 16 << 20
 class Engine(Protocol):
     """Computes meta-steps.
 
-    `step_weights` weighs the query losses after each inner step (MAML++); None counts the last alone.
+    `step_weights` weighs the query losses after each inner step (MAML++); None counts the last alone. `scaler`, where
+    there is one, multiplies the loss that is differentiated: float16 has no room for small gradients.
     """
 
     name: str
+    model: nn.Module
+    inner: Inner
+    loop: InnerLoop
+    precision: str
+    scaler: torch.amp.GradScaler | None
     step_weights: Sequence[float] | None
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
@@ -89,6 +95,7 @@ class Learn2learnEngine:
     def __init__(self, model: nn.Module, inner: Inner, precision: str = "float32") -> None:
         self.model, self.inner, self.precision = model, inner, precision
         self.step_weights: Sequence[float] | None = None
+        self.scaler: torch.amp.GradScaler | None = None
         self.loop = loop_of(model, inner)
         self.maml = build_maml(model, inner.lr, not inner.differentiates_twice)
 
@@ -135,6 +142,7 @@ class VectorizedEngine:
     ) -> None:
         self.model, self.inner, self.task_chunk, self.precision = model, inner, task_chunk, precision
         self.step_weights: Sequence[float] | None = None
+        self.scaler: torch.amp.GradScaler | None = None
         self.loop = loop_of(model, inner)
         self.twin = twin(model)
 
@@ -209,7 +217,8 @@ def _accumulate(engine: Engine, tasks: TaskBatch, chunk: int) -> tuple[Tensor, T
     losses, accuracies = [], []
     for part in tasks.split(chunk):
         loss, accuracy = engine.query_losses(part)
-        (loss.sum() / len(tasks)).backward()
+        mean = loss.sum() / len(tasks)
+        (mean if engine.scaler is None else engine.scaler.scale(mean)).backward()
         losses.append(loss.detach())
         accuracies.append(accuracy)
     return torch.cat(losses), torch.cat(accuracies)

@@ -32,6 +32,7 @@ from arelu_meta.errors import InputError, RunError
 from arelu_meta.extras import import_learn2learn
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, restore_optimizer
 from arelu_meta.intervals import mean_interval
+from arelu_meta.meta.blame import first_nonfinite_step
 from arelu_meta.meta.engines import build_engine
 from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve
 from arelu_meta.meta.inner import BASELINES, attach_loop, inner_of, step_weights
@@ -150,6 +151,8 @@ class _Run:
             None if meta.task_chunk == "auto" else meta.task_chunk,
             config.run.precision,
         )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
+        self.engine.scaler = self.scaler
         kind = TaskSampler if self.engine.name == "learn2learn" else TensorSampler
         self.train_tasks = self._sampler(splits.train, "train", config.data.rotations, kind)
         self.validation_tasks = None if splits.validation is None else self._sampler(splits.validation, "validation")
@@ -280,8 +283,10 @@ class _Run:
         with self._attention(), naming_anomaly(lambda what: self._diverged(what, self.step + 1)):
             losses, accuracies = shared_meta_gradient(self.engine, self.model, self._draw, tasks, self.ranks)
         if not losses.isfinite().all():
-            raise self._diverged(f"the query loss became {losses[~losses.isfinite()][0].item()}", self.step + 1)
-        self.optimizer.step()
+            raise self._query_loss_diverged(losses, tasks)
+        self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += 1
         if self.gates is not None:
             self.gates(self.step / meta.steps)
@@ -295,10 +300,18 @@ class _Run:
         # Fused attention has no second derivative.
         return contextlib.nullcontext() if self.inner.first_order else sdpa_kernel(SDPBackend.MATH)
 
-    def _diverged(self, what: object, step: int) -> RunError:
+    def _query_loss_diverged(self, losses: torch.Tensor, tasks: Sequence[int]) -> RunError:
+        """Name the task and, by adapting to it once more, the inner step and the layer."""
+        first = int(losses.isfinite().int().argmin())
+        where = first_nonfinite_step(self.engine, self._draw([tasks[first]]))
+        what = f"the query loss of task {tasks[first]} became {losses[first].item()}"
+        return self._diverged(what, self.step + 1, where)
+
+    def _diverged(self, what: object, step: int, where: str | None = None) -> RunError:
         return RunError(
             f"{what} at step {step} (learning rate {self.config.optim.lr:.3g}, inner learning rate "
-            f"{self.config.meta.inner_lr:.3g}); the last good checkpoint is {self.checkpoint}; "
+            f"{self.config.meta.inner_lr:.3g}){'' if where is None else f', first in {where}'}; "
+            f"the last good checkpoint is {self.checkpoint}; "
             "try a smaller --meta.inner_lr or --optim.lr"
         )
 
@@ -348,6 +361,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_name": self.config.optim.name,
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "best": self.best,
             "best_step": self.best_step,
@@ -366,6 +380,7 @@ class _Run:
         with restoring(where, state, self.config.optim.name):
             load_tensors(self.model, state["model"], where)
             restore_optimizer(self.optimizer, self.schedule, state["optimizer"], state["step"])
+            self.scaler.load_state_dict(state["scaler"])
             self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
             self.best_step, self.model_digest = state["best_step"], state["model_digest"]
             self.losses, self.accuracies = list(state["losses"]), list(state["accuracies"])

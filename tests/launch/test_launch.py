@@ -18,11 +18,21 @@ ARGUMENTS = [
 ]
 
 
+META = [
+    *["--model.name", "mnist_linear", "--model.pretrained", "false", "--data.image_size", "12", "--run.device", "cpu"],
+    *["--meta.batch_tasks", "2", "--meta.inner_steps", "1", "--eval.every", "10", "--eval.tasks", "4"],
+    *["--eval.validation_tasks", "2"],
+]
+
+
 def _start(folder: Path, processes: int, epochs: int, restarts: int) -> subprocess.Popen[str]:
+    return _launch(folder, "finetune", [*ARGUMENTS, "--train.epochs", str(epochs)], processes, restarts)
+
+
+def _launch(folder: Path, task: str, given: list[str], processes: int, restarts: int) -> subprocess.Popen[str]:
     environment = {"PYTHON": sys.executable, "GPUS": str(processes), "RESTARTS": str(restarts), "OMP_NUM_THREADS": "1"}
-    arguments = [*ARGUMENTS, "--train.epochs", str(epochs), "--run.folder", str(folder)]
     return subprocess.Popen(
-        ["bash", str(LAUNCH / "one-machine.sh"), "finetune", *arguments],
+        ["bash", str(LAUNCH / "one-machine.sh"), task, *given, "--run.folder", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -30,10 +40,10 @@ def _start(folder: Path, processes: int, epochs: int, restarts: int) -> subproce
     )
 
 
-def _kill_one_rank(folder: Path, running: subprocess.Popen[str]) -> int:
-    """Kill the last process of the run, once an epoch's checkpoint is there; return its id."""
+def _kill_one_rank(folder: Path, running: subprocess.Popen[str], checkpoint: str = "epoch-0002*.pt") -> int:
+    """Kill the last process of the run, once a checkpoint is there; return its id."""
     deadline = time.monotonic() + 240
-    while not list(folder.glob("checkpoints/epoch-0002*.pt")) and time.monotonic() < deadline:
+    while not list(folder.glob(f"checkpoints/{checkpoint}")) and time.monotonic() < deadline:
         assert running.poll() is None, running.communicate()
         time.sleep(0.02)
     listed = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
@@ -78,6 +88,17 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on_where_it_was
     assert running.returncode == 0, out
     assert _epochs(folder) == list(range(1, epochs + 1))
     assert json.loads((folder / "results.json").read_text())["epochs"] == epochs
+
+
+@pytest.mark.slow
+def test_meta_training_goes_on_too_where_a_rank_was_killed(tmp_path: Path) -> None:
+    folder, steps = tmp_path / "run", 600
+    running = _launch(folder, "metatrain", [*META, "--meta.steps", str(steps)], 2, 1)
+    _kill_one_rank(folder, running, "step-000020*.pt")
+    out, _ = running.communicate(timeout=300)
+    assert running.returncode == 0, out
+    assert _epochs(folder) == list(range(10, steps + 1, 10))
+    assert json.loads((folder / "results.json").read_text())["steps"] == steps
 
 
 def test_every_script_is_one_that_bash_reads_and_says_its_command() -> None:
