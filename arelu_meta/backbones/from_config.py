@@ -80,7 +80,7 @@ def build_backbone(
     inputs = inputs_of(model, channels, image_size)
     init = _swap_in(model, config, "preserve" if config.pretrained else "paper", inputs, images)
     if config.pretrained and task == "finetune":
-        _zero_head(model)
+        zero_head(model)
     spec = ModelSpec(
         task=task,
         name=config.name,
@@ -158,8 +158,11 @@ def check_gates(model: nn.Module, open_gates: float | None) -> None:
         )
 
 
-def _zero_head(model: nn.Module) -> None:
+def zero_head(model: nn.Module) -> None:
     """Start a new head on pretrained features at zero, so that its noise does not shake them in the first steps.
+
+    Args:
+        model: with timm's `get_classifier`; its head is changed in place.
 
     Source: the fine-tuning of Kolesnikov et al. 2020 (Big Transfer).
     """
@@ -217,7 +220,7 @@ def _from_checkpoint(
     head = _head_prefixes(model) if config.reset_head else ()
     load_tensors(model, read_tensors(file), where, skip=head)
     if head and task == "finetune":
-        _zero_head(model)
+        zero_head(model)
     if old.activation is None:
         init = _swap_in(model, config, "preserve", inputs, images)
         spec = replace(spec, activation=config.activation, init=init)

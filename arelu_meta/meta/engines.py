@@ -16,6 +16,7 @@ from arelu_meta.data.episodes import Episode, TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.extras import import_learn2learn
 from arelu_meta.meta.algorithms import build_maml, prototype_loss, query_loss, reptile_loss, with_gradient_of
+from arelu_meta.meta.head_alone import HeadAlone, head_that_adapts_alone
 from arelu_meta.meta.inner import Inner, InnerLoop, loop_of
 from arelu_meta.meta.stack import Stack, adapted_probabilities, task_losses
 from arelu_meta.meta.stacked import twin
@@ -145,6 +146,8 @@ class VectorizedEngine:
         self.scaler: torch.amp.GradScaler | None = None
         self.loop = loop_of(model, inner)
         self.twin = twin(model)
+        self._head: HeadAlone | None = None
+        self._tried_head = False
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
@@ -167,9 +170,14 @@ class VectorizedEngine:
 
     def _adapted(self, stack: Stack, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """Adapt; return the query losses, weighted over steps, and the last logits."""
+        twice = self.inner.differentiates_twice
+        if not self._tried_head:
+            self._head = head_that_adapts_alone(self.model, self.loop, tasks.support_images[0])
+            self._tried_head = True
+        if self._head is not None:
+            stack, tasks = stack.before(self._head, tasks, twice)
         weights, total = stack.start(), None
         for step in range(self.inner.steps):
-            twice = self.inner.differentiates_twice
             weights = stack.step(weights, tasks.support_images, tasks.support_labels, step, twice)
             last = step == self.inner.steps - 1
             weight = float(last) if self.step_weights is None else self.step_weights[step]

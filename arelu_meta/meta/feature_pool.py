@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from arelu_meta.data.episodes import Pool, Sampler, TensorSampler
 from arelu_meta.finetuning.heads import linear_head
 from arelu_meta.meta.algorithms import features
+from arelu_meta.meta.head_alone import HeadAlone
 from arelu_meta.meta.inner import InnerLoop
 from arelu_meta.meta.normalization import uses_batch_statistics
 from arelu_meta.runs.compute import autocast
@@ -25,44 +26,6 @@ class FeaturePool(Pool):
     def images(self, indices: object) -> Tensor:
         """Return some images' features."""
         return self.pixels[indices]  # type: ignore[index]
-
-
-class HeadAlone(nn.Module):
-    """A model's head under the name that it has in the model; its images are the model's features.
-
-    Args:
-        model: with one linear layer as its head.
-        loop: its inner loop, which comes with it.
-    """
-
-    def __init__(self, model: nn.Module, loop: InnerLoop) -> None:
-        super().__init__()
-        head = linear_head(model)
-        assert head is not None
-        self.path = next(name for name, module in model.named_modules() if module is head)
-        above: nn.Module = self
-        for part in self.path.split(".")[:-1]:
-            above.add_module(part, nn.Module())
-            above = getattr(above, part)
-        above.add_module(self.path.rpartition(".")[2], head)
-        self.add_module("inner_loop", loop)
-
-    def get_classifier(self) -> nn.Module:
-        """Return the head."""
-        return self.get_submodule(self.path)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Return what was given: it is features already."""
-        return images
-
-    def forward_head(self, images: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return features, or their logits."""
-        return images if pre_logits else self.forward(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
-        found: Tensor = self.get_classifier()(images)
-        return found
 
 
 def with_features(

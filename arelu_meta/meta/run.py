@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, check_model_config
+from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, check_model_config, zero_head
 from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
-from arelu_meta.checking import flatten, validate
+from arelu_meta.checking import validate
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import (
     ClassSplits,
@@ -38,6 +38,7 @@ from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describ
 from arelu_meta.meta.inner import BASELINES, attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.meta.ranks import check_shareable, gather_shares, share_of, shared_meta_gradient
+from arelu_meta.meta.settings import check_act_lr, check_read, settle_head
 from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.compute import naming_anomaly, random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
@@ -48,7 +49,6 @@ from arelu_meta.runs.results import finished_results, report_results
 from arelu_meta.runs.savepoints import SavePoints
 
 _EPISODE_SIZE = 28
-_OF_FINETUNE = ("data.folds", "data.fold", "data.augmentation", "optim.accumulate", "model.drop_rate", "run.trackers")
 _ALL_STEPS_COUNT = 0.1  # MAML++: the share of the training over which the loss after every step counts
 
 
@@ -70,7 +70,8 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     validate(config)
     check_model_config(config.model)
     check_optimizer_name(config.optim.name)
-    _check_read(config)
+    check_read(config)
+    config = settle_head(config)
     ranks = join(config.run)
     folder = open_run(config.run, "metatrain", ranks)
     if folder.finished:
@@ -83,14 +84,12 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     size = config.data.image_size or (_EPISODE_SIZE if config.model.name in PAPER_NETS else None)
     images = partial(unlabelled_images, splits.train, inverted=splits.inverted)
     model, spec = build_backbone(config.model, names, splits.train.channels, size, "metatrain", images)
+    if config.model.head_init == "zero":
+        zero_head(model)
     check_gates(model, config.optim.open_gates)
     check_forward(model, spec)
     set_normalization(model, config.meta.normalization)
-    if config.eval.against is not None:
-        raise InputError(
-            f"eval.against: {config.eval.against!r} is compared with a finished run; give it to arelu-meta evaluate"
-        )
-    inner_of(config.meta)  # says what is wrong before anything is written
+    check_act_lr(model, inner_of(config.meta))  # says what is wrong before anything is written
     spec = replace(
         spec, classes=splits.describe()["train_classes"], meta=_meta_of(config, splits), config=asdict(config)
     )
@@ -98,14 +97,6 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     check_shareable(model, ranks)
     ranks.wait()  # before the first of them writes: the others would take its files for an older run
     return _Run(config, folder, splits, spec, model.to(ranks.device), ranks).go()
-
-
-def _check_read(config: MetatrainConfig) -> None:
-    """Refuse what only fine-tuning reads: whoever gave it believes that it does something."""
-    given, plain = flatten(config), flatten(MetatrainConfig())
-    read = {"data.augmentation": "none"}  # as episodes are
-    if name := next((name for name in _OF_FINETUNE if given[name] not in (plain[name], read.get(name))), None):
-        raise InputError(f"{name}: {given[name]!r} is read by arelu-meta finetune alone; leave {name} out")
 
 
 def _meta_of(config: MetatrainConfig, splits: ClassSplits) -> dict[str, Any]:
@@ -285,6 +276,9 @@ class _Run:
         if not losses.isfinite().all():
             raise self._query_loss_diverged(losses, tasks)
         self.scaler.unscale_(self.optimizer)
+        if self.config.optim.clip_grad is not None:
+            learning = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+            nn.utils.clip_grad_norm_(learning, self.config.optim.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.meta.algorithms import check_labels, features
 from arelu_meta.meta.baselines import baseline_probabilities
+from arelu_meta.meta.head_alone import HeadAlone, head_inputs, head_that_adapts_alone, tasks_as_features
 from arelu_meta.meta.inner import InnerLoop, saved_loop
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
 from arelu_meta.meta.stacked import StackedOperators, twin
@@ -35,7 +36,7 @@ class Stack:
     """
 
     def __init__(self, model: nn.Module, loop: InnerLoop, tasks: int, stacked: nn.Module | None = None) -> None:
-        self.tasks, self.loop = tasks, loop
+        self.tasks, self.loop, self.original = tasks, loop, model
         named = dict(model.named_parameters())
         self.parameters = {name: named[name] for name in loop.names}
         # One task needs no vmap, and has the faster operators of single tensors.
@@ -78,6 +79,26 @@ class Stack:
         count = tasks.support_images.shape[1]
         with support_statistics(count):
             return compute(torch.cat([tasks.support_images, tasks.query_images], 1))[:, count:]
+
+    def before(self, head: HeadAlone, tasks: TaskBatch, through_support: bool) -> tuple["Stack", TaskBatch]:
+        """Let all images pass the body once; what is left adapts on their features.
+
+        Args:
+            head: of the model, when it adapts alone.
+            tasks: images.
+            through_support: whether the meta-gradient goes through the support set's features.
+
+        Returns:
+            The tasks of the head, and the features in the place of images.
+        """
+
+        def body(_: list[Tensor], images: Tensor) -> Tensor:
+            found = head_inputs(self.model, head.path, images)
+            assert found is not None
+            return found
+
+        found = tasks_as_features(self.original, lambda images: self._map(body, [], images), tasks, through_support)
+        return Stack(head, self.loop, self.tasks), found
 
     def step(
         self, weights: list[Tensor], images: Tensor, labels: Tensor, step: int, second_order: bool
@@ -167,6 +188,9 @@ def adaptation(
             with torch.no_grad():
                 found = [stack.prototype_logits(tasks).softmax(2)] * (steps + 1 if every else 1)
             return torch.stack(found)
+        if steps and (head := head_that_adapts_alone(model, loop, tasks.support_images[0])):
+            with torch.no_grad():
+                stack, tasks = stack.before(head, tasks, through_support=False)
         weights = [weight.detach() for weight in stack.start()]
         for step in range(steps + 1):
             if every or step == steps:

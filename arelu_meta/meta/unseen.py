@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arelu_meta.backbones.from_config import build_backbone
+from arelu_meta.backbones.from_config import build_backbone, zero_head
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import DataConfig, ModelConfig, RunConfig, TaskConfig, UnseenTaskConfig
 from arelu_meta.data.episodes import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole
@@ -156,6 +156,8 @@ def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
         classes = tuple(str(way) for way in range(meta["ways"]))
         start = ModelConfig(**spec.config["model"])
         model, _ = build_backbone(start, classes, spec.inputs.channels, spec.inputs.image_size, "metatrain")
+        if start.head_init == "zero":
+            zero_head(model)
         set_normalization(model, meta["normalization"])
         attach_loop(model, Inner(meta["inner_lr"], meta["inner_steps"], algorithm=against))
         return model.eval(), meta["inner_steps"]

@@ -14,6 +14,7 @@ from arelu_meta import create_backbone
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.meta.engines import Engine, Inner, Learn2learnEngine, VectorizedEngine
+from arelu_meta.meta.head_alone import head_that_adapts_alone
 from arelu_meta.meta.inner import attach_loop, step_weights
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization, train_mode
 
@@ -233,3 +234,44 @@ def test_transductive_queries_are_classified_by_each_other() -> None:
     fewer = TaskBatch(tasks.support_images, tasks.support_labels, tasks.query_images[:, :2], tasks.query_labels[:, :2])
     together = adapted_probabilities(model, tasks, 0.05, 1)
     assert not torch.allclose(adapted_probabilities(model, fewer, 0.05, 1), together[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("first_order", "normalization"), [(True, "transductive"), (False, "group"), (False, "support")]
+)
+@pytest.mark.parametrize("algorithm", ["anil", "mamlpp"])
+def test_the_body_sees_each_image_once_a_meta_step_where_the_head_alone_adapts(
+    algorithm: str, first_order: bool, normalization: str
+) -> None:
+    model, tasks = _net(normalization), _tasks(1)
+    inner = Inner(0.05, 4, first_order, algorithm, "head")
+    attach_loop(model, inner)
+    engine = VectorizedEngine(model, inner, task_chunk=1)
+    engine.meta_gradient(tasks)  # the first one finds out that the head acts last
+    seen: list[int] = []
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    engine.meta_gradient(tasks)
+    assert sum(seen) == tasks.support_images.shape[1] + tasks.query_images.shape[1]
+
+
+def test_a_head_that_shares_a_weight_with_the_body_or_does_not_act_last_is_adapted_as_a_part_of_the_model() -> None:
+    class Net(nn.Module):
+        def __init__(self, tied: bool) -> None:
+            super().__init__()
+            self.body, self.head, self.tied = nn.Linear(9, 9), nn.Linear(9, 9), tied
+            if tied:
+                self.body.weight = self.head.weight
+
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(self.body(images.flatten(1)).tanh())
+            return logits if self.tied else logits * 2
+
+    images = torch.rand(4, 1, 3, 3)
+    for tied in (False, True):
+        model = Net(tied)
+        loop = attach_loop(model, Inner(0.1, 1, algorithm="anil"))
+        assert head_that_adapts_alone(model, loop, images) is None

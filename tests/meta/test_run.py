@@ -224,6 +224,12 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
         ({"data_folds": 2}, r"data\.folds: 2 is read by arelu-meta finetune alone"),
         ({"optim_accumulate": 2}, r"optim\.accumulate: 2 is read by arelu-meta finetune alone"),
         ({"run_trackers": "tensorboard"}, r"run\.trackers: 'tensorboard' is read by arelu-meta finetune alone"),
+        ({"data_workers": 2}, r"data\.workers: 2 is read by arelu-meta finetune alone"),
+        ({"data_cache": True}, r"data\.cache: True is read by arelu-meta finetune alone"),
+        ({"data_per_class": 20}, r"data\.per_class: 20 is read by arelu-meta finetune alone"),
+        ({"data_batch_size": 8}, r"data\.batch_size: 8 is read by arelu-meta finetune alone"),
+        ({"model_head_init": "probe"}, r"model\.head_init: 'probe' is read by arelu-meta finetune alone"),
+        ({"meta_inner_act_lr": 0.1}, r"meta\.inner_act_lr: 0\.1 would not be read: .* give --model\.activation arelu"),
     ],
 )
 def test_what_only_fine_tuning_reads_is_refused(digits: Make, changes: dict[str, Any], message: str) -> None:
@@ -231,3 +237,33 @@ def test_what_only_fine_tuning_reads_is_refused(digits: Make, changes: dict[str,
     with pytest.raises(InputError, match=message):
         metatrain(config)
     assert not Path(config.run.folder or "").exists()
+
+
+def test_a_rate_of_scalars_is_refused_where_the_inner_loop_leaves_them_alone(digits: Make) -> None:
+    config = digits(meta_inner_act_lr=0.1, meta_adapt="head", model_activation="arelu")
+    with pytest.raises(InputError, match="maml that adapts head takes no inner step with the activations' scalars"):
+        metatrain(config)
+    assert not Path(config.run.folder or "").exists()
+
+
+def test_a_limit_on_the_gradients_norm_bounds_every_meta_step(digits: Make) -> None:
+    moved = {}
+    for limit in (None, 1e-3):
+        start = read_tensors(Path(metatrain(digits(f"start {limit}", optim_lr=1e-30))["folder"]) / "model.safetensors")
+        config = digits(f"run {limit}", optim_name="momentum", optim_lr=1.0, optim_clip_grad=limit, meta_steps=1)
+        end = read_tensors(Path(metatrain(config)["folder"]) / "model.safetensors")
+        squares = [(end[name] - start[name]).square().sum() for name in start]
+        moved[limit] = float(torch.stack(squares).sum().sqrt())
+    assert moved[1e-3] == pytest.approx(1e-3, rel=0.01)
+    assert moved[None] > 0.01
+
+
+@pytest.mark.parametrize(("head_init", "is_zero"), [("auto", True), ("zero", True), ("random", False)])
+def test_a_new_head_on_pretrained_features_starts_at_zero_unless_told_otherwise(
+    digits: Make, head_init: str, is_zero: bool
+) -> None:
+    config = digits(model_head_init=head_init, meta_algorithm="finetune", eval_tasks=2, meta_normalization="frozen")
+    config.model.name, config.model.pretrained = "tf_efficientnet_lite0", True
+    config.data.image_size, config.task.queries, config.meta.inner_lr = 32, 1, 0.01
+    model, _ = load_model(metatrain(config)["folder"])
+    assert model.get_classifier().weight.any() != is_zero  # type: ignore[operator]

@@ -1,0 +1,100 @@
+"""What a meta-training run reads of its config, and what it chooses where the config leaves it open."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from arelu_meta.checking import flatten
+from arelu_meta.config import MetatrainConfig
+from arelu_meta.errors import InputError
+from arelu_meta.finetuning.optimizer import activation_parameters
+from arelu_meta.meta.inner import Inner, InnerLoop
+
+_OF_FINETUNE = (
+    "data.folds",
+    "data.fold",
+    "data.augmentation",
+    "data.batch_size",
+    "data.per_class",
+    "data.workers",
+    "data.cache",
+    "optim.accumulate",
+    "model.drop_rate",
+    "run.trackers",
+)
+
+
+def check_read(config: MetatrainConfig) -> None:
+    """Refuse what meta-training does not read: whoever gave it believes that it does something.
+
+    Args:
+        config: validated.
+
+    Raises:
+        InputError: naming the field, its value, and who reads it.
+    """
+    given, plain = flatten(config), flatten(MetatrainConfig())
+    read = {"data.augmentation": "none"}  # as episodes are
+    if name := next((name for name in _OF_FINETUNE if given[name] not in (plain[name], read.get(name))), None):
+        raise InputError(f"{name}: {given[name]!r} is read by arelu-meta finetune alone; leave {name} out")
+    if config.eval.against is not None:
+        raise InputError(
+            f"eval.against: {config.eval.against!r} is compared with a finished run; give it to arelu-meta evaluate"
+        )
+    model = config.model
+    if model.head_init == "probe":
+        raise InputError(
+            "model.head_init: 'probe' is read by arelu-meta finetune alone (each task has classes of its own); "
+            "give zero or random"
+        )
+    if model.head_init == "random" and isinstance(model.pretrained, str) and not model.reset_head:
+        raise InputError(
+            f"model.head_init: 'random' is for a new head, and {model.pretrained!r} brings its own; give "
+            "--model.reset_head true with it"
+        )
+
+
+def settle_head(config: MetatrainConfig) -> MetatrainConfig:
+    """Say how the head starts, where model.head_init leaves it open.
+
+    A new head on pretrained features starts at zero: after one inner step from there it compares with the classes'
+    means, while a random one first has to forget its noise in every task. Where it takes no inner steps, zeros would
+    leave nothing to adapt to.
+
+    Args:
+        config: validated; left as it is.
+
+    Returns:
+        The config with model.head_init settled; auto stays where a checkpoint brings its head.
+
+    Source: Ye and Chao 2022, "How to Train Your MAML to Excel in Few-Shot Learning": heads that start alike.
+    """
+    model = config.model
+    if model.head_init != "auto" or (isinstance(model.pretrained, str) and not model.reset_head):
+        return config
+    zero = bool(model.pretrained) and config.meta.adapt != "activations"
+    return replace(config, model=replace(model, head_init="zero" if zero else "random"))
+
+
+def check_act_lr(model: nn.Module, inner: Inner) -> None:
+    """Refuse a rate for scalars that take no inner step.
+
+    Args:
+        model: the backbone.
+        inner: the inner loop.
+
+    Raises:
+        InputError: naming meta.inner_act_lr and what would read it.
+    """
+    if inner.act_lr is None:
+        return
+    scalars = {id(parameter) for parameter in activation_parameters(model)}
+    adapted = set(InnerLoop(model, inner).names)
+    if any(id(parameter) in scalars for name, parameter in model.named_parameters() if name in adapted):
+        return
+    reason = (
+        f"{inner.algorithm} that adapts {inner.adapted_part} takes no inner step with the activations' scalars"
+        if scalars
+        else "this model has no activation with scalars of its own; give --model.activation arelu"
+    )
+    raise InputError(f"meta.inner_act_lr: {inner.act_lr} would not be read: {reason}; or leave it out")
