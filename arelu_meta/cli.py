@@ -50,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", CANNOT_GO_ON)
     except (MemoryError, RuntimeError) as error:
+        if "does not have a deterministic implementation" in str(error):
+            operation = str(error).split(" ")[0]
+            return _fail(
+                f"run.deterministic: {operation} has no repeatable form on this device; leave run.deterministic out",
+                CANNOT_GO_ON,
+            )
         if not isinstance(error, MemoryError) and not re.search("out of memory|t allocate memory", str(error)):
             raise _as_bug(error) from error.__cause__
         reason = str(error).split("\n")[0]

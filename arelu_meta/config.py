@@ -445,6 +445,7 @@ class BenchConfig:
         rounds: how often each contender has its turn; default: enough for a steady median.
         device: auto, cpu, cuda …
         growth: maml: how a meta-step grows with 1 to 128 tasks and with 1 to 10 inner steps, too; long.
+        deterministic: step: each contender under run.deterministic, too, beside itself without.
     """
 
     what: Literal["op", "step", "maml", "swap", "finetune", "episodes", "claims"]
@@ -453,6 +454,7 @@ class BenchConfig:
     rounds: int | None = None
     device: str = "auto"
     growth: bool = False
+    deterministic: bool = False
 
 
 StudyName = Literal["mnist", "small-lr", "gradients", "architectures"]

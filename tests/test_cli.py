@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
 import yaml
 
 from arelu_meta import cli
@@ -430,6 +431,21 @@ def test_out_of_memory_is_no_bug(
     assert err.startswith("error: out of memory")
     assert err.endswith("try a smaller --data.batch_size or --data.image_size\n")
     assert err.count("\n") == 1
+
+
+def test_an_operation_that_cannot_be_repeated_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+    except RuntimeError as error:
+        _replace_task(monkeypatch, error)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert main(["env"]) == 3
+    err = capsys.readouterr().err
+    assert err == "error: run.deterministic: put_ has no repeatable form on this device; leave run.deterministic out\n"
 
 
 @pytest.mark.parametrize("raised", [KeyError("x"), RuntimeError("shapes differ"), AssertionError()])

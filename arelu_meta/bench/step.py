@@ -1,6 +1,8 @@
 """What an activation costs in a whole training step, where convolutions take their share of the time."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -59,6 +61,73 @@ def _case_rows(case: str, name: str, image_size: int, batch_size: int, rounds: i
             peak = kept_bytes(partial(_loss, model, images, labels), owned)
         rows.append(make_row(case, contender, PEER, times, peak))
     return rows
+
+
+def deterministic_rows(
+    models: Iterable[str] = MODELS,
+    image_size: int = 128,
+    batch_size: int = 32,
+    rounds: int = 15,
+    device: torch.device | str = "cpu",
+) -> list[Row]:
+    """Time a training step with and without run.deterministic, in turns.
+
+    Args:
+        models: see `step_rows`, as the others.
+        image_size: likewise.
+        batch_size: likewise.
+        rounds: likewise.
+        device: likewise.
+
+    Returns:
+        For each model and each of `relu` and `arelu` two rows, the second `…-deterministic`, whose peer is the first.
+        What is torch's alone, as cuDNN's search for fast algorithms, is as a run without the flag has it.
+    """
+    device = torch.device(device)
+    rows = []
+    for name in models:
+        case = f"{name}/{image_size}px/batch{batch_size}"
+        for contender in ("relu", "arelu"):
+            rows += _deterministic_pair(case, contender, name, (batch_size, 3, image_size, image_size), rounds, device)
+    return rows
+
+
+def _deterministic_pair(
+    case: str, contender: str, name: str, shape: tuple[int, ...], rounds: int, device: torch.device
+) -> list[Row]:
+    # Where it has not been set, cuBLAS has started without, and torch refuses its products.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(0)
+    images, labels = torch.randn(shape, device=device), torch.randint(CLASSES, shape[:1], device=device)
+    model = CONTENDERS[contender](name).to(device).train()
+    step = _step(model, images, labels)
+
+    def repeatable(_: object) -> None:
+        with _determinism():
+            step(None)
+
+    both = {contender: step, f"{contender}-deterministic": repeatable}
+    times = time_in_turns({key: Contender(one) for key, one in both.items()}, rounds, device)
+    owned = [*model.parameters(), *model.buffers(), images, labels]
+    peaks = {
+        key: cuda_peak_bytes(partial(one, None))
+        if device.type == "cuda"
+        else kept_bytes(partial(_loss, model, images, labels), owned)
+        for key, one in both.items()
+    }
+    return [make_row(case, key, contender, times, peaks[key]) for key in both]
+
+
+@contextlib.contextmanager
+def _determinism() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.deterministic = before[1]
 
 
 def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -16,7 +17,7 @@ from arelu_meta.bench.episodes import TASKS, episode_rows
 from arelu_meta.bench.finetune import finetune_cases, finetune_rows, images_per_second
 from arelu_meta.bench.maml import CASES, growth_rows, maml_rows
 from arelu_meta.bench.op import DTYPES, LAYOUTS, PASSES, SIZES, op_rows
-from arelu_meta.bench.step import MODELS, step_rows
+from arelu_meta.bench.step import MODELS, deterministic_rows, step_rows
 from arelu_meta.bench.swap import SMALLEST, swap_rows
 from arelu_meta.bench.timing import Row
 from arelu_meta.config import BenchConfig
@@ -43,12 +44,14 @@ def bench_task(config: BenchConfig) -> list[Row]:
     """
     if config.growth and config.what != "maml":
         raise InputError(f"growth: bench {config.what} does not read it; give it to bench maml")
+    if config.deterministic and config.what != "step":
+        raise InputError(f"deterministic: bench {config.what} does not read it; give it to bench step")
     # A swap is Python's work, on whatever machine.
     device = choose_device("cpu" if (config.what, config.device) == ("swap", "auto") else config.device)
     maml = _growth_cases if config.growth else _maml_cases
-    kinds = {
+    kinds: dict[str, Callable[[torch.device, int | None], dict[str, Measure]]] = {
         "op": _op_cases,
-        "step": _step_cases,
+        "step": partial(_step_cases, deterministic=config.deterministic),
         "maml": maml,
         "swap": _swap_cases,
         "finetune": _finetune_cases,
@@ -109,9 +112,10 @@ def _op_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
     return cases
 
 
-def _step_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
+def _step_cases(device: torch.device, rounds: int | None, deterministic: bool = False) -> dict[str, Measure]:
+    measure = deterministic_rows if deterministic else step_rows
     return {
-        f"{name}/128px/batch32": lambda name=name: step_rows([name], rounds=rounds or 15, device=device)  # type: ignore[misc]
+        f"{name}/128px/batch32": lambda name=name: measure([name], rounds=rounds or 15, device=device)  # type: ignore[misc]
         for name in MODELS
     }
 

@@ -1,6 +1,7 @@
 """Device, precision, seeds and random state of a run."""
 
 import contextlib
+import os
 import random
 import re
 import warnings
@@ -48,6 +49,11 @@ def prepare(config: RunConfig) -> torch.device:
         The device.
     """
     device = choose_device(config.device)
+    if config.deterministic:
+        # Read when cuBLAS starts, at the process's first product of matrices. Source: PyTorch's page on
+        # reproducibility (torch.use_deterministic_algorithms).
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
@@ -55,6 +61,23 @@ def prepare(config: RunConfig) -> torch.device:
     torch.backends.cudnn.deterministic = config.deterministic
     torch.autograd.set_detect_anomaly(config.detect_anomaly)
     return device
+
+
+def price_of_determinism(device: torch.device) -> str:
+    """Say in one line what run.deterministic switches off, and how to measure what that costs.
+
+    Args:
+        device: of the run.
+    """
+    what = {
+        "cuda": "no atomic sums, no search for cuDNN's fastest algorithm, a fixed workspace for cuBLAS",
+        "cpu": "new memory is filled before it is used",
+    }.get(device.type, "repeatable algorithms alone")
+    command = "arelu-meta bench step --deterministic true"
+    return (
+        f"run.deterministic: {what}, and an operation that has no repeatable form ends the run; `{command}` measures "
+        "what it costs here"
+    )
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.compute import prepare
+from arelu_meta.runs.compute import prepare, price_of_determinism
 from arelu_meta.runs.meeting import meet
 
 
@@ -174,11 +174,13 @@ def join(config: RunConfig) -> Ranks:
         RunError: if the others do not come.
     """
     processes = int(os.environ.get("WORLD_SIZE") or 1)
+    device = prepare(config)
+    if config.deterministic and (os.environ.get("RANK") or "0") == "0":
+        print(price_of_determinism(device), flush=True)
     if processes == 1:
-        return Ranks(prepare(config))
+        return Ranks(device)
     from accelerate import Accelerator
 
-    device = prepare(config)
     meet(device)
     # Told of a CPU that was chosen, too: accelerate starts gloo for no other, and each process would be the first.
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", device_placement=False)

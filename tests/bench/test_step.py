@@ -5,7 +5,7 @@ from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.bench.op import GATE, PlainAReLU
-from arelu_meta.bench.step import CONTENDERS, step_rows
+from arelu_meta.bench.step import CONTENDERS, deterministic_rows, step_rows
 
 
 def count(model: nn.Module, kind: type[nn.Module]) -> int:
@@ -17,6 +17,14 @@ def test_every_contender_has_a_row_for_every_model() -> None:
     assert [row.contender for row in rows] == ["relu", "arelu-plain", "arelu", "preserve"]
     assert {row.case for row in rows} == {"resnet18/32px/batch2"}
     assert all(row.median_ms > 0 and row.peer == "relu" and row.peak_bytes > 0 for row in rows)
+
+
+def test_the_price_of_determinism_is_measured_beside_the_same_step_without_it() -> None:
+    rows = deterministic_rows(["resnet18"], image_size=32, batch_size=2, rounds=1)
+    names = [(row.contender, row.peer) for row in rows]
+    assert names == [(f"{name}{end}", name) for name in ("relu", "arelu") for end in ("", "-deterministic")]
+    assert all(row.median_ms > 0 for row in rows)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_arelu_keeps_no_more_than_relu_in_a_whole_network() -> None:

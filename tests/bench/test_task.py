@@ -34,6 +34,10 @@ def test_bench_op_writes_the_contracts_rows(tmp_path: Path, capsys: pytest.Captu
         (["bench", "op", "--json", "no/such/folder/r.json"], "error: json: the folder of"),
         (["bench", "swap", "--case", "resnet10"], "error: case: 'resnet10' is not known"),
         (["bench", "op", "--growth", "true"], "error: growth: bench op does not read it; give it to bench maml"),
+        (
+            ["bench", "op", "--deterministic", "true"],
+            "error: deterministic: bench op does not read it; give it to bench",
+        ),
         (["bench", "op", "--rounds", "0"], "error: rounds: 0 is not allowed"),
     ],
 )

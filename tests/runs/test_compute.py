@@ -1,3 +1,4 @@
+import os
 import random
 
 import numpy as np
@@ -6,7 +7,16 @@ import torch
 
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.compute import autocast, choose_device, naming_anomaly, prepare, random_state, restore_random_state
+from arelu_meta.runs.compute import (
+    autocast,
+    choose_device,
+    naming_anomaly,
+    prepare,
+    price_of_determinism,
+    random_state,
+    restore_random_state,
+)
+from arelu_meta.runs.ranks import join
 
 
 def _draw() -> tuple[float, float, float]:
@@ -55,6 +65,23 @@ def test_deterministic_is_switched_off_again_by_the_next_run() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     prepare(RunConfig(device="cpu"))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_deterministic_run_gives_cublas_its_workspace_and_says_what_it_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    join(RunConfig(device="cpu"))
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert capsys.readouterr().out == ""
+    join(RunConfig(device="cpu", deterministic=True))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    said = capsys.readouterr().out
+    assert said.startswith("run.deterministic: new memory is filled before it is used")
+    assert said.count("\n") == 1
+    assert "cuBLAS" in price_of_determinism(torch.device("cuda"))
+    prepare(RunConfig(device="cpu"))
 
 
 def test_an_anomaly_becomes_one_sentence_that_names_the_operation() -> None:
