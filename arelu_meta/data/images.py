@@ -2,128 +2,44 @@
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from arelu_meta.config import DataConfig
 from arelu_meta.data.reading import find_broken, is_candidate, read_image
+from arelu_meta.data.sets import ImageSet, Labels, Splits, concatenate
+from arelu_meta.data.splitting import fill_splits, split_whole, take_fold, thin
 from arelu_meta.errors import InputError, nearest_names
 
-TEST_SHARE, VALIDATION_SHARE = 0.25, 0.10
+__all__ = [
+    "ImageSet",
+    "Labels",
+    "Splits",
+    "check_encodable",
+    "class_holders",
+    "concatenate",
+    "data_home",
+    "fill_splits",
+    "find_candidates",
+    "find_root",
+    "load_folder",
+    "load_images",
+    "part_folders",
+    "read_folder",
+    "split_whole",
+    "training_parts",
+]
+
 _PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
-
-Labels = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Labelled images, decoded when they are asked for.
-
-    Args:
-        classes: the classes' names; a label is an index into them.
-        labels: shape (images,), int64.
-        names: a path below the data's root, or an index into a named set; one an image.
-        read: decodes image i of `names`, as 8-bit grey or RGB.
-        channels: 1 for grey sets, 3 otherwise.
-        skipped: files left out, when the set was read, because they are not images.
-    """
-
-    classes: tuple[str, ...]
-    labels: Labels
-    names: tuple[str, ...]
-    read: Callable[[str], Image.Image]
-    channels: int = 3
-    skipped: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.read(self.names[index]), int(self.labels[index])
-
-    def subset(self, indices: Sequence[int] | Labels) -> "ImageSet":
-        """Keep some images, all classes.
-
-        Args:
-            indices: positions in this set.
-        """
-        return replace(self, labels=self.labels[indices], names=tuple(self.names[index] for index in indices))
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training, validation and test images with the same classes.
-
-    Args:
-        train: what is learned from.
-        validation: what the best epoch is chosen by.
-        test: what is reported; nothing is chosen by it.
-        mirrored: whether an image and its mirror image mean the same (not so for characters).
-        notes: what a reader of the results should know.
-        skipped: files left out because they are not images.
-        own_test: whether the data brought the test set.
-    """
-
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
-    mirrored: bool = True
-    notes: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    own_test: bool = False
-
-    def describe(self) -> dict[str, Any]:
-        """List every image of every part, for split.json."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {
-            "classes": list(self.train.classes),
-            **{name: list(part.names) for name, part in parts.items()},
-            "notes": list(self.notes),
-            "skipped": list(self.skipped),
-        }
 
 
 def data_home() -> Path:
     """Return where data lies by default: $ARELU_META_DATA, else ~/.cache/arelu-meta/data."""
     return Path(os.environ.get("ARELU_META_DATA") or "~/.cache/arelu-meta/data").expanduser()
-
-
-def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
-    """Put sets together; classes of the same name become one.
-
-    Args:
-        parts: at least one set.
-
-    Returns:
-        All images, the parts one behind the other.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
-    position = {name: label for label, name in enumerate(classes)}
-    labels = [position[part.classes[label]] for part in parts for label in part.labels]
-    names = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.names]
-    read = _ReadAny(tuple(part.read for part in parts))
-    skipped = tuple(name for part in parts for name in part.skipped)
-    return ImageSet(classes, np.array(labels, dtype=np.int64), tuple(names), read, parts[0].channels, skipped)
-
-
-@dataclass(frozen=True)
-class _ReadAny:
-    """Reads an image of any of several sets; the name starts with the set's number."""
-
-    reads: tuple[Callable[[str], Image.Image], ...]
-
-    def __call__(self, name: str) -> Image.Image:
-        number, _, rest = name.partition(":")
-        return self.reads[int(number)](rest)
 
 
 def find_root(root: str) -> Path:
@@ -181,7 +97,7 @@ def load_images(config: DataConfig, seed: int) -> Splits:
     splits = _load(config, seed)
     if config.folds is not None:
         splits = take_fold(splits, config.folds, config.fold or 1, seed)
-    return splits if config.per_class is None else replace(splits, train=_thin(splits.train, config.per_class, seed))
+    return splits if config.per_class is None else replace(splits, train=thin(splits.train, config.per_class, seed))
 
 
 def _load(config: DataConfig, seed: int) -> Splits:
@@ -371,110 +287,3 @@ def _read_below(root: Path, name: str) -> Image.Image:
         return read_image(root / name)
     except OSError as error:
         raise InputError(f"data.root: {str(root / name)!r} could not be read any more ({error})") from error
-
-
-def split_whole(images: ImageSet, seed: int, mirrored: bool = True) -> Splits:
-    """Cut test and validation images from a set that has no split.
-
-    Args:
-        images: all of them.
-        seed: of the cut.
-        mirrored: see `Splits`.
-
-    Raises:
-        InputError: if a class has fewer than 3 images.
-    """
-    return replace(fill_splits(images, None, None, seed), mirrored=mirrored)
-
-
-def fill_splits(train: ImageSet, validation: ImageSet | None, test: ImageSet | None, seed: int) -> Splits:
-    """Cut the parts that are missing from the training images, stratified by class.
-
-    Args:
-        train: the training images.
-        validation: validation images, if the data brings them.
-        test: test images, if the data brings them.
-        seed: of the cuts.
-
-    Raises:
-        InputError: if a class is too small to be cut.
-    """
-    whole, own_test = len(train), test is not None
-    if test is None:
-        test, train = _cut(train, TEST_SHARE, seed, needed=2 if validation is not None else 3)
-    if validation is None:
-        # A share of all images, not of what the test set has left.
-        validation, train = _cut(train, min(0.5, VALIDATION_SHARE * whole / len(train)), seed + 1, needed=2)
-    return Splits(train, validation, test, own_test=own_test)
-
-
-def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
-    """Cut images anew for cross-validation: one of several stratified folds is the test set, once each.
-
-    Args:
-        splits: a test set that the data brought is left alone; all else is pooled.
-        folds: how many there are.
-        fold: which is tested on, from 1.
-        seed: of the folds, and of the validation images, which are cut from the others.
-
-    Raises:
-        InputError: if a class has fewer images than there are folds.
-    """
-    from sklearn.model_selection import StratifiedKFold
-
-    pool = _pool([splits.train, splits.validation] + ([] if splits.own_test else [splits.test]))
-    counts = np.bincount(pool.labels, minlength=len(pool.classes))
-    # Validation takes one image of a class, training at least one.
-    if counts.min() < max(folds, 3):
-        name = pool.classes[int(counts.argmin())]
-        raise InputError(
-            f"data.folds: {folds} is more than class {name!r} allows, which has {counts.min()} images; give fewer, and "
-            "at least 3 images a class"
-        )
-    cuts = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(pool.labels, pool.labels)
-    rest, tested = list(cuts)[fold - 1]
-    train, test = pool.subset(rest), pool.subset(tested)
-    validation, train = _cut(train, min(0.5, VALIDATION_SHARE * len(pool) / len(train)), seed + 1, needed=2)
-    notes = ("the data's own test set is left alone: folds are cut from its other images",) if splits.own_test else ()
-    return replace(splits, train=train, validation=validation, test=test, notes=splits.notes + notes)
-
-
-def _pool(parts: Sequence[ImageSet]) -> ImageSet:
-    """Put parts of one set together again, in an order that does not depend on how they were cut."""
-    names = [name for part in parts for name in part.names]
-    if len(set(names)) < len(names) or len({id(part.read) for part in parts}) > 1:
-        return concatenate(parts)
-    order = sorted(range(len(names)), key=names.__getitem__)
-    labels = np.concatenate([part.labels for part in parts])
-    return replace(parts[0], labels=labels[order], names=tuple(names[index] for index in order))
-
-
-def _cut(images: ImageSet, share: float, seed: int, needed: int) -> tuple[ImageSet, ImageSet]:
-    """Draw a share of every class, at least one image; return it and the rest."""
-    random = np.random.default_rng([seed, 0])
-    drawn: list[int] = []
-    for label, name in enumerate(images.classes):
-        members = np.flatnonzero(images.labels == label)
-        if len(members) < needed:
-            raise InputError(
-                f"data.root: class {name!r} has {len(members)} images; at least {needed} are needed to split them"
-            )
-        count = min(max(1, round(share * len(members))), len(members) - needed + 1)
-        drawn += random.permutation(members)[:count].tolist()
-    rest = np.setdiff1d(np.arange(len(images)), drawn)
-    return images.subset(sorted(drawn)), images.subset(rest)
-
-
-def _thin(images: ImageSet, per_class: int, seed: int) -> ImageSet:
-    """Keep `per_class` images of every class; fewer are a subset of more."""
-    random = np.random.default_rng([seed, 1])
-    kept: list[int] = []
-    for label, name in enumerate(images.classes):
-        members = np.flatnonzero(images.labels == label)
-        if len(members) < per_class:
-            raise InputError(
-                f"data.per_class: {per_class} is more than class {name!r} leaves for training; "
-                f"give at most {len(members)}"
-            )
-        kept += random.permutation(members)[:per_class].tolist()
-    return images.subset(sorted(kept))

@@ -1,0 +1,110 @@
+"""What labelled images are: a set of them, and a set's training, validation and test parts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images, decoded when they are asked for.
+
+    Args:
+        classes: the classes' names; a label is an index into them.
+        labels: shape (images,), int64.
+        names: a path below the data's root, or an index into a named set; one an image.
+        read: decodes image i of `names`, as 8-bit grey or RGB.
+        channels: 1 for grey sets, 3 otherwise.
+        skipped: files left out, when the set was read, because they are not images.
+    """
+
+    classes: tuple[str, ...]
+    labels: Labels
+    names: tuple[str, ...]
+    read: Callable[[str], Image.Image]
+    channels: int = 3
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.read(self.names[index]), int(self.labels[index])
+
+    def subset(self, indices: Sequence[int] | Labels) -> "ImageSet":
+        """Keep some images, all classes.
+
+        Args:
+            indices: positions in this set.
+        """
+        return replace(self, labels=self.labels[indices], names=tuple(self.names[index] for index in indices))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test images with the same classes.
+
+    Args:
+        train: what is learned from.
+        validation: what the best epoch is chosen by.
+        test: what is reported; nothing is chosen by it.
+        mirrored: whether an image and its mirror image mean the same (not so for characters).
+        notes: what a reader of the results should know.
+        skipped: files left out because they are not images.
+        own_test: whether the data brought the test set.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    mirrored: bool = True
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    own_test: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """List every image of every part, for split.json."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            "classes": list(self.train.classes),
+            **{name: list(part.names) for name, part in parts.items()},
+            "notes": list(self.notes),
+            "skipped": list(self.skipped),
+        }
+
+
+def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
+    """Put sets together; classes of the same name become one.
+
+    Args:
+        parts: at least one set.
+
+    Returns:
+        All images, the parts one behind the other.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
+    position = {name: label for label, name in enumerate(classes)}
+    labels = [position[part.classes[label]] for part in parts for label in part.labels]
+    names = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.names]
+    read = _ReadAny(tuple(part.read for part in parts))
+    skipped = tuple(name for part in parts for name in part.skipped)
+    return ImageSet(classes, np.array(labels, dtype=np.int64), tuple(names), read, parts[0].channels, skipped)
+
+
+@dataclass(frozen=True)
+class _ReadAny:
+    """Reads an image of any of several sets; the name starts with the set's number."""
+
+    reads: tuple[Callable[[str], Image.Image], ...]
+
+    def __call__(self, name: str) -> Image.Image:
+        number, _, rest = name.partition(":")
+        return self.reads[int(number)](rest)

@@ -1,0 +1,127 @@
+"""Which images are trained on, validated on and tested on, where the data does not say: cut by the seed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from arelu_meta.data.sets import ImageSet, Splits, concatenate
+from arelu_meta.errors import InputError
+
+TEST_SHARE, VALIDATION_SHARE = 0.25, 0.10
+
+
+def split_whole(images: ImageSet, seed: int, mirrored: bool = True) -> Splits:
+    """Cut test and validation images from a set that has no split.
+
+    Args:
+        images: all of them.
+        seed: of the cut.
+        mirrored: see `Splits`.
+
+    Raises:
+        InputError: if a class has fewer than 3 images.
+    """
+    return replace(fill_splits(images, None, None, seed), mirrored=mirrored)
+
+
+def fill_splits(train: ImageSet, validation: ImageSet | None, test: ImageSet | None, seed: int) -> Splits:
+    """Cut the parts that are missing from the training images, stratified by class.
+
+    Args:
+        train: the training images.
+        validation: validation images, if the data brings them.
+        test: test images, if the data brings them.
+        seed: of the cuts.
+
+    Raises:
+        InputError: if a class is too small to be cut.
+    """
+    whole, own_test = len(train), test is not None
+    if test is None:
+        test, train = _cut(train, TEST_SHARE, seed, needed=2 if validation is not None else 3)
+    if validation is None:
+        # A share of all images, not of what the test set has left.
+        validation, train = _cut(train, min(0.5, VALIDATION_SHARE * whole / len(train)), seed + 1, needed=2)
+    return Splits(train, validation, test, own_test=own_test)
+
+
+def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
+    """Cut images anew for cross-validation: one of several stratified folds is the test set, once each.
+
+    Args:
+        splits: a test set that the data brought is left alone; all else is pooled.
+        folds: how many there are.
+        fold: which is tested on, from 1.
+        seed: of the folds, and of the validation images, which are cut from the others.
+
+    Raises:
+        InputError: if a class has fewer images than there are folds.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    pool = _pool([splits.train, splits.validation] + ([] if splits.own_test else [splits.test]))
+    counts = np.bincount(pool.labels, minlength=len(pool.classes))
+    # Validation takes one image of a class, training at least one.
+    if counts.min() < max(folds, 3):
+        name = pool.classes[int(counts.argmin())]
+        raise InputError(
+            f"data.folds: {folds} is more than class {name!r} allows, which has {counts.min()} images; give fewer, and "
+            "at least 3 images a class"
+        )
+    cuts = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(pool.labels, pool.labels)
+    rest, tested = list(cuts)[fold - 1]
+    train, test = pool.subset(rest), pool.subset(tested)
+    validation, train = _cut(train, min(0.5, VALIDATION_SHARE * len(pool) / len(train)), seed + 1, needed=2)
+    notes = ("the data's own test set is left alone: folds are cut from its other images",) if splits.own_test else ()
+    return replace(splits, train=train, validation=validation, test=test, notes=splits.notes + notes)
+
+
+def _pool(parts: Sequence[ImageSet]) -> ImageSet:
+    """Put parts of one set together again, in an order that does not depend on how they were cut."""
+    names = [name for part in parts for name in part.names]
+    if len(set(names)) < len(names) or len({id(part.read) for part in parts}) > 1:
+        return concatenate(parts)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    labels = np.concatenate([part.labels for part in parts])
+    return replace(parts[0], labels=labels[order], names=tuple(names[index] for index in order))
+
+
+def _cut(images: ImageSet, share: float, seed: int, needed: int) -> tuple[ImageSet, ImageSet]:
+    """Draw a share of every class, at least one image; return it and the rest."""
+    random = np.random.default_rng([seed, 0])
+    drawn: list[int] = []
+    for label, name in enumerate(images.classes):
+        members = np.flatnonzero(images.labels == label)
+        if len(members) < needed:
+            raise InputError(
+                f"data.root: class {name!r} has {len(members)} images; at least {needed} are needed to split them"
+            )
+        count = min(max(1, round(share * len(members))), len(members) - needed + 1)
+        drawn += random.permutation(members)[:count].tolist()
+    rest = np.setdiff1d(np.arange(len(images)), drawn)
+    return images.subset(sorted(drawn)), images.subset(rest)
+
+
+def thin(images: ImageSet, per_class: int, seed: int) -> ImageSet:
+    """Keep `per_class` images of every class; fewer are a subset of more.
+
+    Args:
+        images: the training images.
+        per_class: how many of each class.
+        seed: of the choice.
+
+    Raises:
+        InputError: if a class has fewer.
+    """
+    random = np.random.default_rng([seed, 1])
+    kept: list[int] = []
+    for label, name in enumerate(images.classes):
+        members = np.flatnonzero(images.labels == label)
+        if len(members) < per_class:
+            raise InputError(
+                f"data.per_class: {per_class} is more than class {name!r} leaves for training; "
+                f"give at most {len(members)}"
+            )
+        kept += random.permutation(members)[:per_class].tolist()
+    return images.subset(sorted(kept))
