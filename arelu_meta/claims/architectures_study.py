@@ -38,7 +38,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         work=partial(work, config),
         processes=(config.processes or cores()) if device.type == "cpu" else 1,
         seconds=lambda missing: _seconds(config, missing),
-        conclude=lambda ledger, folder: conclude([row for one in trials for row in ledger.of(one)], config.margin),
+        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin),
         headline=(
             f"{config.model.name} from scratch on {config.data.root or config.data.name or 'digits'}, "
             f"{config.data.image_size} px: {config.model.activation}, {config.optim.name}, learning rates "

@@ -2,15 +2,14 @@
 
 import contextlib
 import io
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arelu_meta.claims.ledger import Ledger, key_of
 from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import finetune
@@ -51,14 +50,6 @@ class Point:
     way: str
     lr: float
 
-    @property
-    def key(self) -> str:
-        """Name the run."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-
-Rows = dict[str, dict[str, Any]]
-
 
 def points(config: DefaultsConfig) -> Iterator[Point]:
     """List the runs: all of a seed, the defaults first, before the next seed's.
@@ -78,38 +69,24 @@ def sweep_defaults(config: DefaultsConfig) -> None:
 
     Args:
         config: the sweep.
+
+    Raises:
+        InputError: if the file of the results is damaged.
+        RunError: if it cannot be written.
     """
     path = Path(config.results)
-    rows = read_rows(path)
+    ledger = Ledger(path, "results")
     listed = list(points(config))
     for number, point in enumerate(listed, 1):
-        if point.key not in rows and not config.table:
-            print(f"{number}/{len(listed)} {point.key}", flush=True)
-            rows[point.key] = {"point": asdict(point), **run_point(point)}
+        if point not in ledger and not config.table:
+            print(f"{number}/{len(listed)} {key_of(point)}", flush=True)
+            row = run_point(point)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[point.key]) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            ledger.append(point, [row])
     for data in config.data:
         title = f"{data}, {config.image_size} px: test accuracy (%), mean of the seeds that have ended (their number)"
-        print_table(title, ["way", *(f"{lr:g}" for lr in RATES)], table(config, rows, data))
-        print(verdict(config, rows, data), flush=True)
-
-
-def read_rows(path: Path) -> Rows:
-    """Read the runs that have ended, by key.
-
-    Args:
-        path: of JSON lines; a last line that was cut off is left out.
-    """
-    rows: Rows = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                rows[Point(**row["point"]).key] = row
-    return rows
+        print_table(title, ["way", *(f"{lr:g}" for lr in RATES)], table(config, ledger, data))
+        print(verdict(config, ledger, data), flush=True)
 
 
 def config_of(point: Point, folder: str) -> FinetuneConfig:
@@ -153,35 +130,35 @@ def run_point(point: Point) -> dict[str, Any]:
         shutil.rmtree(folder)
 
 
-def _found(config: DefaultsConfig, rows: Rows, data: str, way: str, lr: float) -> list[float]:
-    keys = [Point(data, config.image_size, seed, way, lr).key for seed in range(config.seeds)]
-    return [100 * rows[key]["test_accuracy"] for key in keys if key in rows]
+def _found(config: DefaultsConfig, ledger: Ledger, data: str, way: str, lr: float) -> list[float]:
+    found = [Point(data, config.image_size, seed, way, lr) for seed in range(config.seeds)]
+    return [100 * row["test_accuracy"] for row in ledger.of_all(point for point in found if point in ledger)]
 
 
-def table(config: DefaultsConfig, rows: Rows, data: str) -> list[list[str]]:
+def table(config: DefaultsConfig, ledger: Ledger, data: str) -> list[list[str]]:
     """List a set's means, one row a way and one column a rate.
 
     Args:
         config: the sweep.
-        rows: the runs that have ended.
+        ledger: the runs that have ended.
         data: the set.
     """
     cells: list[list[str]] = []
     for way in WAYS:
-        means = [_found(config, rows, data, way, lr) for lr in RATES]
+        means = [_found(config, ledger, data, way, lr) for lr in RATES]
         cells.append([way, *(f"{sum(found) / len(found):.1f} ({len(found)})" if found else "" for found in means)])
     return cells
 
 
-def verdict(config: DefaultsConfig, rows: Rows, data: str) -> str:
+def verdict(config: DefaultsConfig, ledger: Ledger, data: str) -> str:
     """Say how far the defaults are from the best of the twelve, or how many runs are missing.
 
     Args:
         config: the sweep.
-        rows: the runs that have ended.
+        ledger: the runs that have ended.
         data: the set.
     """
-    means = {(way, lr): _found(config, rows, data, way, lr) for way in WAYS for lr in RATES}
+    means = {(way, lr): _found(config, ledger, data, way, lr) for way in WAYS for lr in RATES}
     missing = sum(config.seeds - len(found) for found in means.values())
     if missing:
         return f"{data}: {missing} of {config.seeds * len(means)} runs are missing: no verdict"

@@ -44,7 +44,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
             work=partial(work, shelf, str(device)),
             processes=(config.processes or cores()) if device.type == "cpu" else 1,
             seconds=partial(estimate, data.to(device)),
-            conclude=lambda ledger, _: conclude([row for one in trials for row in ledger.of(one)], config.margin),
+            conclude=lambda ledger, _: conclude(ledger.of_all(trials), config.margin),
             headline=_headline(config, trials),
         )
 

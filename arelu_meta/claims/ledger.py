@@ -30,12 +30,13 @@ class Ledger:
 
     Args:
         path: of the JSON lines; made at the first run.
+        flag: what named it, for errors.
 
     Raises:
         InputError: if the file is damaged, other than by a last line that was cut off, which is dropped.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, flag: str = "run.folder") -> None:
         self.path = path
         self.rows: dict[str, list[Row]] = {}
         self._whole = 0  # bytes up to the end of the last whole line
@@ -47,7 +48,7 @@ class Ledger:
                 self.rows[json.dumps(entry["trial"], sort_keys=True)] = entry["rows"]
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
-                    f"run.folder: {str(path)!r} is damaged ({error!r}); remove it to run the study again"
+                    f"{flag}: {str(path)!r} is damaged ({error!r}); remove it to run the study again"
                 ) from error
             self._whole += len(line)
 
@@ -57,6 +58,14 @@ class Ledger:
     def of(self, trial: Any) -> list[Row]:
         """Return a finished run's rows, each with the trial's own columns before its read-outs."""
         return [{**asdict(trial), **row} for row in self.rows[key_of(trial)]]
+
+    def of_all(self, trials: Iterable[Any]) -> list[Row]:
+        """Return the rows of several finished runs as `of` does, one run behind the other.
+
+        Args:
+            trials: each in the ledger.
+        """
+        return [row for trial in trials for row in self.of(trial)]
 
     def append(self, trial: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         """Note a finished run: it is on disk when this returns.
@@ -70,16 +79,18 @@ class Ledger:
         """
         line = json.dumps({"trial": asdict(trial), "rows": list(rows)}, sort_keys=True) + "\n"
         try:
-            with self.path.open("ab") as file:
-                file.truncate(self._whole)
+            with self.path.open("a+b") as file:
+                file.seek(self._whole)
+                unread = file.read()  # whole lines of a process beside this one stay; a line that was cut off goes
+                file.truncate(self._whole + unread.rfind(b"\n") + 1)
                 file.write(line.encode())
                 file.flush()
                 os.fsync(file.fileno())
+                self._whole = file.tell()
         except OSError as error:
             raise RunError(
                 f"{self.path}: could not be written ({error.strerror}); the runs before are intact"
             ) from error
-        self._whole += len(line.encode())
         self.rows[key_of(trial)] = [dict(row) for row in rows]
 
 

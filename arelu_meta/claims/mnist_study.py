@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from arelu_meta.activations.registry import create_activation
-from arelu_meta.claims.ledger import Ledger, Row
+from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.mnist_tables import conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
@@ -50,7 +50,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
             work=partial(work, shelf, str(device), stacked),
             processes=1 if stacked else config.processes or cores(),
             seconds=partial(estimate, data.to(device), stacked),
-            conclude=lambda ledger, folder: conclude(_rows(ledger, trials), config.margin),
+            conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin),
             headline=_headline(config, data, trials),
         )
 
@@ -160,7 +160,3 @@ def _of_a_kind(trials: Sequence[Trial]) -> list[list[Trial]]:
     for trial in trials:
         kinds.setdefault((trial.network, trial.activation, trial.optimizer), []).append(trial)
     return list(kinds.values())
-
-
-def _rows(ledger: Ledger, trials: Sequence[Trial]) -> list[Row]:
-    return [row for trial in trials for row in ledger.of(trial)]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.claims.ledger import Ledger, Row
+from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
@@ -103,7 +103,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         work=partial(work, config),
         processes=(config.processes or cores()) if device.type == "cpu" else 1,
         seconds=partial(estimate, config),
-        conclude=lambda ledger, folder: conclude(_rows(ledger, trials), small, config.margin, config.target),
+        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), small, config.margin, config.target),
         headline=_headline(config, small),
     )
 
@@ -311,7 +311,3 @@ def estimate(config: ClaimsConfig, trials: Sequence[Trial]) -> float:
     started = perf_counter()
     work(config, [short])
     return (perf_counter() - started) * sum(trial.length for trial in trials)
-
-
-def _rows(ledger: Ledger, trials: Sequence[Trial]) -> list[Row]:
-    return [row for trial in trials for row in ledger.of(trial)]

@@ -7,16 +7,19 @@ import pytest
 from arelu_meta.checking import validate
 from arelu_meta.claims import defaults
 from arelu_meta.claims.defaults import RATES, WAYS, DefaultsConfig, Point, config_of, points, sweep_defaults, verdict
+from arelu_meta.claims.ledger import Ledger
 from arelu_meta.config import FinetuneConfig, OptimConfig, TrainConfig
+from arelu_meta.errors import InputError
 
 DEFAULT = (WAYS[0], float(OptimConfig().lr))
 
 
-def _rows(config: DefaultsConfig, accuracy: dict[tuple[str, float], float]) -> defaults.Rows:
-    return {
-        point.key: {"test_accuracy": accuracy.get((point.way, point.lr), 0.5)}  # made up
-        for point in points(config)
-    }
+def _ledger(path: Path, made: list[Point], accuracy: dict[tuple[str, float], float]) -> Ledger:
+    """Make runs up: 0.5, where nothing else is given."""
+    ledger = Ledger(path)
+    for point in made:
+        ledger.append(point, [{"test_accuracy": accuracy.get((point.way, point.lr), 0.5)}])
+    return ledger
 
 
 def test_a_sweep_has_twelve_points_a_set_and_the_defaults_are_the_first() -> None:
@@ -33,15 +36,16 @@ def test_the_defaults_point_sets_nothing_but_the_data_and_the_activation() -> No
     assert config.model == FinetuneConfig().model.__class__(activation="arelu")
 
 
-def test_the_verdict_compares_means_and_waits_for_every_run() -> None:
+def test_the_verdict_compares_means_and_waits_for_every_run(tmp_path: Path) -> None:
     config = DefaultsConfig(seeds=2)
-    near = _rows(config, {DEFAULT: 0.895, ("plain", 1e-2): 0.9})
+    made = list(points(config))
+    near = _ledger(tmp_path / "near", made, {DEFAULT: 0.895, ("plain", 1e-2): 0.9})
     assert verdict(config, near, "flowers17").endswith("0.5 points below the best (plain, 0.01): within 1 point")
-    far = _rows(config, {DEFAULT: 0.87, ("plain", 1e-2): 0.9})
+    far = _ledger(tmp_path / "far", made, {DEFAULT: 0.87, ("plain", 1e-2): 0.9})
     assert "3.0 points below" in verdict(config, far, "flowers17")
     assert "NOT" in verdict(config, far, "flowers17")
-    near.pop(next(iter(near)))
-    assert verdict(config, near, "flowers17") == "flowers17: 1 of 24 runs are missing: no verdict"
+    most = _ledger(tmp_path / "most", made[1:], {})
+    assert verdict(config, most, "flowers17") == "flowers17: 1 of 24 runs are missing: no verdict"
 
 
 def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +72,9 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(first) == 5
     assert len(ran) == 7
     assert not set(first) & set(ran)
+
+
+def test_a_damaged_file_of_results_is_named_by_its_flag(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("nonsense\n")
+    with pytest.raises(InputError, match=r"^results: .*results\.jsonl' is damaged"):
+        sweep_defaults(DefaultsConfig(results=str(tmp_path / "results.jsonl"), table=True))

@@ -69,6 +69,27 @@ def test_a_group_of_which_a_part_is_done_runs_the_rest_alone(tmp_path: Path) -> 
     assert _done == ["a", "b"]
 
 
+def test_the_rows_of_several_runs_come_in_the_order_of_the_runs_with_their_own_columns(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "runs.jsonl")
+    ledger.append(_Trial("a", 1), [{"epoch": 1}, {"epoch": 2}])
+    ledger.append(_Trial("b"), [{"epoch": 1}])
+    assert ledger.of_all([_Trial("b"), _Trial("a", 1)]) == [
+        {"name": "b", "seed": 0, "epoch": 1},
+        {"name": "a", "seed": 1, "epoch": 1},
+        {"name": "a", "seed": 1, "epoch": 2},
+    ]
+    with pytest.raises(KeyError):
+        ledger.of_all([_Trial("c")])
+
+
+def test_what_a_process_beside_this_one_noted_stays(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    ours, theirs = Ledger(path), Ledger(path)
+    for ledger, name in ((ours, "a"), (theirs, "b"), (ours, "c"), (theirs, "d")):
+        ledger.append(_Trial(name), [{"epoch": 1}])
+    assert [row["name"] for row in Ledger(path).of_all(_Trial(name) for name in "abcd")] == ["a", "b", "c", "d"]
+
+
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text("nonsense\n")
     with pytest.raises(InputError, match=r"^run\.folder: .*runs\.jsonl' is damaged"):
