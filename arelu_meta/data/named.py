@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from arelu_meta.config import DataConfig
+from arelu_meta.data.archives import kept_inside
 from arelu_meta.data.images import ImageSet, Splits, data_home, fill_splits
 from arelu_meta.data.reading import to_channels
 from arelu_meta.errors import InputError
@@ -152,8 +154,9 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
     root = _named_root(config)
     before = _folders(root)
     try:
-        return make(root, **arguments)
-    except (RuntimeError, OSError) as error:
+        with kept_inside():
+            return make(root, **arguments)
+    except (RuntimeError, OSError, tarfile.TarError) as error:
         missing = error
     if not config.download:
         _remove_empty(_folders(root) - before)
@@ -162,9 +165,9 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
         )
     try:
         # torchvision reports its own tries; one sentence is left of them if all fail.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), kept_inside():
             return make(root, **{**arguments, "download": True})
-    except (RuntimeError, OSError, TypeError, ValueError) as error:
+    except (RuntimeError, OSError, TypeError, ValueError, tarfile.TarError) as error:
         _remove_empty(_folders(root) - before)
         reason = str(error).split("\n")[0].rstrip(":")
         raise InputError(

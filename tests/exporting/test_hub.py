@@ -1,9 +1,11 @@
 """The Hub itself cannot be reached here: huggingface_hub's own functions are replaced where they would go online."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,3 +174,28 @@ def test_a_spec_from_a_stranger_is_checked(hub: Path, run: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be loaded \(TypeError: its header says -1 for image_size\)"):
         load_from_hub("me/x")
     assert "arelu_meta" in sys.modules
+
+
+@pytest.mark.parametrize("name", ["../x", "me/../x", "../../me/x", "/me/x", "me/x/../../y", "me\\x"])
+def test_a_repository_whose_name_leaves_its_folder_is_refused_before_anything_is_asked_or_written(
+    name: str, hub: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for use in (partial(push, run), load_from_hub):
+        with pytest.raises(InputError, match="hub: "):
+            use(name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["hf-hub:evil/x", "local-dir:../evil", "../evil", "resnet18/../evil"])
+def test_a_network_that_a_header_names_is_one_of_the_installed_ones_and_no_place(
+    name: str, hub: Path, run: Path
+) -> None:
+    push(run, "me/x")
+    path = hub / "me" / "x" / "config.json"
+    content = json.loads(path.read_text())
+    content["arelu_meta"]["name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=re.escape(name)):
+        load_from_hub("me/x")

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from arelu_meta.config import DataConfig
+from arelu_meta.data.archives import kept_inside
 from arelu_meta.data.episodes.splits import ClassSplits, of_classes
 from arelu_meta.data.images import ImageSet, data_home
 from arelu_meta.data.reading import to_channels
@@ -84,7 +85,8 @@ def _open(name: str, make: Callable[..., Any], config: DataConfig) -> Any:
     root = _root_of(config)
     before = _folders(root)
     try:
-        return make(root=str(root), download=False)
+        with kept_inside():
+            return make(root=str(root), download=False)
     except _FAILURES as error:
         missing = error
     _remove_empty(_folders(root) - before)
@@ -94,7 +96,7 @@ def _open(name: str, make: Callable[..., Any], config: DataConfig) -> Any:
     print(f"downloading {name} ({BENCHMARKS[name].size}) to {root}", flush=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), kept_inside():
             return make(root=str(root), download=True)
     except _FAILURES as error:
         _remove_empty(_folders(root) - before)
