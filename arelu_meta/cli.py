@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from arelu_meta.arguments import parse
-from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.errors import InputError, RunError, SharedRunError, nearest_names
 from arelu_meta.runs.interrupts import handling, terminated_as_by_ctrl_c
 from arelu_meta.task_list import TASKS, Task
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(error, BAD_INPUT)
     except RunError as error:
-        return _fail(error, CANNOT_GO_ON)
+        return _fail(error, CANNOT_GO_ON, shared=isinstance(error, SharedRunError))
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`). A run that it ends is a RunError (runs/folder.py).
         _drop_output()
@@ -72,12 +72,12 @@ def _as_bug(error: Exception) -> Exception:
     return error
 
 
-def _fail(error: object, status: int) -> int:
+def _fail(error: object, status: int, shared: bool = False) -> int:
     try:
         sys.stdout.flush()
     except OSError:
         _drop_output()
-    if status in (BAD_INPUT, INTERRUPTED) and int(os.environ.get("RANK") or 0) > 0:
+    if (shared or status in (BAD_INPUT, INTERRUPTED)) and int(os.environ.get("RANK") or 0) > 0:
         return status  # every process of the run finds the same fault; the first says it
     with contextlib.suppress(OSError):  # nobody reads it: the status still counts
         print("error: " + " ".join(str(error).split()), file=sys.stderr)

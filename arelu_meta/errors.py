@@ -19,6 +19,10 @@ class RunError(RuntimeError):
     """
 
 
+class SharedRunError(RunError):
+    """A run that cannot go on, for a reason that each of its processes meets: the first of them says it."""
+
+
 class MissingExtraError(InputError, ImportError):
     """A part of the toolkit needs a package that is not installed; the message says how to install it."""
 

@@ -26,6 +26,19 @@ def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def accuracy_interval(accuracies: Sequence[float]) -> tuple[float, float, float]:
+    """Mean accuracy of independent tasks or runs with its interval, as `mean_interval`, within [0, 1].
+
+    Args:
+        accuracies: one a task or run, fractions; at least 2.
+
+    Returns:
+        Mean, low and high end: with few tasks Student's interval reaches beyond what an accuracy can be.
+    """
+    mean, low, high = mean_interval(accuracies)
+    return mean, max(0.0, low), min(1.0, high)
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of independent tasks or runs with Student's t interval.
 

@@ -37,6 +37,9 @@ _SHARE_OF_MEMORY = 0.5
 # Bytes that a task keeps for its backward, above which a CPU is faster with one task at a time: memory traffic, not the
 # number of calls, is then what a meta-step costs. A task of omniglot-5w1s lies below it, one of omniglot-20w1s above.
 _LARGE_TASK = 16 << 20
+# No gradient goes through inner steps of theirs: a meta-step is a few plain passes, which a CPU does one task at a time
+# about as fast as learn2learn does, and slower for all tasks at once.
+_ONE_AT_A_TIME = ("protonet", "reptile")
 
 
 class Engine(Protocol):
@@ -151,8 +154,8 @@ class VectorizedEngine:
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
-        if self.task_chunk is None:
-            self.task_chunk = self._fitting_chunk(tasks)
+        self.settle_chunk(tasks)
+        assert self.task_chunk is not None
         return _accumulate(self, tasks, self.task_chunk)
 
     def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
@@ -203,9 +206,28 @@ class VectorizedEngine:
             logits = stack.query_logits(weights, tasks)
         return with_gradient_of(task_losses(logits, tasks.query_labels), way), logits
 
+    def settle_chunk(self, tasks: TaskBatch) -> str:
+        """Settle how many tasks are computed at once.
+
+        Args:
+            tasks: a meta-batch.
+
+        Returns:
+            A phrase for people.
+        """
+        given = self.task_chunk is not None
+        if self.task_chunk is None:
+            self.task_chunk = self._fitting_chunk(tasks)
+        if self.task_chunk >= len(tasks):
+            return "all tasks at once"
+        if self.task_chunk > 1:
+            return f"{self.task_chunk} of {len(tasks)} tasks at once" + ("" if given else ", which fit the memory")
+        return "one task at a time" + ("" if given else ", which a CPU does no slower with tasks like these")
+
     def _fitting_chunk(self, tasks: TaskBatch) -> int:
         """Say how many tasks at once are fastest and fit, by what one of them keeps for its backward."""
-        if len(tasks) == 1:
+        device = tasks.support_images.device
+        if len(tasks) == 1 or (device.type == "cpu" and self.inner.algorithm in _ONE_AT_A_TIME):
             return 1
         kept: dict[int, int] = {}
 
@@ -217,7 +239,7 @@ class VectorizedEngine:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss, _ = self.query_losses(next(tasks.split(1)))
         del loss
-        a_task, device = sum(kept.values()), tasks.support_images.device
+        a_task = sum(kept.values())
         return 1 if device.type == "cpu" and a_task > _LARGE_TASK else fitting_tasks(a_task, device)
 
 
@@ -316,7 +338,7 @@ def build_engine(
         return Learn2learnEngine(model, inner, precision), "learn2learn engine, as asked for"
     reason = why_not_vectorized(model, normalization, images)
     if reason is None:
-        why = "as asked for" if name == "vectorized" else "it gives what learn2learn gives, all tasks at once"
+        why = "as asked for" if name == "vectorized" else "equal to learn2learn's and needs no learn2learn"
         return VectorizedEngine(model, inner, task_chunk, precision), f"vectorized engine, {why}"
     if name == "vectorized":
         raise InputError(f"meta.engine: 'vectorized' cannot do this: {reason}; give learn2learn, which can")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.errors import InputError, RunError
+from arelu_meta.errors import InputError, RunError, SharedRunError
 from arelu_meta.meta.engines import Engine
 from arelu_meta.runs.ranks import Ranks
 
@@ -105,10 +105,8 @@ def gather_shares(compute: Callable[[Sequence[int]], list[T]], tasks: Sequence[i
     except RunError as error:
         failure = error
     parts = ranks.gather((found, None if failure is None else str(failure)))
-    if failure is not None:
-        raise failure
-    if others := next((message for _, message in parts if message is not None), None):
-        raise RunError(others)
+    if message := next((message for _, message in parts if message is not None), None):
+        raise SharedRunError(message) from failure
     return [parts[place % ranks.processes][0][place // ranks.processes] for place in range(len(tasks))]
 
 

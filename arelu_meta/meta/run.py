@@ -28,12 +28,12 @@ from arelu_meta.data.episodes import (
     unlabelled_images,
 )
 from arelu_meta.data.images import class_holders
-from arelu_meta.errors import InputError, RunError
+from arelu_meta.errors import InputError, RunError, SharedRunError
 from arelu_meta.extras import import_learn2learn
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, restore_optimizer
-from arelu_meta.intervals import mean_interval
+from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.blame import first_nonfinite_step
-from arelu_meta.meta.engines import build_engine
+from arelu_meta.meta.engines import VectorizedEngine, build_engine
 from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve
 from arelu_meta.meta.inner import BASELINES, attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import set_normalization, train_mode
@@ -168,6 +168,8 @@ class _Run:
         kind: type[TaskSampler] | type[TensorSampler] = TensorSampler,
     ) -> Sampler:
         pool = load_pool(images, self.spec.inputs, self.splits.inverted, rotations)
+        if kind is TensorSampler:
+            pool = pool.to(self.device)
         return kind(pool, self.config.task, f"{part} {self.config.run.seed}")
 
     def go(self) -> dict[str, Any]:
@@ -193,6 +195,7 @@ class _Run:
         every = self.config.eval.every
         with progress("meta-training", (steps - self.step) * batch, "tasks") as bar, self.save_points.active():
             bar.line(self._headline())
+            bar.line(self._how_many_at_once())
             while (self.step < steps or self.losses) and not self._is_late(bar):
                 self._interval(bar, max(0, min(every - len(self.losses), steps - self.step)))
 
@@ -221,6 +224,21 @@ class _Run:
             + "".join(f"; {note}" for note in self.splits.notes)
             + (f"; {len(self.splits.skipped)} files skipped that are not images" if self.splits.skipped else "")
         )
+
+    def _how_many_at_once(self) -> str:
+        """Say how the engine goes through a meta-batch: a fact of its tasks' size, the memory and the device."""
+        if not isinstance(self.engine, VectorizedEngine):
+            return f"{self.engine.name} engine: task after task"
+        batch = range(len(share_of(range(self.config.meta.batch_tasks), *self.ranks.share)) or 1)
+        train_mode(self.model, self.config.meta.normalization)
+        with self._attention():
+            how = self.engine.settle_chunk(self._draw(batch))
+        faster = (
+            ", on small tasks faster than task after task (arelu-meta bench maml compares)"
+            if (self.engine.task_chunk or 1) > 1
+            else ""
+        )
+        return f"{self.engine.name} engine: {how}{faster}"
 
     def _processes(self) -> str:
         return f", {self.ranks.processes} processes" if self.ranks.processes > 1 else ""
@@ -299,10 +317,10 @@ class _Run:
         first = int(losses.isfinite().int().argmin())
         where = first_nonfinite_step(self.engine, self._draw([tasks[first]]))
         what = f"the query loss of task {tasks[first]} became {losses[first].item()}"
-        return self._diverged(what, self.step + 1, where)
+        return self._diverged(what, self.step + 1, where, SharedRunError)
 
-    def _diverged(self, what: object, step: int, where: str | None = None) -> RunError:
-        return RunError(
+    def _diverged(self, what: object, step: int, where: str | None = None, kind: type[RunError] = RunError) -> RunError:
+        return kind(
             f"{what} at step {step} (learning rate {self.config.optim.lr:.3g}, inner learning rate "
             f"{self.config.meta.inner_lr:.3g}){'' if where is None else f', first in {where}'}; "
             f"the last good checkpoint is {self.checkpoint}; "
@@ -332,7 +350,7 @@ class _Run:
         try:
             return gather_shares(compute, range(tasks), self.ranks)
         except RunError as error:
-            raise self._diverged(error, self.step) from error
+            raise self._diverged(error, self.step, kind=type(error)) from error
 
     def _validate(self) -> float | None:
         if self.validation_tasks is None:
@@ -402,7 +420,7 @@ class _Run:
             curves = self._curves(self._sampler(self.splits.test, "test"), tasks, bar)
         accuracies = [row[-1] for row in curves]
         self.curve = describe_curve(curves, self.config.meta.normalization)
-        mean, low, high = mean_interval(accuracies)
+        mean, low, high = accuracy_interval(accuracies)
         columns = ["train_accuracy"] + (["validation_accuracy"] if self.validation_tasks else [])
         if self.folder.rows and self.ranks.main and self.config.run.pictures:
             draw_curves(

@@ -16,7 +16,7 @@ from arelu_meta.data.episodes.dividing import keep_to_alphabets, name_of
 from arelu_meta.data.episodes.omniglot import ALPHABETS, is_of_alphabets
 from arelu_meta.data.images import ImageSet, concatenate, find_root
 from arelu_meta.errors import InputError
-from arelu_meta.intervals import mean_interval
+from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, describe_curve, task_accuracies
 from arelu_meta.meta.inner import BASELINES, Inner, attach_loop
 from arelu_meta.meta.normalization import set_normalization
@@ -67,7 +67,8 @@ def evaluate_tasks(
     loaded = [_rival(rival, spec) for rival in rivals]
     _, seed = of_its_run(spec)
     images, task, notes = _images_and_task(spec, asked, checkpoint)
-    sampler = TensorSampler(load_pool(images, spec.inputs, spec.meta["inverted"]), task, f"test {seed}")
+    pool = load_pool(images, spec.inputs, spec.meta["inverted"]).to(device)
+    sampler = TensorSampler(pool, task, f"test {seed}")
     numbers = range(asked.tasks)
     with progress("evaluating on unseen classes", asked.tasks, "tasks") as bar:
         curves = adaptation_curves(model, sampler, numbers, spec.meta["inner_lr"], steps, device, run.precision, bar)
@@ -78,7 +79,7 @@ def evaluate_tasks(
         with progress(f"evaluating {name}", asked.tasks, "tasks") as bar:
             judged = task_accuracies(other.to(device), sampler, numbers, 0.01, its_steps, device, run.precision, bar)
         compared |= _compared(name, accuracies, judged, "" if number == 1 else f"_{number}")
-    mean, low, high = mean_interval(accuracies)
+    mean, low, high = accuracy_interval(accuracies)
     return compared | {
         "task": "metatrain",
         "seed": seed,

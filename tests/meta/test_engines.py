@@ -198,7 +198,7 @@ def test_auto_takes_the_vectorized_engine_where_both_are_equal_and_says_why_not_
     before = copy.deepcopy(model.state_dict())
     engine, note = build_engine("auto", model.train(), Inner(0.1, 1), "transductive", images)
     assert engine.name == "vectorized"
-    assert note == "vectorized engine, it gives what learn2learn gives, all tasks at once"
+    assert note == "vectorized engine, equal to learn2learn's and needs no learn2learn"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
     engine, note = build_engine("auto", _net("conv4_32", None, 16).train(), Inner(0.1, 1), "running", images)
