@@ -3,40 +3,33 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.checking import LAST_STAGES
-from arelu_meta.config import FinetuneConfig, OptimConfig
+from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import Splits
-from arelu_meta.data.loading import Batches, build_transform, choose_workers
+from arelu_meta.data.loading import Batches
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.choices import scalars_share
 from arelu_meta.finetuning.features import FeatureBatches, Tail, cached_batches, fit_once
 from arelu_meta.finetuning.loop import (
-    Mix,
     Sums,
-    Trainer,
     check_finite,
     check_step,
     loss_and_accuracy,
-    mean_loss,
     predict_logits,
     train_epoch,
 )
 from arelu_meta.finetuning.modes import keeps_features, set_learning, set_training
-from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, peak_rate
 from arelu_meta.finetuning.prefix import cached_prefix
+from arelu_meta.finetuning.preparing import choose_rate, headline, make_batches, make_trainer, why_not_cached
 from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import write_results
-from arelu_meta.finetuning.search import Search, search_rate, write_search
+from arelu_meta.finetuning.search import write_search
 from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.compute import random_state, restore_random_state
 from arelu_meta.runs.curves import draw_curves
@@ -71,10 +64,13 @@ class Course:
     ) -> None:
         self.config, self.folder, self.splits, self.spec, self.ranks = config, folder, splits, spec, ranks
         self.device = ranks.device
-        self.search: Search | None = None
-        self._make_batches()
-        self.optim = self._with_rate(model)
-        self.trainer = self._make_trainer(model)
+        batches = make_batches(config, splits, spec.inputs, ranks)
+        self.train: Batches | FeatureBatches = batches[0]
+        self.validation: Batches | FeatureBatches = batches[1]
+        self.test = batches[2]
+        found = None if folder.resumed is None else folder.resumed["peak_rate"]
+        optim, self.search = choose_rate(config, model, batches[0], found, ranks)
+        self.trainer = make_trainer(config, optim, model, splits.train, len(self.train), ranks)
         self.scalars = ScalarRecorder(folder.path)
         # At least four samples an epoch: a short run would have none but the first, when a head at zero passes nothing.
         self.gradients = GradientRecorder(folder.path, every=max(1, min(50, len(self.train) // 4)))
@@ -86,91 +82,6 @@ class Course:
         self.rate, self.sums = 0.0, Sums()  # likewise
         self.checkpoint, self.model_digest = "none", ""
         self.save_points = SavePoints(config.run.checkpoint_minutes, self._save_checkpoint, ranks)
-
-    def _make_batches(self) -> None:
-        config, splits = self.config, self.splits
-        policy = config.data.augmentation
-        plain = policy == "none" or (policy == "auto" and keeps_features(config.train.mode))
-        evaluation = build_transform(self.spec.inputs, training=False)
-        training = build_transform(
-            self.spec.inputs,
-            training=not plain,
-            mirrored=splits.mirrored,
-            policy=None if policy in ("auto", "none", "crop") else policy,
-        )
-        size, share, pinned = config.data.batch_size, self.ranks.share, self.device.type == "cuda"
-        workers = choose_workers(config.data.workers, self.device, len(splits.train))
-        self.train: Batches | FeatureBatches = Batches(
-            splits.train, training, size, config.run.seed, workers, share, pinned
-        )
-        few = min(workers, 2)
-        self.validation: Batches | FeatureBatches = Batches(
-            splits.validation, evaluation, size, None, few, share, pinned
-        )
-        self.test = Batches(splits.test, evaluation, size)
-        self.plain = plain
-
-    def _make_trainer(self, model: nn.Module) -> Trainer:
-        config = self.config
-        optimizer = build_optimizer(model, self.optim)
-        steps = -(-len(self.train) // config.optim.accumulate)
-        epochs = config.train.epochs
-        trainer = Trainer(
-            model,
-            optimizer,
-            build_schedule(optimizer, self.optim, epochs, steps),
-            self.device,
-            config.run.precision,
-            peak_rate(self.optim),
-            config.train,
-            self.ranks,
-            gates=gate_schedule(model, config.optim.open_gates),
-            all_updates=epochs * steps,
-            accumulate=config.optim.accumulate,
-            clip_grad=config.optim.clip_grad,
-            mix=_mix(config, len(self.splits.train.classes)),
-            class_weights=self._class_weights(),
-        )
-        if config.train.ema is not None:
-            from timm.utils import ModelEmaV3
-
-            trainer.average = ModelEmaV3(model, decay=config.train.ema, use_warmup=True)
-        return trainer
-
-    def _with_rate(self, model: nn.Module) -> OptimConfig:
-        """Take optim.lr, or the one that the resumed run had found, or look for one."""
-        optim = self.config.optim
-        if optim.lr != "auto":
-            return optim
-        # What optim.act_lr leaves open waits for the rate, and is searched with as it will be trained with.
-        share = scalars_share(self.config) if optim.act_lr is None else None
-
-        def at(rate: float) -> OptimConfig:
-            return replace(optim, lr=rate, act_lr=optim.act_lr if share is None else share * rate)
-
-        if self.folder.resumed is not None:
-            return at(self.folder.resumed["peak_rate"])
-        config = self.config.train
-        self.search = search_rate(
-            model,
-            optim,
-            self.train.epoch(0),
-            lambda copied, images, labels: mean_loss(copied, images, labels, self.device, self.config),
-            lambda copied: set_training(copied, config),
-            share or 1.0,
-        )
-        # Each process saw its own images; they must not train at different rates.
-        self.search = self.ranks.gather(self.search)[0]
-        return at(self.search.chosen)
-
-    def _class_weights(self) -> Tensor | None:
-        if self.config.train.class_weights == "none":
-            return None
-        from sklearn.utils.class_weight import compute_class_weight
-
-        labels = self.splits.train.labels
-        weights = compute_class_weight("balanced", classes=np.arange(len(self.splits.train.classes)), y=labels)
-        return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     def go(self, notes: list[str]) -> dict[str, Any]:
         """Train, test, and write it all down.
@@ -193,7 +104,8 @@ class Course:
             with open_trackers(names, self.folder.path, self.config, self.epoch + 1) as self.trackers:
                 if resumed is None:
                     self._save_checkpoint()
-                print("\n".join([self._headline(), *notes, *self._prepare_features()]), flush=True)
+                head = headline(self.spec, self.splits, self.ranks)
+                print("\n".join([head, *notes, *self._prepare_features()]), flush=True)
                 self._report_search()
                 if self.epoch == 0 and not self.sums.steps:
                     self._judge_the_start()
@@ -203,18 +115,6 @@ class Course:
                 results = self._finish()
         report_results(results)
         return results
-
-    def _headline(self) -> str:
-        parts = f"{len(self.splits.train)} training, {len(self.splits.validation)} validation and "
-        parts += f"{len(self.splits.test)} test images of {len(self.splits.train.classes)} classes"
-        notes = "".join(f"; {note}" for note in self.splits.notes)
-        if self.splits.skipped:
-            notes += f"; {len(self.splits.skipped)} files skipped that are not images"
-        name = f"{self.spec.name} ({self.spec.activation or 'its own activation'}"
-        name += f", {self.spec.init})" if self.spec.init else ")"
-        where = f"{self.spec.inputs.image_size} px on {self.device}"
-        where += f", {self.ranks.processes} processes" if self.ranks.processes > 1 else ""
-        return f"{name}, {where}\n{parts}{notes}"
 
     def _report_search(self) -> None:
         if self.search is not None:
@@ -226,7 +126,7 @@ class Course:
         """Compute frozen features once where the head or the last stages learn; say so, or why not."""
         mode, model = self.config.train.mode, self.trainer.model
         head_alone, last = keeps_features(mode), LAST_STAGES.fullmatch(mode) is not None
-        why = self._why_not_cached() if head_alone or last else None
+        why = why_not_cached(self.config) if head_alone or last else None
         if (head_alone or last) and why is None:
             found = self._cached_features(head_alone)
             if not isinstance(found, str):
@@ -239,16 +139,6 @@ class Course:
             self.compiled = torch.compile(model)  # type: ignore[assignment]
         self.trainer.forward = self.ranks.wrap(self.compiled)
         return [] if why is None else [f"features are not cached: {why}"]
-
-    def _why_not_cached(self) -> str | None:
-        """Say why features cannot stand for images, whatever the model."""
-        if not self.plain:
-            return f"data.augmentation {self.config.data.augmentation} changes every image (none does not)"
-        if self.trainer.mix is not None:
-            return "train.mixup or train.cutmix mixes the images"
-        if self.config.train.compile and not keeps_features(self.config.train.mode):
-            return "train.compile takes the whole model"
-        return None
 
     def _cached_features(self, head_alone: bool) -> tuple[FeatureBatches, FeatureBatches, Tail] | str:
         if head_alone:
@@ -478,17 +368,3 @@ class Course:
             {"accuracy": ["train_accuracy", "validation_accuracy"], "loss": ["train_loss", "validation_loss"]},
             f"{self.spec.name}, {self.spec.activation or 'own activation'}: test accuracy {accuracy:.1%}",
         )
-
-
-def _mix(config: FinetuneConfig, classes: int) -> Mix | None:
-    """Make torchvision's mixup, cutmix, or a choice of them for each batch."""
-    from torchvision.transforms import v2
-
-    mixes: list[Any] = []
-    if config.train.mixup:
-        mixes.append(v2.MixUp(alpha=config.train.mixup, num_classes=classes))
-    if config.train.cutmix:
-        mixes.append(v2.CutMix(alpha=config.train.cutmix, num_classes=classes))
-    if not mixes:
-        return None
-    return mixes[0] if len(mixes) == 1 else v2.RandomChoice(mixes)  # type: ignore[no-any-return]
