@@ -5,10 +5,9 @@ from arelu_meta.report.charts import heatmap
 from arelu_meta.report.pictures import Budget, picture
 from arelu_meta.report.reading import Run, column, number_of
 from arelu_meta.report.training import (
-    accuracy_fact,
     described,
-    duration,
     ending,
+    facts_around,
     figures_section,
     learning_section,
     scalar_sections,
@@ -73,9 +72,7 @@ def facts(run: Run) -> list[Fact]:
     Args:
         run: any.
     """
-    if run.number("test_accuracy") is None:
-        return []
-    found = [accuracy_fact(run)]
+    found = []
     worst = run.number("worst_recall")
     if worst is not None:
         found.append(Fact("Worst class", percent(worst), f"recall of {run.text('worst_class')}"))
@@ -87,9 +84,7 @@ def facts(run: Run) -> list[Fact]:
         found.append(
             Fact("Best epoch", f"{run.number('best_epoch'):g} of {run.number('epochs') or 0:g}", f"validation {best}")
         )
-    if run.number("seconds") is not None:
-        found.append(Fact("Training time", duration(run.number("seconds"))))
-    return found
+    return facts_around(run, found)
 
 
 def class_sections(run: Run) -> list[Section]:

@@ -7,10 +7,9 @@ from arelu_meta.report.charts import Series, curves
 from arelu_meta.report.finetuned import unfinished
 from arelu_meta.report.reading import Run
 from arelu_meta.report.training import (
-    accuracy_fact,
     described,
-    duration,
     ending,
+    facts_around,
     figures_section,
     learning_section,
     scalar_sections,
@@ -63,9 +62,7 @@ def facts(run: Run) -> list[Fact]:
     Args:
         run: any.
     """
-    if run.number("test_accuracy") is None:
-        return []
-    found = [accuracy_fact(run)]
+    found = []
     curve = adaptation(run)
     if len(curve) > 1:
         found.append(Fact("Before adapting", percent(curve[0]), _after(len(curve) - 1, curve[-1])))
@@ -73,9 +70,7 @@ def facts(run: Run) -> list[Fact]:
         found.append(Fact("Normalisation", run.text("normalization"), "transductive sees the other queries"))
     if run.number("inner_lr") is not None:
         found.append(Fact("Inner learning rate", f"{run.number('inner_lr'):g}"))
-    if run.number("seconds") is not None:
-        found.append(Fact("Training time", duration(run.number("seconds"))))
-    return found
+    return facts_around(run, found)
 
 
 def _after(steps: int, accuracy: float) -> str:

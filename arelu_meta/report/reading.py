@@ -93,6 +93,14 @@ class Run:
         """Its seed; None where nobody knows."""
         return self.results.get("seed", self.config.get("run.seed"))
 
+    @property
+    def seeds(self) -> list[Any]:
+        """All of its seeds: a study and repeated runs have several."""
+        several = self.results.get("seeds")
+        if isinstance(several, list) and several:
+            return several
+        return [] if self.seed is None else [self.seed]
+
     def number(self, name: str) -> float | None:
         """Take a finite number from results.json.
 

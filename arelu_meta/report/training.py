@@ -178,6 +178,20 @@ def gradient_chart(run: Run) -> Chart | None:
     return curves("Gradient norm", "step", "norm", series, log_y=True, by_depth=True, note=note)
 
 
+def facts_around(run: Run, own: Sequence[Fact]) -> list[Fact]:
+    """List the facts of a run that has ended: its accuracy, what its task adds, its time; nothing of another.
+
+    Args:
+        run: any.
+        own: what the task adds.
+    """
+    if run.number("test_accuracy") is None:
+        return []
+    seconds = run.number("seconds")
+    time = [] if seconds is None else [Fact("Training time", duration(seconds))]
+    return [accuracy_fact(run), *own, *time]
+
+
 def figures_section(run: Run) -> list[Section]:
     """List every figure of results.json.
 
@@ -200,7 +214,7 @@ def ending(runs: Sequence[Run], problems: Sequence[str] = ()) -> Section:
         problems: further sentences of what could not be read.
     """
     commands = list(dict.fromkeys(run.command for run in runs if run.command))
-    seeds = list(dict.fromkeys(str(run.seed) for run in runs if run.seed is not None))
+    seeds = list(dict.fromkeys(str(seed) for run in runs for seed in run.seeds))
     own = [sentence if len(runs) == 1 else f"{run.name}: {sentence}" for run in runs for sentence in run.problems]
     blocks: list[Block] = [Paragraph(sentence, warning=True) for sentence in [*dict.fromkeys(own), *problems]]
     if commands:

@@ -81,5 +81,6 @@ def _whisker(one: Verdict, scale: _Scale) -> dict[str, Any] | None:
     if margin is not None:
         apart = scale.place(margin) - scale.place(0.0) > 3 * _NEAR
         made |= {"margin": scale.place(margin), "margin_anchor": scale.anchor(margin)}
-        made |= {"margin_text": f"margin {shown(margin)} {one.unit}" if apart else ""}
+        unit = one.unit.rstrip("s") if margin == 1 else one.unit
+        made |= {"margin_text": f"margin {shown(margin)} {unit}" if apart else ""}
     return made
