@@ -101,9 +101,9 @@ class ModelConfig:
             preserve's gates a little on the negative side; nearest comes as near as an AReLU can to what it replaces;
             fit does so on the training images.
         reset_head: start a new head where the checkpoint's has another number of classes.
-        head_init: finetune: how a new head starts: zero, random, or probe (logistic regression on the frozen features
-            of the training images); auto takes probe where the pretrained function is kept, zero on other pretrained
-            features, else random.
+        head_init: how a new head starts: zero, random, or, finetune alone, probe (logistic regression on the frozen
+            features of the training images); auto takes probe in finetune where the pretrained function is kept, zero
+            on other pretrained features, else random.
         drop_rate: finetune: dropout before the head; default: the model's own.
     """
 

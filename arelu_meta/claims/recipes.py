@@ -25,7 +25,8 @@ READS: dict[str, frozenset[str]] = {
 }
 READS["architectures"] = READS["small-lr"] - {"model.pretrained", "optim.small_lr", "pipeline", "target"}
 READS["gradients"] = READS["mnist"] - {"variant", "engine"} | {"depth"}
-READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class"} | {"meta.steps", "meta.tasks"}
+READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class", "data.batch_size"}
+READS["small-lr/maml"] |= {"meta.steps", "meta.tasks"}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {
