@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Series, Table, mean_series
+from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Series, Table, mean_series, pairs_table
+from arelu_meta.claims.plain_nets import SMALLEST
 from arelu_meta.claims.statistics import Comparison, compare, judge
 
 OURS, STANDARD = "arelu", "relu"
@@ -81,12 +82,17 @@ def ratios(seeds: dict[int, Course], reading: str) -> dict[int, float]:
 
 def kept(seeds: dict[int, Course], reading: str) -> dict[int, float]:
     """Give each seed's ratio, but 0 where it explodes: a gradient that grows is no merit where vanishing is judged."""
-    return {seed: min(0.0, value) for seed, value in ratios(seeds, reading).items()}
+    return _lost(seeds) | {seed: min(0.0, value) for seed, value in ratios(seeds, reading).items()}
 
 
 def evenness(seeds: dict[int, Course], reading: str) -> dict[int, float]:
     """Give how far each seed's ratio is from 0, on either side, as a number below 0."""
-    return {seed: -abs(value) for seed, value in ratios(seeds, reading).items()}
+    return _lost(seeds) | {seed: -abs(value) for seed, value in ratios(seeds, reading).items()}
+
+
+def _lost(seeds: dict[int, Course]) -> dict[int, float]:
+    """Give runs that diverged the worst score there is; those with a read-out before are judged by it instead."""
+    return {seed: SMALLEST for seed, course in seeds.items() if course.diverged}
 
 
 def conclude(rows: Sequence[Row], margin: float) -> Outcome:
@@ -100,7 +106,7 @@ def conclude(rows: Sequence[Row], margin: float) -> Outcome:
     pairs, stated = _comparisons(runs, margin)
     tables = [*_ratio_tables(runs), _accuracies(runs)]
     if pairs:
-        tables.append(_pairs_table(pairs))
+        tables.append(pairs_table(pairs, "Decades (powers of ten)"))
     return Outcome(judge(stated), tables, list(_curves(runs)), list(_maps(runs)), notes=_notes(runs))
 
 
@@ -165,19 +171,6 @@ def _spread(by_seed: dict[int, float]) -> str:
     return f"{np.mean(values):.1f}{spread}"
 
 
-def _pairs_table(pairs: Sequence[Comparison]) -> Table:
-    rows = [
-        [one.claim, f"{one.difference:+.1f}", f"{one.low:+.1f} to {one.high:+.1f}", f"{one.p_holm:.2g}", one.verdict]
-        for one in judge(pairs)
-    ]
-    return Table(
-        "AReLU against every other activation, paired by seed",
-        ["claim", "difference", "95 % interval", "p (Holm)", "verdict"],
-        rows,
-        "Decades (powers of ten). Holm's correction here is over this whole table.",
-    )
-
-
 def _curves(runs: Runs) -> Iterator[Curves]:
     """Draw, for each cell, the norm by layer at the start and the ratio by step."""
     for cell, contenders in runs.items():
@@ -239,7 +232,7 @@ def _notes(runs: Runs) -> list[str]:
     ]
     if lost:
         notes.append(
-            "Diverged, and judged by the read-outs before; a pair in which one has none after the start is left out of "
-            f"what is said over training: {', '.join(lost)}."
+            "Diverged, and judged by the read-outs before; one that has none of a reading counts there as the worst, "
+            f"{SMALLEST:g} decades, and its cell of the table of ratios lacks it: {', '.join(lost)}."
         )
     return notes

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arelu_meta.claims.statistics import Comparison
+from arelu_meta.claims.statistics import Comparison, judge
 from arelu_meta.runs.progress import print_table
 
 
@@ -124,6 +124,25 @@ def mean_series(name: str, runs: Sequence[Sequence[float]], x: Sequence[float]) 
         return Series(name, list(map(float, x)), mean.tolist())
     spread = values.std(0, ddof=1)
     return Series(name, list(map(float, x)), mean.tolist(), (mean - spread).tolist(), (mean + spread).tolist())
+
+
+def pairs_table(pairs: Sequence[Comparison], unit: str) -> Table:
+    """List AReLU against every other activation; Holm's correction is over this table.
+
+    Args:
+        pairs: at least one.
+        unit: of the differences, in words.
+    """
+    rows: list[list[Any]] = [
+        [one.claim, f"{one.difference:+.1f}", f"{one.low:+.1f} to {one.high:+.1f}", f"{one.p_holm:.2g}", one.verdict]
+        for one in judge(pairs)
+    ]
+    return Table(
+        "AReLU against every other activation, paired by seed",
+        ["claim", "difference", "95 % interval", "p (Holm)", "verdict"],
+        rows,
+        f"{unit}. Holm's correction here is over this whole table.",
+    )
 
 
 def print_outcome(outcome: Outcome, folder: Path) -> None:

@@ -106,10 +106,23 @@ def test_a_network_that_diverges_is_noted_and_leaves_numbers(digits: Tensors) ->
     assert "arelu (plain, 6 layers, seed 1)" in outcome.notes[-1]
 
 
-def test_networks_that_diverge_at_once_are_noted_and_nothing_is_claimed_of_them() -> None:
+def test_a_network_that_diverges_before_its_first_read_out_counts_as_the_worst_one() -> None:
+    rows = [
+        {**row, "log10_norm": None if row["step"] else row["log10_norm"], "diverged": 10}
+        if row["activation"] == "relu"
+        else row
+        for row in _made_up({"relu": [0.0, 0.0, 0.0], "arelu": [-3.0, -3.1, -2.9]})
+    ]
+    outcome = conclude(rows, 1.0)
+    assert [(one.verdict, one.n) for one in outcome.comparisons] == [("holds", 3)] * 2
+    assert [one.difference for one in outcome.comparisons] == pytest.approx([-3.0 - SMALLEST] * 2)
+    assert "counts there as the worst" in outcome.notes[-1]
+
+
+def test_networks_that_all_diverge_at_once_are_noted_and_none_is_ahead() -> None:
     rows = [{**row, "log10_norm": None, "diverged": 0} for row in _made_up({"relu": [0, 0], "arelu": [0, 0]})]
     outcome = conclude([row for row in rows if row["step"] == 0], 1.0)
-    assert outcome.comparisons == []
+    assert {(one.verdict, one.difference) for one in outcome.comparisons} == {("does not hold", 0.0)}
     assert "Diverged" in outcome.notes[-1]
 
 
