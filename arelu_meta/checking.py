@@ -59,6 +59,8 @@ _RANGES: dict[str, tuple[float, bool]] = {
     "slurm.minutes": (1, True),
     "optim.small_lr": (0, False),
     "meta.tasks": (2, True),
+    "meta.shots": (1, True),
+    "focus.count": (1, True),
     "target": (0, False),
     "depth": (2, True),
     "margin": (0, True),

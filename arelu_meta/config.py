@@ -457,7 +457,7 @@ class BenchConfig:
     deterministic: bool = False
 
 
-StudyName = Literal["mnist", "small-lr", "gradients", "architectures"]
+StudyName = Literal["mnist", "small-lr", "gradients", "architectures", "meta", "focus"]
 
 
 @dataclass
@@ -512,10 +512,34 @@ class StudyMetaConfig:
     Args:
         steps: meta-steps; default: the study's own.
         tasks: tasks from unseen classes at the end; default: the study's own.
+        shots: study meta: support images a class, with commas between, as 1,5; default: the study's own.
     """
 
     steps: int | None = None
     tasks: int | None = None
+    shots: int | str | None = None
+
+
+@dataclass
+class StudyFocusConfig:
+    """Where the study focus looks, and at what.
+
+    Args:
+        images: a folder of images to look at; default: test images of the data.
+        boxes: a CSV with the columns image,x0,y0,x1,y1: where the object is, in pixels of the image; image is a path
+            below the folder of images, and several rows of one image are several boxes.
+        masks: a folder with a picture an image, of the same path below it with any image's ending; the object is where
+            it is above half of its brightest value.
+        runs: folders of fine-tuning runs with commas between, the first the one to compare with; default: the study
+            fine-tunes.
+        count: how many images; default: the study's own.
+    """
+
+    images: str | None = None
+    boxes: str | None = None
+    masks: str | None = None
+    runs: str | None = None
+    count: int | None = None
 
 
 @dataclass
@@ -524,7 +548,8 @@ class ClaimsConfig:
 
     Args:
         study: mnist (the authors' table), small-lr (small learning rates, on your backbone and data), gradients (do
-            they vanish in deep plain networks) or architectures (mainstream networks from scratch).
+            they vanish in deep plain networks), architectures (mainstream networks from scratch), meta (MAML, as the
+            authors read it and on unseen classes) or focus (Grad-CAM: does the network look at the object).
         size: quick (at most 10 minutes on 2 cores) or full (the paper's size); flags change either.
         run: where and how; run.resume auto goes on where a study was stopped.
         data: the images, where a study lets you choose.
@@ -532,6 +557,7 @@ class ClaimsConfig:
         optim: the optimisers and learning rates.
         train: epochs and seeds.
         meta: of studies that meta-learn.
+        focus: images, boxes or masks, and runs of the study focus.
         pipeline: small-lr: finetune, or maml, whose learning rate is the inner loop's.
         variant: mnist: the activations as the authors ran them, or as the papers define them.
         target: small-lr: the accuracy that steps are counted to, a fraction; default: 0.9 of the original's best.
@@ -549,6 +575,7 @@ class ClaimsConfig:
     optim: StudyOptimConfig = field(default_factory=StudyOptimConfig)
     train: StudyTrainConfig = field(default_factory=StudyTrainConfig)
     meta: StudyMetaConfig = field(default_factory=StudyMetaConfig)
+    focus: StudyFocusConfig = field(default_factory=StudyFocusConfig)
     pipeline: Literal["finetune", "maml"] = "finetune"
     variant: Literal["authors", "paper"] = "authors"
     target: float | None = None

@@ -27,6 +27,9 @@ READS["architectures"] = READS["small-lr"] - {"model.pretrained", "optim.small_l
 READS["gradients"] = READS["mnist"] - {"variant", "engine"} | {"depth"}
 READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class", "data.batch_size"}
 READS["small-lr/maml"] |= {"meta.steps", "meta.tasks"}
+READS["meta"] = READS["small-lr/maml"] - {"model.pretrained", "optim.small_lr", "pipeline", "target"} | {"meta.shots"}
+READS["focus"] = READS["small-lr"] - {"optim.small_lr", "pipeline", "target"}
+READS["focus"] |= {f"focus.{name}" for name in ("images", "boxes", "masks", "runs", "count")}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {
@@ -99,12 +102,12 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "quick": {
             "data.name": "mnist",
             "model.name": "plain,plain_even",
-            "model.activation": "relu,leaky_relu,elu,selu,arelu",
+            "model.activation": "relu,elu,selu,arelu",
             "optim.name": "sgd",
             "optim.lr": "1e-2",
             "train.epochs": 1,
             "train.repeats": 3,
-            "depth": "5,20,50",
+            "depth": "5,20",
         },
         "full": {
             "data.name": "mnist",
@@ -115,6 +118,56 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "train.epochs": 5,
             "train.repeats": 5,
             "depth": "5,10,20,30,40,50",
+        },
+    },
+    "meta": {
+        "quick": {
+            "data.name": "mnist,omniglot-small",
+            "model.name": "mnist_conv",
+            "model.activation": "relu,arelu",
+            "optim.name": "adam",
+            "optim.lr": "5e-3",
+            "train.repeats": 3,
+            "meta.shots": "1",
+            "meta.steps": 40,
+            "meta.tasks": 300,
+        },
+        "full": {
+            "data.name": "mnist,omniglot-small",
+            "model.name": "mnist_conv",
+            "model.activation": _PAPER,
+            "optim.name": "adam",
+            "optim.lr": "5e-3",
+            "train.repeats": 5,
+            "meta.shots": "1,5",
+            "meta.steps": 100,
+            "meta.tasks": 1000,
+        },
+    },
+    "focus": {
+        "quick": {
+            "data.root": "flowers17",
+            "data.per_class": 10,
+            "data.image_size": 128,
+            "model.name": "tf_efficientnet_lite0",
+            "model.pretrained": True,
+            "model.activation": "original,arelu:paper,arelu:preserve",
+            "optim.name": "sgd",
+            "optim.lr": "3e-3",
+            "train.epochs": 3,
+            "train.repeats": 3,
+            "focus.count": 68,
+        },
+        "full": {
+            "data.root": "flowers17",
+            "model.name": "tf_efficientnet_lite0",
+            "model.pretrained": True,
+            "model.activation": "original,arelu:paper,arelu:preserve,arelu:leak,arelu:nearest",
+            "optim.name": "sgd",
+            "optim.lr": "3e-3",
+            "train.epochs": 20,
+            "train.repeats": 5,
+            "focus.count": 340,
         },
     },
     "small-lr/maml": {

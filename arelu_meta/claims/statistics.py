@@ -67,7 +67,8 @@ class Comparison:
         verdict = f"cannot tell with {self.n} runs" if self.verdict == "cannot tell" else self.verdict
         numbers = f"{self.difference:+.1f} {self.unit} (95 % interval {self.low:+.1f} to {self.high:+.1f}"
         test = f"{self.n} pairs, p = {self.p:.2g}, {self.p_holm:.2g} after Holm"
-        says = f"{self.claim}: {verdict}; {numbers}, {test}), margin {self.margin:g}"
+        margin = f"{self.margin:g} {self.unit.rstrip('s') if self.margin == 1 else self.unit}"
+        says = f"{self.claim}: {verdict}; {numbers}, {test}), margin {margin}"
         if self.verdict != "cannot tell":
             return says + "."
         if self.low > self.margin:

@@ -26,6 +26,8 @@ _MODULES = {
     "small-lr": "arelu_meta.claims.small_lr_study",
     "gradients": "arelu_meta.claims.gradients_study",
     "architectures": "arelu_meta.claims.architectures_study",
+    "meta": "arelu_meta.claims.meta_study",
+    "focus": "arelu_meta.claims.focus_study",
 }
 
 
