@@ -10,7 +10,7 @@ from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.task import claims_task
 from arelu_meta.cli import main
 
-_WORDS = ["meta", "--data.name", "digits", "--model.name", "mnist_linear", "--meta.steps", "2", "--meta.tasks", "8"]
+_WORDS = ["meta", "--data.name", "digits", "--model.name", "mnist_conv", "--meta.steps", "2", "--meta.tasks", "8"]
 
 
 def test_runs_are_the_authors_set_up_over_sets_shots_and_activations() -> None:
@@ -89,6 +89,7 @@ def test_a_run_that_diverged_counts_as_nothing_and_is_said() -> None:
     assert [one.name for one in outcome.curves[0].series] == ["relu"]
 
 
+@pytest.mark.slow
 def test_a_small_study_runs_to_its_page_and_goes_on_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
