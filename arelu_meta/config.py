@@ -52,9 +52,10 @@ class DataConfig:
     """The labelled images.
 
     Args:
-        name: folder, digits, or a torchvision data set such as mnist or cifar10; for few-shot tasks also
-            omniglot-small, alphabets (a folder ALPHABET/CHARACTER/IMAGE), or a benchmark: omniglot, mini-imagenet,
-            tiered-imagenet, cifar-fs, fc100, cub; default: folder where data.root is given, else digits (embedded).
+        name: folder, digits, mnist-m (MNIST over photographs), or a torchvision data set such as mnist or cifar10; for
+            few-shot tasks also omniglot-small, alphabets (a folder ALPHABET/CHARACTER/IMAGE), or a benchmark: omniglot,
+            mini-imagenet, tiered-imagenet, cifar-fs, fc100, cub; default: folder where data.root is given, else digits
+            (embedded).
         root: the folder of images, or the folder that torchvision's data lies in; a relative one is looked for in the
             working directory, then in $ARELU_META_DATA.
         image_size: side in pixels; default: the model's own, 64 for the embedded digits, 28 for episodes with the
@@ -457,7 +458,7 @@ class BenchConfig:
     deterministic: bool = False
 
 
-StudyName = Literal["mnist", "small-lr", "gradients", "architectures", "meta", "focus"]
+StudyName = Literal["mnist", "small-lr", "gradients", "transfer", "architectures", "meta", "focus"]
 
 
 @dataclass
@@ -548,8 +549,9 @@ class ClaimsConfig:
 
     Args:
         study: mnist (the authors' table), small-lr (small learning rates, on your backbone and data), gradients (do
-            they vanish in deep plain networks), architectures (mainstream networks from scratch), meta (MAML, as the
-            authors read it and on unseen classes) or focus (Grad-CAM: does the network look at the object).
+            they vanish in deep plain networks), transfer (from one set of images to another), architectures
+            (mainstream networks from scratch), meta (MAML, as the authors read it and on unseen classes) or focus
+            (Grad-CAM: does the network look at the object).
         size: quick (at most 10 minutes on 2 cores) or full (the paper's size); flags change either.
         run: where and how; run.resume auto goes on where a study was stopped.
         data: the images, where a study lets you choose.
@@ -561,6 +563,9 @@ class ClaimsConfig:
         pipeline: small-lr: finetune, or maml, whose learning rate is the inner loop's.
         variant: mnist: the activations as the authors ran them, or as the papers define them.
         target: small-lr: the accuracy that steps are counted to, a fraction; default: 0.9 of the original's best.
+        pairs: transfer: which sets are learned one after the other, with commas between, as mnist-to-mnist-m (also
+            mnist-to-svhn, svhn-to-mnist, mnist-to-digits) and imagenet-to-flowers17 (a pretrained backbone, on a folder
+            or set of images); default: the study's own.
         depth: gradients: hidden layers of the networks, with commas between, as 5,20,50; default: the study's own.
         margin: by how many points (gradients: powers of ten) a claim must be ahead to hold.
         processes: runs side by side on a CPU; default: one a core.
@@ -579,6 +584,7 @@ class ClaimsConfig:
     pipeline: Literal["finetune", "maml"] = "finetune"
     variant: Literal["authors", "paper"] = "authors"
     target: float | None = None
+    pairs: str | None = None
     depth: int | str | None = None
     margin: float = 1.0
     processes: int | None = None

@@ -24,6 +24,7 @@ READS: dict[str, frozenset[str]] = {
     | {"train.epochs", "train.repeats", "pipeline", "target"},
 }
 READS["architectures"] = READS["small-lr"] - {"model.pretrained", "optim.small_lr", "pipeline", "target"}
+READS["transfer"] = READS["architectures"] - {"data.name"} | {"optim.small_lr", "pairs"}
 READS["gradients"] = READS["mnist"] - {"variant", "engine"} | {"depth"}
 READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class", "data.batch_size"}
 READS["small-lr/maml"] |= {"meta.steps", "meta.tasks"}
@@ -70,6 +71,28 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "model.activation": "original,gelu,arelu:paper,arelu:preserve,arelu:leak",
             "optim.name": "sgd",
             "optim.lr": "1e-1,3e-2,1e-2,3e-3,1e-3,3e-4,1e-4",
+            "train.epochs": 20,
+            "train.repeats": 5,
+        },
+    },
+    "transfer": {
+        "quick": {
+            "pairs": "mnist-to-mnist-m,mnist-to-digits,imagenet-to-flowers17",
+            "data.per_class": 40,
+            "data.image_size": 64,
+            "model.name": "mnist_conv,tf_efficientnet_lite0",
+            "model.activation": "original,arelu:paper,arelu:preserve",
+            "optim.name": "sgd",
+            "optim.lr": "1e-2,1e-3",
+            "train.epochs": 4,
+            "train.repeats": 3,
+        },
+        "full": {
+            "pairs": "mnist-to-mnist-m,mnist-to-digits,imagenet-to-flowers17,imagenet-to-cifar10-subset",
+            "model.name": "mnist_conv,tf_efficientnet_lite0",
+            "model.activation": "original,selu,arelu:paper,arelu:preserve,arelu:leak,arelu:nearest",
+            "optim.name": "sgd",
+            "optim.lr": "1e-2,1e-3,1e-4,1e-5",
             "train.epochs": 20,
             "train.repeats": 5,
         },

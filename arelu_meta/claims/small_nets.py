@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ def train_one(trial: Trial, data: Tensors) -> list[Row]:
     torch.manual_seed(trial.seed)  # of what an activation draws while it trains, as RReLU does
     rows = []
     for epoch in range(1, trial.epochs + 1):
-        loss = _train_epoch(model.train(), optimizer, trial, data, epoch)
+        loss = train_epoch(model.train(), optimizer, trial, data, epoch)
         rows.append({"epoch": epoch, "train_loss": loss, "accuracy": accuracy(model, data)})
     return rows
 
@@ -105,7 +106,33 @@ def make_optimizer(name: Optimizer, lr: float, model: nn.Module) -> torch.optim.
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
 
 
-def _train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, trial: Trial, data: Tensors, epoch: int) -> float:
+class Shuffled(Protocol):
+    """What an epoch's order and batches depend on."""
+
+    @property
+    def seed(self) -> int:
+        """Of the order."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+
+
+def train_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, trial: Shuffled, data: Tensors, epoch: int
+) -> float:
+    """Train a network on every image once.
+
+    Args:
+        model: in training mode; changed in place.
+        optimizer: of its parameters.
+        trial: the seed and the batch size.
+        data: its training images are used.
+        epoch: from 1; with the seed it decides the order.
+
+    Returns:
+        The mean loss over the images, as they were met.
+    """
     order = epoch_order(len(data.train_labels), trial.seed, epoch)
     total = torch.zeros(())
     for picked in order.split(trial.batch_size):

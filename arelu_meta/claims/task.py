@@ -25,6 +25,7 @@ _MODULES = {
     "mnist": "arelu_meta.claims.mnist_study",
     "small-lr": "arelu_meta.claims.small_lr_study",
     "gradients": "arelu_meta.claims.gradients_study",
+    "transfer": "arelu_meta.claims.transfer_study",
     "architectures": "arelu_meta.claims.architectures_study",
     "meta": "arelu_meta.claims.meta_study",
     "focus": "arelu_meta.claims.focus_study",
@@ -65,7 +66,7 @@ def _run(config: ClaimsConfig, plan: Plan, ledger: Ledger, folder: Path) -> dict
     announce(len(missing), len(plan.trials), plan.seconds(missing) if missing else 0.0, plan.processes)
     run_missing(ledger, plan.groups, plan.work, plan.processes)
     outcome = plan.conclude(ledger, folder)
-    write_rows(folder / "runs.csv", [row for trial in plan.trials for row in ledger.of(trial)])
+    write_rows(folder / "runs.csv", ledger.of_all(plan.trials))
     results = _results(config, plan, outcome, folder, monotonic() - started)
     write_json(folder / "results.json", results)
     print_outcome(outcome, folder)

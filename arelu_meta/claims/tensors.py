@@ -93,7 +93,7 @@ def shelved(tensors: Tensors) -> Iterator[Shelf]:
         yield Shelf(folder, tensors.classes)
 
 
-_opened: dict[str, Tensors] = {}  # by folder and device: a process opens one set, once
+_opened: dict[str, Tensors] = {}  # by folder and device: a process opens each set once
 
 
 def opened(shelf: Shelf, device: str) -> Tensors:
@@ -105,7 +105,6 @@ def opened(shelf: Shelf, device: str) -> Tensors:
     """
     place = f"{shelf.folder} {device}"
     if place not in _opened:
-        _opened.clear()
         _opened[place] = shelf.open().to(torch.device(device))
     return _opened[place]
 

@@ -101,6 +101,7 @@ def load_images(config: DataConfig, seed: int) -> Splits:
 
 
 def _load(config: DataConfig, seed: int) -> Splits:
+    from arelu_meta.data.mnist_m import load_mnist_m
     from arelu_meta.data.named import NAMED_SETS, load_digits, load_named
 
     name = (config.name or ("folder" if config.root else "digits")).lower()
@@ -114,8 +115,10 @@ def _load(config: DataConfig, seed: int) -> Splits:
         raise InputError(
             "data.name: 'omniglot-small' is divided for few-shot tasks; only arelu-meta metatrain takes it"
         )
+    if name == "mnist-m":
+        return load_mnist_m(config, seed)
     if name not in NAMED_SETS:
-        known = ["folder", "digits", "omniglot-small", *NAMED_SETS]
+        known = ["folder", "digits", "omniglot-small", "mnist-m", *NAMED_SETS]
         folder = f"; a folder goes by --data.root {config.name}" if _is_folder(config.name or "") else ""
         raise InputError(f"data.name: {config.name!r} is not known; {nearest_names(name, known)}{folder}")
     return load_named(name, config, seed)

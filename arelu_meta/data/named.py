@@ -151,7 +151,7 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
     import torchvision.datasets
 
     make: Callable[..., Any] = getattr(torchvision.datasets, NAMED_SETS[name].kind)
-    root = _named_root(config)
+    root = named_root(config)
     before = _folders(root)
     try:
         with kept_inside():
@@ -187,7 +187,12 @@ def _remove_empty(folders: set[Path]) -> None:
             folder.rmdir()
 
 
-def _named_root(config: DataConfig) -> Path:
+def named_root(config: DataConfig) -> Path:
+    """Return the folder that a set's data lies in: data.root, also below the data home, or the data home.
+
+    Args:
+        config: its root.
+    """
     if config.root is None:
         return data_home()
     given = Path(os.path.expanduser(config.root))  # noqa: PTH111 (pathlib's raises where there is no such user)

@@ -1,0 +1,135 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from arelu_meta.arguments import parse
+from arelu_meta.claims.recipes import resolve
+from arelu_meta.claims.small_nets import accuracy
+from arelu_meta.claims.task import claims_task
+from arelu_meta.claims.tensors import Tensors
+from arelu_meta.claims.transfer_data import PairData, read_pairs
+from arelu_meta.claims.transfer_nets import Trial, build, transfer
+from arelu_meta.claims.transfer_study import list_trials
+from arelu_meta.claims.transfer_tables import conclude
+from arelu_meta.cli import main
+
+_ONE = Trial("digits-to-digits", "mnist_conv", "original", "sgd", 1e-2, 0, 2, 3, None, 16)
+
+
+def _tensors(seed: int, images: int = 96) -> Tensors:
+    """Make images that a ramp in one of two directions tells apart."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (images,), generator=generator)
+    ramp = torch.linspace(0, 200, 28).expand(28, 28)
+    pixels = torch.stack([ramp if label else ramp.T for label in labels])[:, None]
+    noisy = (pixels + 40 * torch.rand(pixels.shape, generator=generator)).to(torch.uint8)
+    return Tensors(noisy, labels, noisy[:32], labels[:32], 2)
+
+
+def _data() -> PairData:
+    return PairData(_tensors(0), _tensors(1), _tensors(2))
+
+
+def test_a_run_begins_with_what_the_source_taught_and_ends_on_the_target() -> None:
+    rows = transfer([_ONE], _data())[0]
+    assert [row["step"] for row in rows] == [0, 6, 12, 18]
+    assert rows[-1]["accuracy"] == rows[-1]["validation_accuracy"]
+    assert all(row["rate"] == 1e-2 for row in rows)
+    taught = PairData(_tensors(0, 512), _tensors(1), _tensors(2))
+    learned = transfer([replace(_ONE, contender="arelu:paper", source_epochs=30, length=1)], taught)[0]
+    assert learned[0]["source_accuracy"] > 0.9
+    assert learned[0]["accuracy"] > accuracy(build(_ONE, _tensors(0)), _tensors(1))
+
+
+def test_runs_of_one_network_are_the_runs_alone() -> None:
+    slow = replace(_ONE, lr=1e-4)
+    together = transfer([_ONE, slow], _data())
+    assert together == [transfer([_ONE], _data())[0], transfer([slow], _data())[0]]
+
+
+def test_contenders_of_a_seed_have_the_same_weights() -> None:
+    states = {}
+    for contender in ("original", "arelu:paper", "arelu:preserve", "arelu:fit", "selu"):
+        model = build(replace(_ONE, contender=contender), _tensors(0))
+        states[contender] = {name: value for name, value in model.state_dict().items() if value.ndim > 1}
+    for state in states.values():
+        assert state.keys() == states["original"].keys()
+        assert all(torch.equal(value, states["original"][name]) for name, value in state.items())
+
+
+def test_a_run_that_becomes_nan_counts_as_zero() -> None:
+    rows = transfer([replace(_ONE, lr=1e12)], _data())[0]
+    assert len(rows) == 1
+    assert (rows[0]["test_accuracy"], rows[0]["diverged"][:8]) == (0.0, "the loss")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--pairs", "mnist"], "pairs: 'mnist' is not allowed; give SOURCE-to-TARGET"),
+        (["--pairs", "minst-to-digits"], "pairs: the source 'minst'"),
+        (["--pairs", "mnist-to-photos"], "pairs: the target 'photos'"),
+        (["--pairs", "imagenet-to-nowhere"], "data.root: 'nowhere' does not exist"),
+        (["--pairs", "digits-to-digits", "--model.name", "resnet18"], "give one small network, as mnist_conv"),
+        (["--pairs", "imagenet-to-flowers17", "--model.name", "mnist_conv"], "give one pretrained backbone"),
+        (["--pairs", "digits-to-digits", "--optim.name", "lamb"], "optim.name: 'lamb' is not known to small networks"),
+        (["--model.activation", "arelu"], "give two or more"),
+        (["--data.name", "mnist"], "data.name: the study transfer does not read it"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_first_run(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["claims", "transfer", *words, "--run.folder", str(tmp_path / "study")]) == 2
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert says in line
+    assert not (tmp_path / "study").exists()
+
+
+def test_both_kinds_of_pair_take_the_same_contenders_rates_and_seeds() -> None:
+    config = resolve(parse("claims", ["transfer"]))
+    small, large = list_trials(config, read_pairs(config.pairs))
+    assert set(large) == {"imagenet-to-flowers17"}
+    assert {trial.pair for trial in small} == {"mnist-to-mnist-m", "mnist-to-digits"}
+    for some in (small, large["imagenet-to-flowers17"]):
+        found = {(one.contender, one.lr, one.seed) for one in some}
+        assert len(found) == 3 * 2 * 3
+
+
+def _rows(contender: str, tests: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"contender": contender, "lr": 1e-3, "seed": seed, "step": step, "pipeline": "transfer", "rate": 1e-3}
+        | {"accuracy": test, "validation_accuracy": test, "test_accuracy": test}
+        for seed, test in enumerate(tests)
+        for step in (0, 1)
+    ]
+
+
+def test_each_pair_is_judged_and_corrected_for_all_of_them() -> None:
+    ahead = [*_rows("original", [0.50, 0.52, 0.51]), *_rows("arelu", [0.60, 0.63, 0.61])]
+    behind = [*_rows("original", [0.60, 0.63, 0.61]), *_rows("arelu", [0.50, 0.52, 0.51])]
+    outcome = conclude({"a-to-b": ahead, "a-to-c": behind}, 1e-3, 1.0)
+    verdicts = {one.claim: one.verdict for one in outcome.comparisons}
+    assert verdicts == {
+        "a-to-b: arelu is ahead of original at 0.001": "holds",
+        "a-to-c: arelu is ahead of original at 0.001": "does not hold",
+    }
+    assert all(one.p_holm == pytest.approx(2 * one.p) for one in outcome.comparisons)
+    assert all(table.title.startswith(("a-to-b: ", "a-to-c: ")) for table in outcome.tables)
+
+
+def test_a_small_study_runs_to_its_page_and_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["transfer", "--pairs", "digits-to-digits", "--data.per_class", "4", "--train.epochs", "1"]
+    words += ["--train.repeats", "2", "--processes", "1", "--run.folder", str(tmp_path / "study")]
+    results = claims_task(parse("claims", words))
+    assert {one["n"] for one in results["verdicts"]} == {2}
+    assert (tmp_path / "study" / "report.html").stat().st_size > 0
+    capsys.readouterr()
+    again = claims_task(parse("claims", [*words, "--run.resume", "auto", "--train.repeats", "3"]))
+    assert "6 of 18 runs to do" in capsys.readouterr().out
+    assert again["seeds"] == [0, 1, 2]
