@@ -220,8 +220,8 @@ class MetaConfig:
             weight), mamlpp (learned rates for every layer and step, and a loss after every step), reptile, protonet
             (prototypical networks); or, with no meta-training at all, on the frozen features of the backbone:
             centroid, logistic, or finetune (the support set fine-tunes it).
-        engine: learn2learn (task after task) or vectorized (all tasks at once, several times faster, needs no
-            learn2learn); auto takes the vectorized one where both are equal.
+        engine: learn2learn (task after task) or vectorized (several tasks at once where that is faster;
+            needs no learn2learn); auto takes the vectorized one where both are equal.
         order: 2 differentiates through the inner steps, 1 does not (first-order MAML).
         inner_lr: learning rate of the inner loop, > 0.
         inner_act_lr: learning rate of the activations' scalars in the inner loop, > 0; default: inner_lr.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.intervals import mean_interval
+from arelu_meta.intervals import accuracy_interval
 from arelu_meta.runs.folder import open_run
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.ranks import Ranks
@@ -82,13 +82,13 @@ def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: lis
         Flat values for results.json.
     """
     accuracies = [results["test_accuracy"] for results in found]
-    mean, low, high = mean_interval(accuracies)
+    mean, low, high = accuracy_interval(accuracies)
     return {
         "task": "finetune",
         "seed": config.run.seed,
         "test_accuracy": mean,
-        "test_low": max(0.0, low),
-        "test_high": min(1.0, high),
+        "test_low": low,
+        "test_high": high,
         "test_n": sum(results["test_n"] for results in found),
         "runs": len(found),
         **{f"test_accuracy_{name}": accuracy for name, accuracy in zip(names, accuracies, strict=True)},

@@ -222,7 +222,7 @@ class VectorizedEngine:
             return "all tasks at once"
         if self.task_chunk > 1:
             return f"{self.task_chunk} of {len(tasks)} tasks at once" + ("" if given else ", which fit the memory")
-        return "one task at a time" + ("" if given else ", which a CPU does no slower with tasks like these")
+        return "one task at a time" + ("" if given else ", about as fast on a CPU with tasks like these")
 
     def _fitting_chunk(self, tasks: TaskBatch) -> int:
         """Say how many tasks at once are fastest and fit, by what one of them keeps for its backward."""

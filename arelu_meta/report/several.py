@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from arelu_meta.intervals import mean_interval
+from arelu_meta.intervals import accuracy_interval, mean_interval
 from arelu_meta.report.blocks import Block, Cell, Chart, Fact, Page, Section, Table, percent
 from arelu_meta.report.charts import Series, curves, dots, heatmap
 from arelu_meta.report.metatrained import adaptation_sections
@@ -47,7 +47,7 @@ class Group:
     def interval(self) -> tuple[float | None, float | None, float | None]:
         """Mean test accuracy and its 95 % interval: over runs if there are several, else over images or tasks."""
         if len(self.accuracies) > 1:
-            return mean_interval(self.accuracies)
+            return accuracy_interval(self.accuracies)
         ended = [run for run in self.runs if run.number("test_accuracy") is not None]
         if not ended:
             return None, None, None
