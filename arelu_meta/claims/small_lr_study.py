@@ -1,10 +1,6 @@
 """The study `small-lr`: is an activation ahead at a small learning rate, and still when each has its best one?"""
 
-import contextlib
-import io
 import itertools
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,6 +18,7 @@ from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import cores
+from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
 from arelu_meta.config import (
     ClaimsConfig,
@@ -36,7 +33,7 @@ from arelu_meta.config import (
 )
 from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.data.images import load_images
-from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta import metatrain
@@ -225,18 +222,8 @@ def work(config: ClaimsConfig, trials: Sequence[Trial]) -> list[list[Row]]:
         taken) and `diverged`.
     """
     run = _metatrained if config.pipeline == "maml" else _finetuned
-    found = []
-    for trial in trials:
-        folder = Path(tempfile.mkdtemp(prefix="arelu-meta-"))
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                found.append(run(config, trial, folder / "run"))
-        except RunError as error:
-            worst = {"accuracy": 0.0, "validation_accuracy": 0.0, "test_accuracy": 0.0, "rate": trial.lr}
-            found.append([{"step": 0, **worst, "diverged": str(error).split(";")[0]}])
-        finally:
-            shutil.rmtree(folder)
-    return found
+    worst = {"step": 0, "accuracy": 0.0, "validation_accuracy": 0.0, "test_accuracy": 0.0}
+    return [run_apart(partial(run, config, trial), worst | {"rate": trial.lr}) for trial in trials]
 
 
 def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> FinetuneConfig:
