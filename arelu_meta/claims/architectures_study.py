@@ -12,7 +12,7 @@ from arelu_meta.backbones.from_config import build_backbone, check_forward, chec
 from arelu_meta.claims.architectures_tables import conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
-from arelu_meta.claims.running import cores
+from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.small_lr_study import Trial, check_contender, estimate, model_config, work
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.data.images import load_images
@@ -36,7 +36,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),
-        processes=(config.processes or cores()) if device.type == "cpu" else 1,
+        processes=side_by_side(config.processes, device),
         seconds=lambda missing: _seconds(config, missing),
         conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin),
         headline=(

@@ -15,7 +15,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plain_nets import PLAIN_NETS, GradientTrial, train
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import depths, names, numbers, seeds
-from arelu_meta.claims.running import cores, one_thread
+from arelu_meta.claims.running import one_thread, side_by_side
 from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, opened, shelved
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, nearest_names
@@ -42,7 +42,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         yield Plan(
             groups=[[trial] for trial in trials],
             work=partial(work, shelf, str(device)),
-            processes=(config.processes or cores()) if device.type == "cpu" else 1,
+            processes=side_by_side(config.processes, device),
             seconds=partial(estimate, data.to(device)),
             conclude=lambda ledger, _: conclude(ledger.of_all(trials), config.margin),
             headline=_headline(config, trials),

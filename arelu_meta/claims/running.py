@@ -28,6 +28,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def side_by_side(asked: int | None, device: torch.device) -> int:
+    """Say how many runs go side by side: one a core of a CPU, and one alone on a GPU.
+
+    Args:
+        asked: processes, which counts on a CPU; None leaves it open.
+        device: where runs compute.
+    """
+    return (asked or cores()) if device.type == "cpu" else 1
+
+
 def run_missing(ledger: Ledger, groups: Sequence[Sequence[Any]], work: Work, processes: int) -> None:
     """Run what the ledger does not hold, and note every run as soon as it has ended.
 
@@ -142,4 +152,4 @@ def describe_seconds(seconds: float) -> str:
     return f"{max(1, round(seconds))} seconds"
 
 
-__all__ = ["ProgressBar", "Work", "announce", "cores", "describe_seconds", "one_thread", "run_missing"]
+__all__ = ["ProgressBar", "Work", "announce", "cores", "describe_seconds", "one_thread", "run_missing", "side_by_side"]

@@ -17,7 +17,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
-from arelu_meta.claims.running import cores
+from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
 from arelu_meta.config import (
@@ -98,7 +98,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),
-        processes=(config.processes or cores()) if device.type == "cpu" else 1,
+        processes=side_by_side(config.processes, device),
         seconds=partial(estimate, config),
         conclude=lambda ledger, folder: conclude(ledger.of_all(trials), small, config.margin, config.target),
         headline=_headline(config, small),

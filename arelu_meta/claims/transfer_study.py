@@ -16,7 +16,7 @@ from arelu_meta.claims import small_lr_study
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
-from arelu_meta.claims.running import cores, one_thread
+from arelu_meta.claims.running import one_thread, side_by_side
 from arelu_meta.claims.small_lr_study import check_contender, model_config, small_rate
 from arelu_meta.claims.tensors import Shelf, opened, shelved
 from arelu_meta.claims.transfer_data import PRETRAINED, PairData, backbone_config, load_pair, read_pairs
@@ -61,7 +61,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         yield Plan(
             groups=grouped,
             work=partial(work, config, shelves),
-            processes=(config.processes or cores()) if device.type == "cpu" else 1,
+            processes=side_by_side(config.processes, device),
             seconds=partial(estimate, config, shelves),
             conclude=lambda ledger, folder: conclude(
                 {pair: ledger.of_all(trials) for pair, trials in of_pair.items()},

@@ -20,7 +20,7 @@ def conclude(rows: Mapping[str, Sequence[Row]], small: float, margin: float) -> 
     Returns:
         What `small-lr` concludes of each pair, Holm's correction made over all of them.
     """
-    whole = Outcome(notes=["A pair's last rate is of the target; every network learned its source at the same rate."])
+    whole = Outcome(notes=["Learning rates are those on the target; every network learned its source at the same one."])
     for pair, some in rows.items():
         found = conclude_pair(some, small, margin, None)
         whole.comparisons += [replace(one, claim=f"{pair}: {one.claim}") for one in found.comparisons]
