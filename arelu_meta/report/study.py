@@ -149,7 +149,8 @@ def _curves(found: dict[str, Any]) -> Chart:
     if any(len(one.x) != len(one.y) for one in series):
         raise ValueError("x and y have not the same length")
     banded = any(len(one.low) for one in series)
-    note = str(found.get("note") or ("Band: one standard deviation over seeds on either side of the mean." if banded else ""))
+    about_band = "Band: one standard deviation over seeds on either side of the mean." if banded else ""
+    note = str(found.get("note") or about_band)
     return curves(str(found["title"]), str(found["x_label"]), str(found["y_label"]), series, note=note)
 
 
