@@ -28,7 +28,8 @@ READS["transfer"] = READS["architectures"] - {"data.name"} | {"optim.small_lr", 
 READS["gradients"] = READS["mnist"] - {"variant", "engine"} | {"depth"}
 READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class", "data.batch_size"}
 READS["small-lr/maml"] |= {"meta.steps", "meta.tasks"}
-READS["meta"] = READS["small-lr/maml"] - {"model.pretrained", "optim.small_lr", "pipeline", "target"} | {"meta.shots"}
+READS["meta"] = READS["small-lr/maml"] - {"model.pretrained", "optim.small_lr", "pipeline", "target"}
+READS["meta"] |= {"meta.shots", "variant"}
 READS["focus"] = READS["small-lr"] - {"optim.small_lr", "pipeline", "target"}
 READS["focus"] |= {f"focus.{name}" for name in ("images", "boxes", "masks", "runs", "count")}
 

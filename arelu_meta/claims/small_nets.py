@@ -57,13 +57,30 @@ def build(trial: Trial, classes: int, channels: int, side: int) -> nn.Module:
         channels: of an image.
         side: of an image, in pixels.
     """
-    torch.manual_seed(trial.seed)
-    model = PAPER_NETS[trial.network](num_classes=classes, in_chans=channels, img_size=side)
-    takes_variant = trial.activation in PAPER_ACTIVATIONS
-    for index, layer in enumerate(model.features):
-        if isinstance(layer, nn.ReLU):
-            options = {"variant": trial.variant} if takes_variant else {}
-            model.features[index] = create_activation(trial.activation, **options)
+    return make_network(trial.network, trial.activation, trial.variant, trial.seed, classes, channels, side)
+
+
+def make_network(
+    network: str, activation: str, variant: str, seed: int, classes: int, channels: int, side: int
+) -> nn.Module:
+    """Make one of the papers' networks with an activation; all activations of a seed get the same weights.
+
+    Args:
+        network: of `PAPER_NETS`.
+        activation: a name of `list_activations()`.
+        variant: of the activation: authors or paper; read where there are both.
+        seed: of the weights.
+        classes: outputs.
+        channels: of an image.
+        side: of an image, in pixels.
+    """
+    torch.manual_seed(seed)
+    model = PAPER_NETS[network](num_classes=classes, in_chans=channels, img_size=side)
+    options = {"variant": variant} if activation in PAPER_ACTIVATIONS else {}
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU | nn.LeakyReLU):
+                setattr(module, name, create_activation(activation, **options))
     return model
 
 

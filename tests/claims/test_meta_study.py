@@ -1,28 +1,89 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from arelu_meta.arguments import parse
-from arelu_meta.claims.meta_study import list_trials, metatrain_config
+from arelu_meta.claims import meta_runs
+from arelu_meta.claims.meta_runs import ALL, DIVIDED, MetaTrial, run
+from arelu_meta.claims.meta_study import list_trials
 from arelu_meta.claims.meta_tables import conclude
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.task import claims_task
 from arelu_meta.cli import main
+from arelu_meta.config import DataConfig, TaskConfig
+from arelu_meta.data.episodes import load_class_splits
 
 _WORDS = ["meta", "--data.name", "digits", "--model.name", "mnist_conv", "--meta.steps", "2", "--meta.tasks", "8"]
 
 
-def test_runs_are_the_authors_set_up_over_sets_shots_and_activations() -> None:
+_ONE = MetaTrial("digits", "mnist_conv", 1, "relu", "authors", "adam", 0.005, 0, steps=3, classes=DIVIDED, tasks=8)
+_DIGITS = DataConfig(name="digits")
+_CPU = torch.device("cpu")
+
+
+def test_runs_are_the_authors_set_up_over_sets_shots_and_activations_each_on_all_and_on_some_classes() -> None:
     config = resolve(parse("claims", ["meta", "--size", "full", "--train.repeats", "2"]))
     trials = list_trials(config)
-    assert len(trials) == 2 * 2 * 2 * 19  # seeds, sets, shots, activations
-    assert {trial.seed for trial in trials[: 2 * 2 * 19]} == {0}
-    made = metatrain_config(config, trials[-1], Path("run"))
-    assert (made.data.name, made.model.activation, made.run.seed) == ("omniglot-small", "tanh", 1)
-    assert (made.task.ways, made.task.shots, made.task.queries) == (5, 5, 5)
-    assert (made.meta.inner_lr, made.meta.inner_steps, made.meta.batch_tasks) == (0.005, 5, 32)
-    assert (made.meta.order, made.meta.steps, made.optim.lr, made.eval.tasks) == (2, 100, 0.005, 1000)
+    assert len(trials) == 2 * 2 * 2 * 19 * 2  # seeds, sets, shots, activations, divisions
+    assert {trial.seed for trial in trials[: 2 * 2 * 19 * 2]} == {0}
+    theirs, honest = trials[-2:]
+    assert (theirs.classes, theirs.tasks, honest.classes, honest.tasks) == (ALL, 0, DIVIDED, 1000)
+    assert replace(theirs, classes=DIVIDED, tasks=1000) == honest
+    assert (honest.data, honest.activation, honest.seed) == ("omniglot-small", "tanh", 1)
+    assert (honest.variant, honest.lr, honest.steps) == ("authors", 0.005, 100)
+    assert honest.task == TaskConfig(ways=5, shots=5, queries=5)
+    assert (meta_runs.INNER_STEPS, meta_runs.BATCH_TASKS) == (5, 32)
+
+
+def test_the_authors_run_trains_on_all_ten_digits_and_the_honest_one_never_on_those_it_is_judged_on() -> None:
+    splits = load_class_splits(_DIGITS, _ONE.task, _ONE.seed)
+    (everything,) = meta_runs._pools(replace(_ONE, classes=ALL), _DIGITS)
+    trained, unseen = meta_runs._pools(_ONE, _DIGITS)
+    assert everything.labels.unique().tolist() == list(range(10))
+    assert not set(trained.labels.tolist()) & set(unseen.labels.tolist())
+    assert len(unseen.labels.unique()) == 5
+    assert len(unseen.labels) == len(splits.test)
+    assert everything.mean == (0.1307,)
+
+
+def test_every_meta_batch_is_read_out_and_nothing_else_is_computed_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta_runs, "adaptation_curves", None)
+    rows = run(replace(_ONE, classes=ALL, tasks=0), _DIGITS, _CPU)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_the_honest_run_gives_its_interval_and_how_it_adapts() -> None:
+    (row,) = run(_ONE, _DIGITS, _CPU)
+    assert row["low"] <= row["accuracy"] <= row["high"]
+    assert len(row["curve"]) == 6
+    assert row["curve"][-1] == pytest.approx(row["accuracy"])
+    assert run(_ONE, _DIGITS, _CPU) == [row]
+
+
+def test_meta_training_learns_unseen_digits() -> None:
+    (start,), (end,) = (
+        run(replace(_ONE, activation="arelu", steps=steps, tasks=64), _DIGITS, _CPU) for steps in (1, 30)
+    )
+    assert end["accuracy"] > start["accuracy"] + 0.1
+
+
+@pytest.mark.parametrize("classes", [ALL, DIVIDED])
+def test_a_rate_that_is_far_too_large_ends_the_run_and_not_the_study(classes: str) -> None:
+    (row,) = run(replace(_ONE, classes=classes, lr=1e30), _DIGITS, _CPU)
+    assert row["accuracy"] == 0.0
+    assert "NaN or infinite" in row["diverged"]
+
+
+def test_the_authors_variant_is_what_runs_unless_the_papers_is_asked_for() -> None:
+    words = ["meta", "--model.activation", "maxout,relu"]
+    assert {one.variant for one in list_trials(resolve(parse("claims", words)))} == {"authors"}
+    assert {one.variant for one in list_trials(resolve(parse("claims", [*words, "--variant", "paper"])))} == {"paper"}
+    by_variant = [run(replace(_ONE, activation="slaf", variant=name), _DIGITS, _CPU) for name in ("authors", "paper")]
+    assert by_variant[0] != by_variant[1]
 
 
 @pytest.mark.parametrize(
@@ -50,15 +111,17 @@ def test_bad_input_is_one_line_before_the_first_run(
 
 
 def _made_up(batches: dict[str, list[float]], unseen: dict[str, list[float]]) -> list[dict[str, Any]]:
-    place = {"data": "mnist", "shots": 1, "lr": 0.005, "tasks": 1000}
-    return [
-        {**place, "activation": name, "seed": seed, "step": step, "accuracy": best / 100 / step, "curve": [0.2, 0.5]}
-        | {"best_batch": best / 100, "test_accuracy": unseen[name][seed] / 100}
-        | {"test_low": unseen[name][seed] / 100 - 0.02, "test_high": unseen[name][seed] / 100 + 0.02}
-        for name, values in batches.items()
-        for seed, best in enumerate(values)
-        for step in (1, 2)
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, values in batches.items():
+        for seed, best in enumerate(values):
+            place = {"data": "mnist", "shots": 1, "lr": 0.005, "activation": name, "seed": seed}
+            rows += [
+                {**place, "classes": ALL, "tasks": 0, "step": step, "accuracy": best / 100 / step} for step in (1, 2)
+            ]
+            mean = unseen[name][seed] / 100
+            judged = {"step": 2, "accuracy": mean, "low": mean - 0.02, "high": mean + 0.02, "curve": [0.2, 0.5]}
+            rows.append({**place, "classes": DIVIDED, "tasks": 1000, **judged})
+    return rows
 
 
 def test_the_two_readings_are_judged_apart_and_stand_side_by_side() -> None:
@@ -82,11 +145,16 @@ def test_the_two_readings_are_judged_apart_and_stand_side_by_side() -> None:
 
 def test_a_run_that_diverged_counts_as_nothing_and_is_said() -> None:
     rows = _made_up({"relu": [80.0, 81.0], "arelu": [95.0, 96.0]}, {"relu": [50.0, 51.0], "arelu": [48.0, 49.0]})
-    lost = {"best_batch": 0.0, "test_accuracy": 0.0, "test_low": 0.0, "test_high": 0.0, "curve": [], "diverged": "NaN"}
-    outcome = conclude([{**row, **lost} if row["activation"] == "arelu" else row for row in rows], margin=1.0)
-    assert {one.verdict for one in outcome.comparisons} == {"does not hold"}
+    lost = {"step": 0, "accuracy": 0.0, "low": 0.0, "high": 0.0, "curve": [], "diverged": "NaN"}
+    kept = [row for row in rows if row["activation"] == "relu" or (row["step"] == 2 and row["classes"] == DIVIDED)]
+    gone = [{**row, **lost} for row in rows if row["activation"] == "arelu" and row["step"] == 1]
+    outcome = conclude([*kept, *gone], margin=1.0)
+    assert [one.verdict for one in outcome.comparisons] == ["does not hold", "does not hold"]
+    row = next(row for row in outcome.tables[0].rows if row[3] == "arelu")
+    assert (row[4], row[5], row[-1]) == ("0.0 ± 0.0", "48.5 ± 0.7", 2)
     assert "2 runs became NaN" in outcome.notes[-1]
-    assert [one.name for one in outcome.curves[0].series] == ["relu"]
+    assert [one.name for one in outcome.curves[0].series] == ["relu", "arelu"]
+    assert [one.name for one in outcome.curves[1].series] == ["relu"]
 
 
 @pytest.mark.slow
@@ -100,5 +168,5 @@ def test_a_small_study_runs_to_its_page_and_goes_on_where_it_stopped(
     assert "Seeds: 0, 1." in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     again = claims_task(parse("claims", [*words, "--run.resume", "auto", "--train.repeats", "3"]))
-    assert "2 of 6 runs to do" in capsys.readouterr().out
+    assert "4 of 12 runs to do" in capsys.readouterr().out
     assert again["seeds"] == [0, 1, 2]
