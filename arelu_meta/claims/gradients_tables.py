@@ -7,7 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Series, Table, mean_series, pairs_table
+from arelu_meta.claims.outcome import (
+    CHOSEN_ON_THE_SAME_RUNS,
+    Curves,
+    Heatmap,
+    Outcome,
+    Series,
+    Table,
+    mean_series,
+    pairs_table,
+)
 from arelu_meta.claims.plain_nets import SMALLEST
 from arelu_meta.claims.statistics import Comparison, compare, judge
 
@@ -223,6 +232,8 @@ def _notes(runs: Runs) -> list[str]:
         "plain has PyTorch's initial weights, which shrink the signal of every activation; plain_even scales them to "
         "each activation, which separates the activation's shape from its size.",
     ]
+    if any(len(contenders) > 2 for contenders in runs.values()):
+        notes.append(CHOSEN_ON_THE_SAME_RUNS)
     lost = [
         f"{name} ({cell}, seed {seed})"
         for cell, contenders in runs.items()

@@ -9,7 +9,16 @@ import numpy as np
 
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.meta_runs import ALL
-from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Series, Table, mean_series, pairs_table
+from arelu_meta.claims.outcome import (
+    CHOSEN_ON_THE_SAME_RUNS,
+    Curves,
+    Heatmap,
+    Outcome,
+    Series,
+    Table,
+    mean_series,
+    pairs_table,
+)
 from arelu_meta.claims.small_lr_tables import spread
 from arelu_meta.claims.statistics import Comparison, compare, judge
 
@@ -182,7 +191,9 @@ def _maps(runs: Runs) -> Iterator[Heatmap]:
 
 
 def _notes(runs: Runs) -> list[str]:
+    chosen = [CHOSEN_ON_THE_SAME_RUNS] if any(len(contenders) > 2 for contenders in runs.values()) else []
     notes = [
+        *chosen,
         "The best training batch is a maximum over as many looks as there were meta-steps, at classes that were "
         "trained on: it says how well tasks were fitted, not how well new classes are learned.",
         "Both runs of a pair differ in their classes alone: weights, settings and number of steps are the same. Of ten "

@@ -12,7 +12,7 @@ import numpy as np
 
 from arelu_meta.activations.registry import ALIASES
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Table, mean_series
+from arelu_meta.claims.outcome import CHOSEN_ON_THE_SAME_RUNS, Curves, Heatmap, Outcome, Table, mean_series
 from arelu_meta.claims.statistics import Comparison, compare, compare_published, correct, judge
 
 OURS, STANDARD = "arelu", "relu"
@@ -242,8 +242,5 @@ def _notes(cells: Cells, stated: bool) -> list[str]:
     if cells.epochs > 1:
         notes.append("The best epoch is chosen on the test images, as the authors did: read it as an upper bound.")
     if stated:
-        notes.append(
-            "Each claim is made against ReLU and against the best other activation of its cell, whose choice on these "
-            "same runs favours the other side."
-        )
+        notes.append(CHOSEN_ON_THE_SAME_RUNS)
     return notes

@@ -8,6 +8,11 @@ from typing import Any
 from arelu_meta.claims.statistics import Comparison, judge
 from arelu_meta.runs.progress import print_table
 
+CHOSEN_ON_THE_SAME_RUNS = (
+    "Each claim is made against ReLU and against the best other activation of its cell, whose choice on these same "
+    "runs favours the other side."
+)
+
 
 @dataclass
 class Table:

@@ -79,19 +79,19 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "transfer": {
         "quick": {
             "pairs": "mnist-to-mnist-m,mnist-to-digits,imagenet-to-flowers17",
-            "data.per_class": 40,
+            "data.per_class": 30,
             "data.image_size": 64,
             "model.name": "mnist_conv,tf_efficientnet_lite0",
             "model.activation": "original,arelu:paper,arelu:preserve",
             "optim.name": "sgd",
             "optim.lr": "1e-2,1e-3",
-            "train.epochs": 4,
+            "train.epochs": 3,
             "train.repeats": 3,
         },
         "full": {
             "pairs": "mnist-to-mnist-m,mnist-to-digits,imagenet-to-flowers17,imagenet-to-cifar10-subset",
             "model.name": "mnist_conv,tf_efficientnet_lite0",
-            "model.activation": "original,selu,arelu:paper,arelu:preserve,arelu:leak,arelu:nearest",
+            "model.activation": "original,selu,arelu:paper,arelu:preserve,arelu:leak,arelu:nearest,arelu:fit",
             "optim.name": "sgd",
             "optim.lr": "1e-2,1e-3,1e-4,1e-5",
             "train.epochs": 20,
