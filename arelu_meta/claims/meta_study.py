@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from time import perf_counter
 
 import torch
 
@@ -16,14 +15,14 @@ from arelu_meta.claims.meta_runs import ALL, BATCH_TASKS, DIVIDED, WAYS, MetaTri
 from arelu_meta.claims.meta_tables import conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
-from arelu_meta.claims.running import one_thread, side_by_side
+from arelu_meta.claims.running import probe, side_by_side
 from arelu_meta.config import ClaimsConfig, DataConfig, TaskConfig
 from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.compute import choose_device
 
-_PROBED = 3  # meta-steps
+_PROBED = (1, 4)  # meta-steps
 _MOST_SHOTS = 100
 
 
@@ -137,17 +136,15 @@ def estimate(config: ClaimsConfig, trials: Sequence[MetaTrial]) -> float:
         Seconds.
     """
     total = 0.0
-    with one_thread():
-        for kind in dict.fromkeys((trial.data, trial.classes, trial.shots) for trial in trials):
-            alike = [trial for trial in trials if (trial.data, trial.classes, trial.shots) == kind]
-            short = replace(alike[-1], steps=1, tasks=min(BATCH_TASKS, alike[-1].tasks))
-            work(config, [short])  # the first call decodes the images and prepares kernels
-            times = []
-            for steps in (1, 1 + _PROBED):
-                started = perf_counter()
-                work(config, [replace(short, steps=steps)])
-                times.append(perf_counter() - started)
-            a_step = max(0.0, times[1] - times[0]) / _PROBED
-            # The end: half a step a batch of unseen tasks, which are adapted to and not differentiated through.
-            total += sum(times[0] + a_step * (one.steps + one.tasks / BATCH_TASKS / 2) for one in alike)
+    for kind in dict.fromkeys((trial.data, trial.classes, trial.shots) for trial in trials):
+        alike = [trial for trial in trials if (trial.data, trial.classes, trial.shots) == kind]
+        short = replace(alike[-1], tasks=min(BATCH_TASKS, alike[-1].tasks))
+        seconds = probe(partial(_of_length, config, short), _PROBED)
+        a_step = seconds(2) - seconds(1)
+        # The end: half a step a batch of unseen tasks, which are adapted to and not differentiated through.
+        total += sum(seconds(one.steps) + a_step * one.tasks / BATCH_TASKS / 2 for one in alike)
     return total
+
+
+def _of_length(config: ClaimsConfig, trial: MetaTrial, steps: int) -> list[list[Row]]:
+    return work(config, [replace(trial, steps=steps)])

@@ -131,6 +131,28 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+def probe(run: Callable[[int], object], lengths: tuple[int, int] = (1, 2)) -> Callable[[int], float]:
+    """Measure a run of two lengths in one thread, as in a process of a pool, and say what any length takes.
+
+    Args:
+        run: does a run of some length, in epochs or steps.
+        lengths: a short and a longer one.
+
+    Returns:
+        Seconds by length.
+    """
+    short, longer = lengths
+    times = []
+    with one_thread():
+        run(short)  # the first call loads the data and prepares kernels
+        for length in lengths:
+            started = time.perf_counter()
+            run(length)
+            times.append(time.perf_counter() - started)
+    more = max(0.0, times[1] - times[0]) / (longer - short)
+    return lambda length: times[0] + more * max(0, length - short)
+
+
 def announce(missing: int, total: int, seconds: float, processes: int) -> None:
     """Say how many runs there are and about how long they take.
 
@@ -152,4 +174,14 @@ def describe_seconds(seconds: float) -> str:
     return f"{max(1, round(seconds))} seconds"
 
 
-__all__ = ["ProgressBar", "Work", "announce", "cores", "describe_seconds", "one_thread", "run_missing", "side_by_side"]
+__all__ = [
+    "ProgressBar",
+    "Work",
+    "announce",
+    "cores",
+    "describe_seconds",
+    "one_thread",
+    "probe",
+    "run_missing",
+    "side_by_side",
+]

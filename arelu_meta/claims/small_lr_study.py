@@ -7,7 +7,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
-from arelu_meta.claims.running import side_by_side
+from arelu_meta.claims.running import probe, side_by_side
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
 from arelu_meta.config import (
@@ -39,6 +38,7 @@ from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta import metatrain
 
 _INNER_STEPS = 5
+_PROBED = {"finetune": (1, 2), "maml": (4, 8)}  # both of maml's have four validations, as whole runs have
 _STARTS = ("paper", "preserve", "leak", "nearest", "fit")
 
 
@@ -284,7 +284,7 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def estimate(config: ClaimsConfig, trials: Sequence[Trial]) -> float:
-    """Do the first trial in short, and say how long all take one after the other.
+    """Do one of the trials in two short lengths, and say how long all take one after the other.
 
     Args:
         config: of the study.
@@ -293,8 +293,6 @@ def estimate(config: ClaimsConfig, trials: Sequence[Trial]) -> float:
     Returns:
         Seconds.
     """
-    short = replace(next((one for one in trials if not one.contender.startswith(MATCHED)), trials[0]), length=1)
-    work(config, [replace(short, contender=ORIGINAL)])
-    started = perf_counter()
-    work(config, [short])
-    return (perf_counter() - started) * sum(trial.length for trial in trials)
+    like = next((one for one in trials if not one.contender.startswith(MATCHED)), trials[0])
+    seconds = probe(lambda length: work(config, [replace(like, length=length)]), _PROBED[config.pipeline])
+    return sum(seconds(trial.length) for trial in trials)

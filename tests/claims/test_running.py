@@ -7,7 +7,7 @@ import pytest
 
 from arelu_meta.claims.ledger import Ledger, Row, key_of, write_rows
 from arelu_meta.claims.mnist_study import work
-from arelu_meta.claims.running import announce, describe_seconds, run_missing
+from arelu_meta.claims.running import announce, describe_seconds, probe, run_missing
 from arelu_meta.claims.small_nets import Trial, train_one
 from arelu_meta.claims.tensors import load_tensors, shelved
 from arelu_meta.config import DataConfig
@@ -118,6 +118,20 @@ def test_the_time_ahead_is_said_in_a_person_s_units(capsys: pytest.CaptureFixtur
     ]
     announce(3, 9, 600.0, 2)
     assert "3 of 9 runs to do, 2 at once: about 5.0 minutes" in capsys.readouterr().out
+
+
+def test_what_a_longer_run_takes_is_told_from_two_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    done: list[int] = []
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def run(length: int) -> None:
+        clock[0] += 10 + 3 * length + (100 if not done else 0)  # the first call is slow
+        done.append(length)
+
+    seconds = probe(run, (2, 4))
+    assert done == [2, 2, 4]
+    assert [seconds(length) for length in (1, 2, 10)] == [16, 16, 40]
 
 
 def test_rows_with_other_columns_leave_cells_empty(tmp_path: Path) -> None:

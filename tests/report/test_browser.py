@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,5 +146,34 @@ def test_a_run_s_page_shows_its_charts_and_hostile_names(kind: str, browser: Any
         named = opened.page.locator(".plot .ytick").all_text_contents()
         assert SCRIPT in named
         assert "10" in named
+    assert (opened.complaints, opened.outside()) == ([], [])
+    opened.context.close()
+
+
+def _several(make: Any, folder: Path) -> list[Path]:
+    for place, activation in enumerate(("arelu", None)):
+        for seed in (0, 1):
+            make.finetune(folder / f"{place}-{seed}", wrong=2 + seed, seed=seed, activation=activation)
+    return [folder]
+
+
+def _pair(make: Any, folder: Path) -> list[Path]:
+    return [make.finetune(folder / "a", wrong=2), make.finetune(folder / "b", wrong=6, activation=None)]
+
+
+def _meta_pair(make: Any, folder: Path) -> list[Path]:
+    return [make.metatrain(folder / "a"), make.metatrain(folder / "b", accuracy=0.7)]
+
+
+@pytest.mark.parametrize(("runs", "compared"), [(_several, False), (_pair, True), (_meta_pair, True)])
+@pytest.mark.parametrize("width", [360, 1100])
+def test_pages_of_several_runs_draw_all_in_any_width_and_ask_for_nothing(
+    runs: Callable[[Any, Path], list[Path]], compared: bool, width: int, browser: Any, make: Any, tmp_path: Path
+) -> None:
+    page = write_report(runs(make, tmp_path / "runs"), tmp_path / "page.html", compare=compared)[0]
+    opened = Opened(browser, page, viewport={"width": width, "height": 800}, color_scheme="dark")
+    assert opened.page.locator(".plot").count() > 0
+    assert opened.page.locator(".plot .main-svg").count() >= opened.page.locator(".plot").count()
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
     assert (opened.complaints, opened.outside()) == ([], [])
     opened.context.close()
