@@ -35,6 +35,7 @@ def study_page(run: Run, budget: Budget) -> Page:
     """
     verdicts = _each(run, "verdicts", _verdict)
     sections = [
+        Section("What was compared, and how to read it", _read_with(run)),
         Section("Curves", _each(run, "curves", _curves)),
         Section("Heat maps", _each(run, "heatmaps", _heatmap)),
         Section("Tables", _each(run, "tables", _table)),
@@ -46,6 +47,15 @@ def study_page(run: Run, budget: Budget) -> Page:
     return Page(
         f"Study: {name}", "Study of a claim", _headline(run, verdicts), _facts(run), verdicts, [*filled, ending([run])]
     )
+
+
+def _read_with(run: Run) -> list[Block]:
+    """Say what was compared on what, and what a reader should know."""
+    notes = run.results.get("notes") or []
+    if not isinstance(notes, list):
+        run.problems.append("results.json: notes is no list and is left out.")
+        notes = []
+    return [Paragraph(str(text)) for text in [run.text("headline"), *notes] if text]
 
 
 def _each(run: Run, name: str, make: Callable[[dict[str, Any]], T]) -> list[T]:

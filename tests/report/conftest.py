@@ -115,9 +115,13 @@ def study(folder: Path, activations: int = 3, rates: int = 4, epochs: int = 20, 
     picture = {"title": "Grad-CAM", "alt": f"Heat on {SCRIPT}", "file": "focus.png"}
     found = [verdict("AReLU is faster", "holds", 5.0, 1.0), verdict(f"{SCRIPT} is slow", "cannot tell", 0.5, 3.0)]
     found.append(verdict("It is best", "does not hold", -2.0, 0.5))
+    read_with = {
+        "headline": f"MNIST-Conv: {', '.join(names[:3])}",
+        "notes": [f"2 runs of {SCRIPT} became NaN.", "Read both."],
+    }
     content = {"task": "claims", "study": "mnist", "size": "full", "seconds": 99.0, "seeds": list(range(seeds))}
     content |= {"verdicts": found, "tables": [table | {"note": "Means over seeds."}], "curves": curves}
-    (folder / "results.json").write_text(json.dumps(content | {"heatmaps": [heat], "images": [picture]}))
+    (folder / "results.json").write_text(json.dumps(content | read_with | {"heatmaps": [heat], "images": [picture]}))
     return folder
 
 

@@ -114,6 +114,21 @@ def test_the_verdicts_come_first_and_the_headline_counts_them(make: Any, tmp_pat
     assert (tmp_path / "report-verdicts.csv").is_file()
 
 
+def test_a_study_says_what_it_compared_and_what_its_reader_should_know(make: Any, tmp_path: Path) -> None:
+    folder = make.study(tmp_path / "study")
+    first = make_page([folder]).sections[0]
+    assert [block.text for block in first.blocks if isinstance(block, Paragraph)] == [
+        "MNIST-Conv: AReLU, ReLU, <script>alert(1)</script>",
+        "2 runs of <script>alert(1)</script> became NaN.",
+        "Read both.",
+    ]
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"notes": "x", "headline": 3}))
+    page = make_page([folder])
+    assert page.sections[0].title == "Curves"
+    assert "notes is no list" in str(page.sections[-1])
+
+
 def test_an_interval_lies_where_its_numbers_say() -> None:
     from arelu_meta.report.blocks import Verdict
     from arelu_meta.report.whiskers import render_verdicts
