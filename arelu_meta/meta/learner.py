@@ -2,8 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,9 +15,11 @@ from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.given import GivenImages, Source, centre_crop, gather, in_colour, tell_skipped, whole_image
 from arelu_meta.data.images import read_folder
-from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.baselines import fit_logistic, nearest_centroid
+from arelu_meta.meta.guessing import Guess, Score, guesses, scored_batches
+from arelu_meta.meta.head_alone import head_inputs, head_that_adapts_alone
 from arelu_meta.meta.inner import saved_loop
 from arelu_meta.meta.normalization import (
     Statistics,
@@ -29,29 +30,12 @@ from arelu_meta.meta.normalization import (
 )
 from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.compute import choose_device
-from arelu_meta.runs.progress import progress
+
+__all__ = ["AdaptedLearner", "Guess", "Learner", "Method", "Support", "guesses", "scored_batches"]
 
 Method = Literal["maml", "protonet", "centroid", "logistic"]
 Support = str | Path | Mapping[str, GivenImages] | tuple[Tensor, Tensor]
-Score = Callable[[Tensor], Tensor]
 _MOST_REFERENCE = 128  # query images that a transductive model takes its statistics of, beside the support set
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What a model takes an image for.
-
-    Args:
-        name: of the class.
-        probability: how sure it is, in (0, 1].
-        place: of the image among those given, from 0.
-        ranked: the likeliest classes with their probabilities, as many as were asked for, the likeliest first.
-    """
-
-    name: str
-    probability: float
-    place: int
-    ranked: tuple[tuple[str, float], ...] = ()
 
 
 class Learner:
@@ -293,14 +277,10 @@ class AdaptedLearner:
         return lambda images: classify(features(learner.model, images))
 
     def _gradient_steps(self) -> Score:
-        meta = self.learner.spec.meta
-        stack = Stack(self.learner.model, saved_loop(self.learner.model, meta["inner_lr"], meta["inner_steps"]), 1)
-        weights = [weight.detach() for weight in stack.start()]
-        for step in range(meta["inner_steps"] if weights else 0):
-            with torch.enable_grad():
-                weights = [weight.requires_grad_() for weight in weights]
-                stepped = stack.step(weights, self._images[None], self._labels[None], step, False)
-            weights = [weight.detach() for weight in stepped]
+        model, meta = self.learner.model, self.learner.spec.meta
+        stack = Stack(model, saved_loop(model, meta["inner_lr"], meta["inner_steps"]), 1)
+        steps = meta["inner_steps"] if stack.loop.names else 0
+        weights = self._stepped(stack, steps)
         shown = len(self.classes)  # outputs that no support image has stand for nothing
 
         def score(images: Tensor) -> Tensor:
@@ -309,47 +289,18 @@ class AdaptedLearner:
 
         return score
 
-
-def scored_batches(
-    source: Source, score: Score, device: torch.device, batch_size: int
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Classify images as they are read; no more than a batch is in memory.
-
-    Args:
-        source: the images.
-        score: maps prepared images on the device to probabilities, shape (images, classes).
-        device: where to compute.
-        batch_size: images at a time.
-
-    Yields:
-        The images' places, and their probabilities, float32, on the CPU.
-
-    Raises:
-        RunError: naming an image whose probabilities are NaN or infinite.
-    """
-    with progress("predicting", len(source), "images") as bar:
-        for places, images in source.batches(batch_size, bar.advance):
+    def _stepped(self, stack: Stack, steps: int) -> list[Tensor]:
+        """Take inner steps; where the head alone takes them, on features that are computed once."""
+        images = self._images
+        if steps and (head := head_that_adapts_alone(stack.original, stack.loop, images[:2])) is not None:
             with torch.no_grad():
-                found = score(images.to(device)).float().cpu()
-            finite = found.isfinite().all(1)
-            if not finite.all():
-                place = places[int(finite.int().argmin())]
-                item = source.items[place]
-                shown = repr(str(item)) if isinstance(item, str | Path) else f"image {place}"
-                raise RunError(f"the prediction for {shown} is NaN or infinite: check the model's weights")
-            yield places, found
-
-
-def guesses(batches: Iterator[tuple[list[int], Tensor]], classes: Sequence[str], top_k: int = 1) -> Iterator[Guess]:
-    """Take each image for its most likely class.
-
-    Args:
-        batches: what `scored_batches` yields.
-        classes: their names.
-        top_k: how many of the likeliest classes to rank, at most as many as there are.
-    """
-    for places, probabilities in batches:
-        best = probabilities.topk(top_k, dim=1)
-        for place, labels, values in zip(places, best.indices.tolist(), best.values.tolist(), strict=True):
-            ranked = tuple((classes[label], value) for label, value in zip(labels, values, strict=True))
-            yield Guess(*ranked[0], place, ranked)
+                known = head_inputs(stack.original, head.path, images)
+            assert known is not None
+            stack, images = Stack(head, stack.loop, 1), known
+        weights = [weight.detach() for weight in stack.start()]
+        for step in range(steps):
+            with torch.enable_grad():
+                weights = [weight.requires_grad_() for weight in weights]
+                stepped = stack.step(weights, images[None], self._labels[None], step, False)
+            weights = [weight.detach() for weight in stepped]
+        return weights

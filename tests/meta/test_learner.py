@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from arelu_meta import Learner
 from arelu_meta.backbones.from_config import build_backbone
@@ -120,6 +121,26 @@ def test_it_predicts_what_evaluation_scores(runs: Make, normalization: str) -> N
     task = TaskBatch(images[None], labels[None], asked[None], torch.arange(5)[None])
     expected = adapted_probabilities(model, task, spec.meta["inner_lr"], spec.meta["inner_steps"])[0]
     torch.testing.assert_close(learner.adapt(support).probabilities(queries), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_support_set_passes_a_body_that_does_not_adapt_once_whatever_the_steps(
+    runs: Make, normalization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    support = {str(row): [_digit(row, seed) for seed in range(2)] for row in (1, 4, 6)}
+    images = [_digit(row, 60 + row) for row in (1, 4, 6)]
+    learner = Learner.load(runs("anil", normalization))
+    assert learner.spec.meta["inner_steps"] == 3
+    seen: list[int] = []
+    first = next(module for module in learner.model.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    hook = first.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    adapted = learner.adapt(support)
+    hook.remove()
+    assert seen == [2, 6]  # two images to see whether the head acts last, then each of the six once
+    once = adapted.probabilities(images)
+    monkeypatch.setattr("arelu_meta.meta.learner.head_that_adapts_alone", lambda *_: None)
+    torch.testing.assert_close(once, learner.adapt(support).probabilities(images), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(once, torch.full_like(once, 1 / 3), atol=1e-3)  # the head has moved
 
 
 def test_no_more_than_a_batch_of_images_is_held(runs: Make, monkeypatch: pytest.MonkeyPatch) -> None:
