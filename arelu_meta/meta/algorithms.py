@@ -103,8 +103,33 @@ def check_labels(labels: Tensor, outputs: int) -> None:
         raise InputError(f"labels: {int(labels.max())} is outside the model's {outputs} outputs")
 
 
+def check_features(model: nn.Module) -> None:
+    """Refuse a model whose features cannot be compared.
+
+    Args:
+        model: with timm's `forward_features` and `forward_head`, or else refused.
+
+    Raises:
+        InputError: naming the algorithms that ask for them.
+    """
+    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+        raise InputError(
+            f"meta.algorithm: protonet, centroid and logistic compare features, and a {type(model).__name__} "
+            "gives none; give another algorithm, or another model, as conv4"
+        )
+
+
 def features(model: nn.Module, images: Tensor) -> Tensor:
-    """Return what a model's head is given, shape (images, features)."""
+    """Return what a model's head is given, shape (images, features).
+
+    Args:
+        model: with timm's `forward_features` and `forward_head`.
+        images: as it takes them.
+
+    Raises:
+        InputError: if the model has no features.
+    """
+    check_features(model)
     hidden = model.forward_features(images)  # type: ignore[operator]
     found: Tensor = model.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
     return found

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.errors import InputError
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.inner import Inner
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
@@ -30,8 +29,6 @@ def baseline_probabilities(model: nn.Module, tasks: TaskBatch, inner: Inner) -> 
     Raises:
         InputError: if the model has no features.
     """
-    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
-        raise InputError(f"meta.algorithm: {inner.algorithm!r} needs a model with features; give a timm model or conv4")
     classify = nearest_centroid if inner.algorithm == "centroid" else logistic_regression
     found = []
     for number in range(len(tasks)):

@@ -3,19 +3,18 @@
 Same initial weights and tasks, same losses and meta-gradient (to 1e-8 in float64; tests/meta/test_engines.py).
 """
 
-import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from arelu_meta.data.episodes import Episode, TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.extras import import_learn2learn
 from arelu_meta.meta.algorithms import build_maml, prototype_loss, query_loss, reptile_loss, with_gradient_of
+from arelu_meta.meta.averages import averages_kept, updates_averages
+from arelu_meta.meta.chunking import tasks_at_once
 from arelu_meta.meta.head_alone import HeadAlone, head_that_adapts_alone
 from arelu_meta.meta.inner import Inner, InnerLoop, loop_of
 from arelu_meta.meta.stack import Stack, adapted_probabilities, task_losses
@@ -33,10 +32,6 @@ __all__ = [
 ]
 
 ENGINES = ("auto", "learn2learn", "vectorized")
-_SHARE_OF_MEMORY = 0.5
-# Bytes that a task keeps for its backward, above which a CPU is faster with one task at a time: memory traffic, not the
-# number of calls, is then what a meta-step costs. A task of omniglot-5w1s lies below it, one of omniglot-20w1s above.
-_LARGE_TASK = 16 << 20
 # No gradient goes through inner steps of theirs: a meta-step is a few plain passes, which a CPU does one task at a time
 # about as fast as learn2learn does, and slower for all tasks at once.
 _ONE_AT_A_TIME = ("protonet", "reptile")
@@ -169,12 +164,13 @@ class VectorizedEngine:
                 losses, logits = self._reptile(stack, tasks)
             else:
                 losses, logits = self._adapted(stack, tasks)
+        stack.update_averages()
         return losses, (logits.argmax(2) == tasks.query_labels).double().mean(1)
 
     def _adapted(self, stack: Stack, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """Adapt; return the query losses, weighted over steps, and the last logits."""
         twice = self.inner.differentiates_twice
-        if not self._tried_head:
+        if not self._tried_head and not any(map(updates_averages, self.model.modules())):
             self._head = head_that_adapts_alone(self.model, self.loop, tasks.support_images[0])
             self._tried_head = True
         if self._head is not None:
@@ -225,22 +221,11 @@ class VectorizedEngine:
         return "one task at a time" + ("" if given else ", about as fast on a CPU with tasks like these")
 
     def _fitting_chunk(self, tasks: TaskBatch) -> int:
-        """Say how many tasks at once are fastest and fit, by what one of them keeps for its backward."""
-        device = tasks.support_images.device
-        if len(tasks) == 1 or (device.type == "cpu" and self.inner.algorithm in _ONE_AT_A_TIME):
+        """Say how many tasks at once are fastest and fit."""
+        if tasks.support_images.device.type == "cpu" and self.inner.algorithm in _ONE_AT_A_TIME:
             return 1
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss, _ = self.query_losses(next(tasks.split(1)))
-        del loss
-        a_task = sum(kept.values())
-        return 1 if device.type == "cpu" and a_task > _LARGE_TASK else fitting_tasks(a_task, device)
+        with averages_kept(self.model):
+            return tasks_at_once(lambda one: self.query_losses(one)[0], tasks)
 
 
 def _accumulate(engine: Engine, tasks: TaskBatch, chunk: int) -> tuple[Tensor, Tensor]:
@@ -254,45 +239,19 @@ def _accumulate(engine: Engine, tasks: TaskBatch, chunk: int) -> tuple[Tensor, T
     return torch.cat(losses), torch.cat(accuracies)
 
 
-def fitting_tasks(bytes_a_task: int, device: torch.device) -> int:
-    """Say how many tasks fit half of the memory that is free.
-
-    Args:
-        bytes_a_task: what each needs.
-        device: whose memory.
-
-    Returns:
-        At least 1.
-    """
-    return max(1, int(_free_bytes(device) * _SHARE_OF_MEMORY) // max(1, bytes_a_task))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    return 1 << 31
-
-
-def why_not_vectorized(model: nn.Module, normalization: str, images: Tensor) -> str | None:
+def why_not_vectorized(model: nn.Module, images: Tensor) -> str | None:
     """Say why the vectorised engine cannot train a model as learn2learn's does, if it cannot.
 
     Args:
-        model: in training mode as its normalisation asks for.
-        normalization: one of `NORMALIZATIONS`.
+        model: in training mode as its normalisation asks for; its running averages are afterwards as before.
         images: two tasks' images, shape (2, images, channels, height, width), to try it on.
 
     Returns:
-        A phrase, or None where both are equal: running averages would have to be updated task after task, dropout
-        would draw other numbers, and some models do what vmap cannot.
+        A phrase, or None where both are equal: dropout would draw other numbers, and some models do what vmap cannot.
     """
-    if normalization == "running" and any(_updates_averages(module) for module in model.modules()):
-        return "running averages are updated task after task"
     stack = Stack(model, InnerLoop(model, Inner(1.0, 1)), len(images))
     try:
-        with torch.no_grad(), stack.operators:
+        with torch.no_grad(), stack.operators, averages_kept(model):
             together = stack.logits([weight.clone() for weight in stack.start()], images)
             apart = torch.stack([model(one) for one in images])
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -301,10 +260,6 @@ def why_not_vectorized(model: nn.Module, normalization: str, images: Tensor) -> 
     if not float((together - apart).abs().max() / scale) < 1e-3:
         return "its logits differ under torch.vmap"
     return None
-
-
-def _updates_averages(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.training and module.track_running_stats
 
 
 def build_engine(
@@ -322,7 +277,7 @@ def build_engine(
         name: one of `ENGINES`; auto takes the vectorised one where it is equal to learn2learn's.
         model: on its device, in training mode as its normalisation asks for.
         inner: the inner loop.
-        normalization: one of `NORMALIZATIONS`.
+        normalization: one of `NORMALIZATIONS`, for the phrase.
         images: two tasks' images, shape (2, images, channels, height, width), on the model's device.
         task_chunk: of the vectorised engine.
         precision: float32, bf16 or fp16.
@@ -336,7 +291,7 @@ def build_engine(
     """
     if name == "learn2learn":
         return Learn2learnEngine(model, inner, precision), "learn2learn engine, as asked for"
-    reason = why_not_vectorized(model, normalization, images)
+    reason = why_not_vectorized(model, images)
     if reason is None:
         why = "as asked for" if name == "vectorized" else "equal to learn2learn's and needs no learn2learn"
         return VectorizedEngine(model, inner, task_chunk, precision), f"vectorized engine, {why}"

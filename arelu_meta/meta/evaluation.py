@@ -7,18 +7,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from arelu_meta.data.episodes import Sampler
+from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.intervals import mean_interval
+from arelu_meta.meta.algorithms import features
+from arelu_meta.meta.chunking import tasks_at_once
 from arelu_meta.meta.engines import why_not_vectorized
 from arelu_meta.meta.feature_pool import with_features
-from arelu_meta.meta.inner import saved_loop
-from arelu_meta.meta.stack import adaptation
+from arelu_meta.meta.inner import COMPARING, InnerLoop, saved_loop
+from arelu_meta.meta.stack import Stack, adaptation
 from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.progress import ProgressBar
 
-# At once, of all tasks: memory does not grow with the number of tasks.
-_MOST_IMAGES, _MOST_PIXELS = 2048, 2048 * 56 * 56
+_MOST_TASKS = 32  # at once: memory does not grow with the number of tasks, and the bar moves
 
 
 def task_accuracies(
@@ -43,7 +44,7 @@ def task_accuracies(
         device: where to compute.
         precision: float32, bf16 or fp16.
         bar: advanced by one a task, if given.
-        task_chunk: how many tasks at once; None for as many as a few thousand images make up.
+        task_chunk: how many tasks at once; None for what `tasks_at_once` finds, as in training, and at most 32.
 
     Returns:
         One query accuracy a task.
@@ -80,7 +81,7 @@ def adaptation_curves(
         device: where to compute.
         precision: float32, bf16 or fp16.
         bar: advanced by one a task, if given.
-        task_chunk: how many tasks at once; None for as many as a few thousand images make up.
+        task_chunk: how many tasks at once; None for what `tasks_at_once` finds, as in training, and at most 32.
         every: False scores after the last step alone.
 
     Returns:
@@ -97,11 +98,7 @@ def adaptation_curves(
     loop = saved_loop(model, inner_lr, inner_steps)
     cached = with_features(model, sampler, len(tasks), loop, device, precision)
     model, sampler = cached or (model, sampler)
-    first = sampler.batch(tasks[:2])
-    images = first.support_images.shape[1] + first.query_images.shape[1]
-    vectorized = len(first) == 2 and why_not_vectorized(model, "eval", first.support_images.to(device)) is None
-    most = min(_MOST_IMAGES, _MOST_PIXELS // first.support_images[0, 0, 0].numel())
-    size = task_chunk or max(1, min(32, most // images)) if vectorized else 1
+    size = task_chunk or _at_once(model, sampler.batch(tasks[:2]).to(device), loop, precision)
     for start in range(0, len(tasks), size):
         batch = sampler.batch(tasks[start : start + size]).to(device)
         with autocast(precision, device), naming_anomaly(lambda what: RunError(f"{what} in an inner step")):
@@ -114,6 +111,23 @@ def adaptation_curves(
         if bar is not None:
             bar.advance(len(batch), accuracy=sum(row[-1] for row in accuracies) / len(accuracies))
     return accuracies
+
+
+def _at_once(model: nn.Module, tasks: TaskBatch, loop: InnerLoop, precision: str) -> int:
+    """Say how many tasks are evaluated at once, by the rule of training's engine."""
+    if len(tasks) == 1 or why_not_vectorized(model, tasks.support_images) is not None:
+        return 1
+
+    def compute(one: TaskBatch) -> object:
+        with autocast(precision, one.support_images.device):
+            stack = Stack(model, loop, 1)
+            if loop.inner.algorithm in COMPARING:
+                return features(model, torch.cat([one.support_images[0], one.query_images[0]]))
+            weights = stack.start()
+            stepped = stack.step(weights, one.support_images, one.support_labels, 0, False) if weights else weights
+            return stepped, stack.query_logits(weights, one)
+
+    return min(_MOST_TASKS, tasks_at_once(compute, tasks))
 
 
 def describe_curve(curves: Sequence[Sequence[float]], normalization: str) -> str:

@@ -10,13 +10,12 @@ from arelu_meta.data.episodes import Pool, Sampler, TensorSampler
 from arelu_meta.finetuning.heads import linear_head
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.head_alone import HeadAlone
-from arelu_meta.meta.inner import InnerLoop
+from arelu_meta.meta.inner import COMPARING, InnerLoop
 from arelu_meta.meta.normalization import uses_batch_statistics
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import progress
 
 _BATCH = 64
-_COMPARE = ("protonet", "centroid", "logistic")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def with_features(
         images are normalised by each other, where the head is not one linear layer that acts last, or where the tasks
         hold fewer images than the pool.
     """
-    only_head = loop.inner.algorithm in _COMPARE or loop.inner.adapted_part == "head"
+    only_head = loop.inner.algorithm in COMPARING or loop.inner.adapted_part == "head"
     if not only_head or not isinstance(sampler, TensorSampler) or uses_batch_statistics(model):
         return None
     size = sampler.task.ways * (sampler.task.shots + sampler.task.queries)

@@ -12,6 +12,8 @@ from arelu_meta.finetuning.optimizer import activation_parameters, head_paramete
 
 BASELINES = ("centroid", "logistic", "finetune")
 """They need no meta-training: a frozen backbone's features, or fine-tuning on the support set."""
+COMPARING = ("protonet", "centroid", "logistic")
+"""They compare features, and take no inner step."""
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 ADAPTS: tuple[str, ...] = get_args(Adapt)
 _ATTRIBUTE = "inner_loop"
@@ -120,8 +122,8 @@ def _key(name: str) -> str:
 
 
 def _adapted_names(model: nn.Module, inner: Inner) -> list[str]:
-    if inner.algorithm in {"protonet", "centroid", "logistic"}:
-        return []  # they compare features and take no step
+    if inner.algorithm in COMPARING:
+        return []
     part = inner.adapted_part
     named = {n: p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(RATES_PREFIX)}
     if part != "all":

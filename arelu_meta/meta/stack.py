@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.meta.algorithms import check_labels, features
+from arelu_meta.meta.averages import RunningAverages
 from arelu_meta.meta.baselines import baseline_probabilities
 from arelu_meta.meta.head_alone import HeadAlone, head_inputs, head_that_adapts_alone, tasks_as_features
 from arelu_meta.meta.inner import InnerLoop, saved_loop
@@ -46,6 +47,7 @@ class Stack:
         self.operators: contextlib.AbstractContextManager[object] = (
             contextlib.nullcontext() if tasks == 1 else StackedOperators()
         )
+        self.averages = None if tasks == 1 else RunningAverages(model, self.model)
         self.from_support = uses_support_statistics(model)
 
     def start(self) -> list[Tensor]:
@@ -53,13 +55,12 @@ class Stack:
         return [value.expand(self.tasks, *value.shape) for value in self.parameters.values()]
 
     def _map(self, function: Callable[[list[Tensor], Tensor], Tensor], weights: list[Tensor], images: Tensor) -> Tensor:
-        if self.tasks == 1:
+        if self.averages is None:
             return function([weight[0] for weight in weights], images[0]).unsqueeze(0)
         # Fused attention has no rule for vmap; where another operator has none, it is slow, which is no news to a user.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")
-            found: Tensor = torch.vmap(function, randomness="error")(weights, images)
-        return found
+            return self.averages.map(function, weights, images)
 
     def logits(self, weights: list[Tensor], images: Tensor) -> Tensor:
         """Return logits (tasks, images, outputs)."""
@@ -99,6 +100,11 @@ class Stack:
 
         found = tasks_as_features(self.original, lambda images: self._map(body, [], images), tasks, through_support)
         return Stack(head, self.loop, self.tasks), found
+
+    def update_averages(self) -> None:
+        """Update the model's running averages by all passes so far; one task alone has done so itself."""
+        if self.averages is not None:
+            self.averages.update()
 
     def step(
         self, weights: list[Tensor], images: Tensor, labels: Tensor, step: int, second_order: bool

@@ -8,7 +8,7 @@ from torch import nn
 from arelu_meta import create_backbone
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError
-from arelu_meta.meta import engines
+from arelu_meta.meta import chunking
 from arelu_meta.meta.engines import (
     Engine,
     Inner,
@@ -17,7 +17,7 @@ from arelu_meta.meta.engines import (
     adapted_probabilities,
     build_engine,
 )
-from arelu_meta.meta.normalization import set_normalization, train_mode
+from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization, train_mode
 
 
 def _tasks(count: int = 3, ways: int = 3, shots: int = 2, queries: int = 2, size: int = 28) -> TaskBatch:
@@ -117,7 +117,7 @@ def test_little_free_memory_splits_the_meta_batch(monkeypatch: pytest.MonkeyPatc
     model, tasks, inner = _net("mnist_conv", None, 28), _tasks(), Inner(0.05, 2)
     roomy, tight = VectorizedEngine(model, inner), VectorizedEngine(model, inner)
     expected = _gradients(roomy, model, tasks)
-    monkeypatch.setattr(engines, "_free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(chunking, "_free_bytes", lambda device: 1 << 20)
     _assert_same(_gradients(tight, model, tasks), expected)
     assert tight.task_chunk == 1
     assert (roomy.task_chunk or 0) >= 3
@@ -127,7 +127,7 @@ def test_tasks_too_large_for_a_processors_cache_are_computed_one_at_a_time(monke
     model, tasks, inner = _net("mnist_conv", None, 28), _tasks(), Inner(0.05, 2)
     together, apart = VectorizedEngine(model, inner), VectorizedEngine(model, inner)
     expected = _gradients(together, model, tasks)
-    monkeypatch.setattr(engines, "_LARGE_TASK", 1 << 10)
+    monkeypatch.setattr(chunking, "_LARGE_TASK", 1 << 10)
     _assert_same(_gradients(apart, model, tasks), expected)
     assert apart.task_chunk == 1
     assert (together.task_chunk or 0) >= 3
@@ -181,29 +181,31 @@ def test_strides_dilations_groups_and_odd_sizes_are_as_learn2learns() -> None:
     _assert_same(_gradients(VectorizedEngine(model, inner), model, tasks), expected)
 
 
-def test_running_averages_and_dropout_are_refused_with_the_engine_that_can() -> None:
+def _dropping() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 3)).double()
+
+
+def test_dropout_is_refused_with_the_engine_that_can() -> None:
     images = torch.rand(2, 3, 1, 16, 16, dtype=torch.float64)
-    model = _net("conv4_32", None, 16).train()
-    with pytest.raises(InputError, match=r"meta\.engine: 'vectorized' .*running averages.*give learn2learn"):
-        build_engine("vectorized", model, Inner(0.1, 1), "running", images)
-    dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 3)).double()
-    with pytest.raises(InputError, match=r"meta\.engine: 'vectorized' .*give learn2learn"):
-        build_engine("vectorized", dropping, Inner(0.1, 1), "transductive", images)
+    with pytest.raises(InputError, match=r"^meta\.engine: 'vectorized' cannot .*; give learn2learn, which can$"):
+        build_engine("vectorized", _dropping(), Inner(0.1, 1), "transductive", images)
 
 
 def test_auto_takes_the_vectorized_engine_where_both_are_equal_and_says_why_not_elsewhere() -> None:
     images = torch.rand(2, 3, 1, 16, 16, dtype=torch.float64)
-    model = _net("conv4_32", "arelu", 16)
-    set_normalization(model, "transductive")
-    before = copy.deepcopy(model.state_dict())
-    engine, note = build_engine("auto", model.train(), Inner(0.1, 1), "transductive", images)
-    assert engine.name == "vectorized"
-    assert note == "vectorized engine, equal to learn2learn's and needs no learn2learn"
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for normalization in NORMALIZATIONS:
+        model = _net("conv4_32", "arelu", 16)
+        set_normalization(model, normalization)
+        train_mode(model, normalization)
+        before = copy.deepcopy(model.state_dict())
+        engine, note = build_engine("auto", model, Inner(0.1, 1), normalization, images)
+        assert engine.name == "vectorized"
+        assert "learn2learn" in note
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
-    engine, note = build_engine("auto", _net("conv4_32", None, 16).train(), Inner(0.1, 1), "running", images)
+    engine, note = build_engine("auto", _dropping(), Inner(0.1, 1), "transductive", images)
     assert engine.name == "learn2learn"
-    assert "running averages" in note
+    assert note.startswith("learn2learn engine, since torch.vmap cannot run this model (")
 
 
 def test_adapted_probabilities_are_the_same_together_and_apart_and_know_the_support_classes() -> None:

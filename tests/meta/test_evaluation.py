@@ -12,6 +12,7 @@ from arelu_meta import create_backbone, evaluate, metatrain
 from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
 from arelu_meta.errors import InputError
+from arelu_meta.meta import chunking
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, task_accuracies
 from arelu_meta.meta.feature_pool import with_features
 from arelu_meta.meta.inner import Inner, attach_loop, saved_loop
@@ -127,6 +128,31 @@ def test_memory_is_flat_over_ten_thousand_tasks() -> None:
     assert sampler.held[9600] - sampler.held[960] < 8640 * 200
     # The images of these tasks alone take 26 MB: a tensor kept for each would be seen.
     assert sampler.resident[9600] - sampler.resident[960] < 15e6
+
+
+def test_evaluation_takes_as_many_tasks_at_once_as_training_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(TensorSampler):
+        sizes: list[int]
+
+        def batch(self, tasks: Sequence[int]) -> TaskBatch:
+            self.sizes.append(len(tasks))
+            return super().batch(tasks)
+
+    model, plain = _net(), _sampler()
+    sampler = Watched(plain.pool, plain.task, "test")
+
+    def sizes() -> tuple[int, list[float]]:
+        sampler.sizes = []
+        found = task_accuracies(model, sampler, range(40), 0.1, 1, CPU)
+        return max(sampler.sizes[1:]), found
+
+    together, expected = sizes()
+    assert together == 32
+    monkeypatch.setattr(chunking, "_LARGE_TASK", 1 << 10)  # every task counts as large
+    assert sizes() == (1, expected)
+    monkeypatch.undo()
+    monkeypatch.setattr(chunking, "_free_bytes", lambda device: 1 << 10)  # a task is larger than all memory
+    assert sizes() == (1, expected)
 
 
 def test_training_stops_when_validation_no_longer_improves_and_keeps_the_best(tmp_path: Path) -> None:

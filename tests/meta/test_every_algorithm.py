@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from arelu_meta import create_backbone
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError
-from arelu_meta.meta.engines import Engine, Inner, Learn2learnEngine, VectorizedEngine
+from arelu_meta.meta import inner as inner_loop
+from arelu_meta.meta.engines import Engine, Inner, Learn2learnEngine, VectorizedEngine, build_engine
 from arelu_meta.meta.head_alone import head_that_adapts_alone
 from arelu_meta.meta.inner import attach_loop, step_weights
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization, train_mode
@@ -39,13 +40,16 @@ def _net(normalization: str = "transductive") -> nn.Module:
     return model
 
 
-def _run(kind: type[Any], inner: Inner, normalization: str, weights: list[float] | None) -> tuple[Any, dict[str, Any]]:
+def _run(
+    kind: type[Any], inner: Inner, normalization: str, weights: list[float] | None, **arguments: Any
+) -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:
     model = _net(normalization)
     attach_loop(model, inner)
-    engine: Engine = kind(model, inner)
+    engine: Engine = kind(model, inner, **arguments)
     engine.step_weights = weights
     measured = engine.meta_gradient(_tasks())
-    return measured, {name: value.grad for name, value in model.named_parameters()}
+    gradients = {name: value.grad for name, value in model.named_parameters()}
+    return measured, gradients, dict(model.named_buffers())
 
 
 def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -63,8 +67,7 @@ def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 CASES: list[tuple[str, bool, str, str, float | None]] = [
     (algorithm, first_order, normalization, "all", None)
     for algorithm, first_order, normalization in itertools.product(ALGORITHMS, (False, True), NORMALIZATIONS)
-    if normalization != "running"  # the vectorised engine leaves it to learn2learn
-    and not (first_order and algorithm in {"fomaml", "reptile", "protonet"})  # they have but one order
+    if not (first_order and algorithm in {"fomaml", "reptile", "protonet"})  # they have but one order
 ]
 CASES += [("maml", order, "transductive", "activations", None) for order in (False, True)]
 CASES += [("maml", False, "support", "all", 0.3), ("metasgd", False, "transductive", "head", 0.3)]
@@ -78,11 +81,50 @@ def test_both_engines_give_the_same_losses_and_meta_gradient(
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
     inner = Inner(0.05, 2, first_order, algorithm, adapt, act_lr)
     weights = step_weights(2, 0.05, 0.1) if algorithm == "mamlpp" else None
-    expected_measures, expected = _run(Learn2learnEngine, inner, normalization, weights)
-    measures, found = _run(VectorizedEngine, inner, normalization, weights)
+    expected_measures, expected, expected_buffers = _run(Learn2learnEngine, inner, normalization, weights)
+    # All tasks at once, whatever a CPU is faster with: one at a time is nearly what learn2learn does.
+    measures, found, buffers = _run(VectorizedEngine, inner, normalization, weights, task_chunk=2)
     _assert_same(found, expected)
     for one, other in zip(measures, expected_measures, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert buffers.keys() == expected_buffers.keys()
+    for name, buffer in expected_buffers.items():
+        torch.testing.assert_close(buffers[name], buffer, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_every_algorithm_that_meta_trains_is_among_the_cases() -> None:
+    assert set(ALGORITHMS) == set(inner_loop.ALGORITHMS) - set(inner_loop.BASELINES)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_averages_are_those_of_one_task_after_the_other_whatever_the_chunks(
+    algorithm: str, momentum: float | None
+) -> None:
+    inner, found = Inner(0.05, 2, algorithm=algorithm), []
+    for chunk in (1, 2, 3):
+        model = _net("running")
+        start = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+        attach_loop(model, inner)
+        VectorizedEngine(model, inner, task_chunk=chunk).meta_gradient(_tasks(3))
+        found.append(dict(model.named_buffers()))
+    assert all(not torch.equal(buffer, start[name]) for name, buffer in found[0].items())
+    for other in found[1:]:
+        for name, buffer in found[0].items():
+            torch.testing.assert_close(other[name], buffer, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_trying_the_engine_out_leaves_the_running_averages_alone() -> None:
+    model, tasks = _net("running"), _tasks(3)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    engine, _ = build_engine("auto", model, Inner(0.05, 2), "running", tasks.support_images[:2])
+    assert isinstance(engine, VectorizedEngine)
+    engine.settle_chunk(tasks)
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -165,7 +207,7 @@ def test_the_meta_gradient_is_the_one_that_the_equations_give(algorithm: str, fi
     model = _net()
     attach_loop(model, inner)
     expected = _by_hand(model, _tasks(), inner, weights)
-    _, found = _run(VectorizedEngine, inner, "transductive", weights)
+    _, found, _ = _run(VectorizedEngine, inner, "transductive", weights, task_chunk=2)
     _assert_same(found, expected)
 
 
@@ -173,7 +215,7 @@ def test_the_meta_gradient_is_the_one_that_the_equations_give(algorithm: str, fi
 def test_learned_rates_get_a_gradient_for_every_weight_or_for_every_layer_and_step(
     algorithm: str, shape: tuple[int, ...]
 ) -> None:
-    _, found = _run(VectorizedEngine, Inner(0.05, 2, algorithm=algorithm), "transductive", None)
+    _, found, _ = _run(VectorizedEngine, Inner(0.05, 2, algorithm=algorithm), "transductive", None)
     rate = found["inner_loop.learned.head/weight"]
     assert rate.shape == shape
     assert rate.any()

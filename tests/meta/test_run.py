@@ -180,19 +180,18 @@ def test_the_headline_and_the_results_say_which_engine_ran(digits: Make, capsys:
     assert "learn2learn engine" in capsys.readouterr().out
 
 
-def test_running_averages_are_left_to_learn2learn_and_the_headline_says_why(
-    digits: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = digits(meta_normalization="running", meta_steps=1, eval_tasks=2)
-    config.model.name, config.data.image_size = "conv4_32", 16
-    config.meta.engine = "vectorized"
-    with pytest.raises(InputError, match="running averages are updated task after task; give learn2learn"):
-        metatrain(config)
-    assert not Path(config.run.folder or "").exists()
+def test_running_averages_are_learned_alike_by_both_engines(digits: Make) -> None:
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
-    config.meta.engine = "auto"
-    assert metatrain(config)["engine"] == "learn2learn"
-    assert "running averages are updated task after task" in capsys.readouterr().out
+    found = {}
+    for engine in ("vectorized", "learn2learn"):
+        config = digits(engine, meta_normalization="running", meta_steps=1, eval_tasks=2, meta_engine=engine)
+        config.model.name, config.data.image_size = "conv4_32", 16
+        found[engine] = read_tensors(Path(metatrain(config)["folder"]) / "model.safetensors")
+    averages = [name for name in found["vectorized"] if "running_" in name]
+    assert len(averages) == 8
+    counts = {int(tensor) for name, tensor in found["vectorized"].items() if name.endswith("num_batches_tracked")}
+    assert counts == {4}  # support and queries of two tasks
+    assert all(found["vectorized"][name].shape == found["learn2learn"][name].shape for name in averages)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
