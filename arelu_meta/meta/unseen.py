@@ -1,5 +1,6 @@
 """A saved meta-learner on tasks of classes that it has not seen, alone or beside others on the same tasks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from arelu_meta.data.images import ImageSet, concatenate, find_root
 from arelu_meta.errors import InputError
 from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, describe_curve, task_accuracies
-from arelu_meta.meta.inner import BASELINES, Inner, attach_loop
+from arelu_meta.meta.inner import BASELINES, Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import set_normalization
+from arelu_meta.meta.steady import at_steady_rate
 from arelu_meta.runs.origin import check_unchanged, of_its_run
 from arelu_meta.runs.progress import progress
 
@@ -76,9 +78,10 @@ def evaluate_tasks(
     print("\n".join([describe_curve(curves, spec.meta["normalization"]), *notes]))
     compared: dict[str, Any] = {}
     for number, (name, (other, its_steps)) in enumerate(zip(rivals, loaded, strict=True), 1):
-        with progress(f"evaluating {name}", asked.tasks, "tasks") as bar:
-            judged = task_accuracies(other.to(device), sampler, numbers, 0.01, its_steps, device, run.precision, bar)
-        compared |= _compared(name, accuracies, judged, "" if number == 1 else f"_{number}")
+        judged, its_rate = _judge(name, other.to(device), sampler, numbers, its_steps, device, run.precision)
+        suffix = "" if number == 1 else f"_{number}"
+        compared |= _compared(name, accuracies, judged, suffix)
+        compared |= {} if its_rate is None else {f"against_inner_lr{suffix}": its_rate}
     mean, low, high = accuracy_interval(accuracies)
     return compared | {
         "task": "metatrain",
@@ -96,6 +99,30 @@ def evaluate_tasks(
         "notes": "; ".join(notes),
         "skipped": len(images.skipped),
     }
+
+
+def _judge(
+    name: str,
+    model: nn.Module,
+    sampler: TensorSampler,
+    tasks: Sequence[int],
+    steps: int,
+    device: torch.device,
+    precision: str,
+) -> tuple[list[float], float | None]:
+    """Return a rival's accuracies and, of fine-tuning, the inner rate that it took."""
+
+    def judge() -> list[float]:
+        with progress(f"evaluating {name}", len(tasks), "tasks") as bar:
+            return task_accuracies(model, sampler, tasks, 0.01, steps, device, precision, bar)
+
+    if name != "finetune":
+        return judge(), None
+    lr = saved_loop(model, 0.01, steps).inner.lr
+    judged, steady = at_steady_rate(model, sampler, tasks, lr, steps, device, precision, judge)
+    if str(steady):
+        print(steady)
+    return judged, steady.rate
 
 
 def _compared(name: str, accuracies: list[float], judged: list[float], suffix: str) -> dict[str, Any]:
