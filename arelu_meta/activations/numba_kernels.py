@@ -16,17 +16,16 @@ What was tried, forward and backward of 32x64x56x56 float32 on 2 cores, in units
 
 import ctypes
 import math
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from numba import cfunc, types
+from numba import types
 from torch import Tensor
 
 from arelu_meta.activations.aten_kernels import BASES, alpha_limits
 from arelu_meta.activations.numba_loops import INPUT, LOOPS, OUTPUT, POSITIVE, SUMS
+from arelu_meta.activations.numba_team import compiled, run_on_team
 
 _ELEMENTS = {torch.float32: types.float32, torch.float64: types.float64, torch.bfloat16: types.int16}
 
@@ -38,30 +37,7 @@ _SMALL_BLOCK, _LARGE_BLOCK = 1 << 15, 1 << 17
 
 @cache
 def _compiled(name: str, dtype: torch.dtype) -> tuple[int, Any]:
-    """Compile a loop for one dtype, up to a second the first time, or load it from numba's cache on disk, 10 ms."""
-    signature = types.void(types.CPointer(_ELEMENTS[dtype]))
-    try:
-        compiled = cfunc(signature, cache=True)(LOOPS[name])
-    except (RuntimeError, OSError):  # no folder that can be written: compile in every process
-        compiled = cfunc(signature)(LOOPS[name])
-    _keep_alive.append(compiled)
-    return compiled.address, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
-
-
-_keep_alive: list[Any] = []
-
-
-@cache
-def _team() -> Any:
-    """Find the entry point of the OpenMP library that torch itself uses; None where it has none (Windows)."""
-    suffix = "dylib" if sys.platform == "darwin" else "so"
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"))
-        start = library.GOMP_parallel  # looked up in the libraries that torch's own was linked with, too
-    except (OSError, AttributeError):
-        return None
-    start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return start
+    return compiled(LOOPS[name], _ELEMENTS[dtype])
 
 
 def _run(
@@ -97,13 +73,7 @@ def _run(
     for index, slope in enumerate(slopes):
         reals[POSITIVE + index] = slope
     in_place = any(outputs[0] is tensor for tensor in tensors)
-    address, call = _compiled(f"{name}_in_place" if in_place else name, tensors[0].dtype)
-    threads = min(blocks, torch.get_num_threads())
-    team = _team() if threads > 1 else None
-    if team is None:
-        call(ctypes.addressof(job))
-    else:
-        team(address, ctypes.addressof(job), threads, 0)
+    run_on_team(_compiled(f"{name}_in_place" if in_place else name, tensors[0].dtype), job, blocks)
     return sum(reals[SUMS::2]), sum(reals[SUMS + 1 :: 2])
 
 

@@ -5,7 +5,7 @@ of those in a block, five addresses, four slopes, and two sums for each block. A
 so that no thread's pace changes the result. The pointer's type says what the elements are, so that one function serves
 float32, float64 and bfloat16 (read as int16 words, since numba has no such type).
 
-All that is compiled stands in this one file: numba's cache on disk is out of date when the file changes, and only then.
+All that computes stands in this one file: numba's cache on disk is out of date when the file changes, and only then.
 """
 
 # numba types none of its decorators.
@@ -16,9 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
+
+from arelu_meta.activations.numba_team import draw_block, elements_at, words_of
 
 _RUN = 1 << 12  # what is summed in float32 before float64 takes over: 64 to 256 elements a vector lane
 _FEW = 1 << 10  # elements whose sums are taken by themselves, see `_sums_for`
@@ -28,33 +29,6 @@ POSITIVE, NEGATIVE, POSITIVE_SHARE, NEGATIVE_SHARE, SUMS = range(8, 13)
 
 # Sums may be reordered, or they would not be vectorised. Infinities and nans keep their meaning.
 _FAST = {"reassoc", "contract"}
-
-
-@intrinsic
-def _draw_block(_: Any, job: Any) -> Any:
-    """Take the next block's number; no two threads get the same."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word = ir.IntType(64)
-        return builder.atomic_rmw("add", builder.bitcast(arguments[0], word.as_pointer()), word(1), "monotonic")
-
-    return types.int64(job), generate
-
-
-@intrinsic
-def _words(_: Any, job: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(64).as_pointer())
-
-    return types.CPointer(types.int64)(job), generate
-
-
-@intrinsic
-def _elements_at(_: Any, job: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[1], context.get_value_type(job))
-
-    return job(job, types.int64), generate
 
 
 def _widen(element: Any) -> Any:
@@ -247,13 +221,13 @@ def _forward_for(job: Any, kind: Any) -> Any:
     x_is_out, other_is_out = in_place and name == "arelu", in_place or name != "given"
 
     def run(job: Any, kind: Any) -> Any:
-        words = carray(_words(job), SUMS)
+        words = carray(words_of(job), SUMS)
         size, block, slopes = words[SIZE], words[BLOCK], words.view(np.float64)
-        x, other = carray(_elements_at(job, words[INPUT]), size), carray(_elements_at(job, words[OTHER]), size)
-        out = carray(_elements_at(job, words[OUTPUT]), size)
+        x, other = carray(elements_at(job, words[INPUT]), size), carray(elements_at(job, words[OTHER]), size)
+        out = carray(elements_at(job, words[OUTPUT]), size)
         wide = type(_widen(x[0]))
         positive, negative = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE])
-        start = _draw_block(job) * block
+        start = draw_block(job) * block
         while start < size:
             end = start + block
             outs = out[start:end]
@@ -262,7 +236,7 @@ def _forward_for(job: Any, kind: Any) -> Any:
             for i in range(outs.size):
                 v = _widen(xs[i])
                 outs[i] = _narrow(value(v, positive if v >= 0 else negative, others[i]), xs[i])
-            start = _draw_block(job) * block
+            start = draw_block(job) * block
 
     return run
 
@@ -301,14 +275,14 @@ def _backward_for(job: Any, kind: Any) -> Any:
     add_up = _sums_for(is_negative)
 
     def run(job: Any, kind: Any) -> Any:
-        words = carray(_words(job), SUMS)
+        words = carray(words_of(job), SUMS)
         size, block, slopes = words[SIZE], words[BLOCK], words.view(np.float64)
-        sums = carray(_words(job), SUMS + 2 * ((size + block - 1) // block))[SUMS:].view(np.float64)
-        values, grad = carray(_elements_at(job, words[INPUT]), size), carray(_elements_at(job, words[OTHER]), size)
-        out = carray(_elements_at(job, words[OUTPUT]), size)
+        sums = carray(words_of(job), SUMS + 2 * ((size + block - 1) // block))[SUMS:].view(np.float64)
+        values, grad = carray(elements_at(job, words[INPUT]), size), carray(elements_at(job, words[OTHER]), size)
+        out = carray(elements_at(job, words[OUTPUT]), size)
         wide = type(_widen(values[0]))
         positive, negative, zero = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE]), wide(0)
-        number = _draw_block(job)
+        number = draw_block(job)
         while number * block < size:
             above, below = 0.0, 0.0
             for start in range(number * block, min(size, (number + 1) * block), _RUN):
@@ -326,7 +300,7 @@ def _backward_for(job: Any, kind: Any) -> Any:
                 above += few_above if size < _FEW else run_above
                 below += few_below if size < _FEW else run_below
             sums[2 * number], sums[2 * number + 1] = above, below
-            number = _draw_block(job)
+            number = draw_block(job)
 
     return run
 
@@ -341,16 +315,16 @@ def _double_backward_for(job: Any) -> Any:
     add_up = _sums_for(_has_sign_bit)
 
     def run(job: Any) -> Any:
-        words = carray(_words(job), SUMS)
+        words = carray(words_of(job), SUMS)
         size, block, slopes = words[SIZE], words[BLOCK], words.view(np.float64)
-        sums = carray(_words(job), SUMS + 2 * ((size + block - 1) // block))[SUMS:].view(np.float64)
-        values, grad = carray(_elements_at(job, words[INPUT]), size), carray(_elements_at(job, words[OTHER]), size)
-        third, out = carray(_elements_at(job, words[THIRD]), size), carray(_elements_at(job, words[OUTPUT]), size)
-        out2 = carray(_elements_at(job, words[SECOND_OUTPUT]), size)
+        sums = carray(words_of(job), SUMS + 2 * ((size + block - 1) // block))[SUMS:].view(np.float64)
+        values, grad = carray(elements_at(job, words[INPUT]), size), carray(elements_at(job, words[OTHER]), size)
+        third, out = carray(elements_at(job, words[THIRD]), size), carray(elements_at(job, words[OUTPUT]), size)
+        out2 = carray(elements_at(job, words[SECOND_OUTPUT]), size)
         wide = type(_widen(values[0]))
         positive, negative, zero = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE]), wide(0)
         positive_share, negative_share = wide(slopes[POSITIVE_SHARE]), wide(slopes[NEGATIVE_SHARE])
-        number = _draw_block(job)
+        number = draw_block(job)
         while number * block < size:
             above, below = 0.0, 0.0
             for start in range(number * block, min(size, (number + 1) * block), _RUN):
@@ -372,7 +346,7 @@ def _double_backward_for(job: Any) -> Any:
                 above += few_above if size < _FEW else run_above
                 below += few_below if size < _FEW else run_below
             sums[2 * number], sums[2 * number + 1] = above, below
-            number = _draw_block(job)
+            number = draw_block(job)
 
     return run
 

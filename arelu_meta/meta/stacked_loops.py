@@ -1,0 +1,206 @@
+"""Pooling and slopes of stacked tasks on a CPU: numba's loops, one pass over memory each, on torch's own threads.
+
+PyTorch's operators would take four to nine passes, with a temporary each. A loop takes one `job`: a counter from which
+the threads draw tasks, sizes, then an address and three strides for each tensor. A task is one thread's, and its sums
+are added up in one order, so that no number of threads changes a result. A loop that sums writes nothing beside it:
+what writes is vectorised or not by where its arrays lie.
+"""
+
+# numba types none of its decorators.
+# mypy: disable-error-code="untyped-decorator"
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import carray, njit
+
+from arelu_meta.activations.numba_team import bytes_at, draw_block, elements_at, words_of
+
+COUNTER, TASKS, FIRST, SECOND, SIZE, HEIGHT, WIDTH, ITEM, TENSORS = range(9)
+"""Where in a job what lies; from the last on four words a tensor. A window's place is 0 to 3, by row, then column."""
+WORDS = TENSORS + 4 * 11
+_RUN = 1 << 12  # what is summed in the elements' own type before float64 takes over
+_FAST = {"reassoc", "contract"}  # sums may be reordered, or they would not be vectorised; infinities and nans stay
+
+
+@njit
+def _offset(words: Any, tensor: Any, task: Any, first: Any, second: Any) -> Any:
+    at = TENSORS + 4 * tensor
+    return task * words[at + 1] + first * words[at + 2] + second * words[at + 3]
+
+
+@njit
+def _plane(job: Any, words: Any, tensor: Any, task: Any, first: Any, second: Any, size: Any) -> Any:
+    offset = _offset(words, tensor, task, first, second)
+    return carray(elements_at(job, words[TENSORS + 4 * tensor] + words[ITEM] * offset), size)
+
+
+@njit
+def _places(words: Any, tensor: Any, task: Any, first: Any, second: Any, size: Any) -> Any:
+    return carray(bytes_at(words[TENSORS + 4 * tensor] + _offset(words, tensor, task, first, second)), size)
+
+
+@njit(error_model="numpy", fastmath=_FAST)
+def _add_up(values: Any, firsts: Any, seconds: Any) -> Any:
+    """Sum `firsts * seconds` apart for values on either side of zero."""
+    zero = type(values[0])(0)
+    all_above, all_below = 0.0, 0.0
+    for start in range(0, values.size, _RUN):
+        vs, fs, ss = values[start : start + _RUN], firsts[start : start + _RUN], seconds[start : start + _RUN]
+        above, below = zero, zero
+        for i in range(vs.size):
+            product = fs[i] * ss[i]
+            above += product if vs[i] >= 0 else zero
+            below += zero if vs[i] >= 0 else product
+        all_above += above
+        all_below += below
+    return all_above, all_below
+
+
+@njit(error_model="numpy")
+def _slopes_forward(job: Any) -> None:
+    """From x and each task's slopes above and below zero: their product."""
+    words = carray(words_of(job), WORDS)
+    size = words[SIZE]
+    task = draw_block(job)
+    while task < words[TASKS]:
+        above, below = _plane(job, words, 1, task, 0, 0, 1)[0], _plane(job, words, 2, task, 0, 0, 1)[0]
+        for first in range(words[FIRST]):
+            for second in range(words[SECOND]):
+                x = _plane(job, words, 0, task, first, second, size)
+                y = _plane(job, words, 3, task, first, second, size)
+                for i in range(size):
+                    y[i] = x[i] * (above if x[i] >= 0 else below)
+        task = draw_block(job)
+
+
+@njit(error_model="numpy")
+def _slopes_backward(job: Any) -> None:
+    """From x, slopes and y's gradient: the gradients of x and of each slope."""
+    words = carray(words_of(job), WORDS)
+    size = words[SIZE]
+    task = draw_block(job)
+    while task < words[TASKS]:
+        above, below = _plane(job, words, 1, task, 0, 0, 1)[0], _plane(job, words, 2, task, 0, 0, 1)[0]
+        to_above, to_below = 0.0, 0.0
+        for first in range(words[FIRST]):
+            for second in range(words[SECOND]):
+                x = _plane(job, words, 0, task, first, second, size)
+                grad = _plane(job, words, 3, task, first, second, size)
+                to_x = _plane(job, words, 4, task, first, second, size)
+                for i in range(size):
+                    to_x[i] = grad[i] * (above if x[i] >= 0 else below)
+                more_above, more_below = _add_up(x, grad, x)
+                to_above += more_above
+                to_below += more_below
+        _plane(job, words, 5, task, 0, 0, 1)[0] = to_above
+        _plane(job, words, 6, task, 0, 0, 1)[0] = to_below
+        task = draw_block(job)
+
+
+@njit(error_model="numpy")
+def _slopes_double_backward(job: Any) -> None:
+    """From x, slopes, y's gradient and those of `_slopes_backward`'s results: the gradients of its four inputs."""
+    words = carray(words_of(job), WORDS)
+    size = words[SIZE]
+    task = draw_block(job)
+    while task < words[TASKS]:
+        above, below = _plane(job, words, 1, task, 0, 0, 1)[0], _plane(job, words, 2, task, 0, 0, 1)[0]
+        by_above, by_below = _plane(job, words, 5, task, 0, 0, 1)[0], _plane(job, words, 6, task, 0, 0, 1)[0]
+        to_above, to_below = 0.0, 0.0
+        for first in range(words[FIRST]):
+            for second in range(words[SECOND]):
+                x = _plane(job, words, 0, task, first, second, size)
+                grad = _plane(job, words, 3, task, first, second, size)
+                by_x = _plane(job, words, 4, task, first, second, size)
+                to_grad = _plane(job, words, 7, task, first, second, size)
+                for i in range(size):
+                    share = by_above if x[i] >= 0 else by_below
+                    to_grad[i] = by_x[i] * (above if x[i] >= 0 else below) + x[i] * share
+                to_x = _plane(job, words, 8, task, first, second, size)
+                for i in range(size):
+                    to_x[i] = grad[i] * (by_above if x[i] >= 0 else by_below)
+                more_above, more_below = _add_up(x, by_x, grad)
+                to_above += more_above
+                to_below += more_below
+        _plane(job, words, 9, task, 0, 0, 1)[0] = to_above
+        _plane(job, words, 10, task, 0, 0, 1)[0] = to_below
+        task = draw_block(job)
+
+
+@njit(error_model="numpy")
+def _pool(job: Any) -> None:
+    """From images: each window's maximum, and its place."""
+    words = carray(words_of(job), WORDS)
+    height, width = words[HEIGHT], words[WIDTH]
+    rows, columns = height // 2, width // 2
+    task = draw_block(job)
+    while task < words[TASKS]:
+        for first in range(words[FIRST]):
+            for second in range(words[SECOND]):
+                x = _plane(job, words, 0, task, first, second, (height, width))
+                y = _plane(job, words, 1, task, first, second, (rows, columns))
+                places = _places(words, 2, task, first, second, (rows, columns))
+                for r in range(rows):
+                    for c in range(columns):
+                        most, place = x[2 * r, 2 * c], 0
+                        for k in range(1, 4):  # a nan is the maximum, the first of equals its place, as in PyTorch
+                            value = x[2 * r + k // 2, 2 * c + k % 2]
+                            if value > most or value != value:
+                                most, place = value, k
+                        y[r, c] = most
+                        places[r, c] = place
+        task = draw_block(job)
+
+
+@njit(error_model="numpy")
+def _scatter(job: Any) -> None:
+    """From windows and places: images that are 0 but there."""
+    words = carray(words_of(job), WORDS)
+    height, width = words[HEIGHT], words[WIDTH]
+    rows, columns = height // 2, width // 2
+    task = draw_block(job)
+    while task < words[TASKS]:
+        for first in range(words[FIRST]):
+            for second in range(words[SECOND]):
+                x = _plane(job, words, 0, task, first, second, (height, width))
+                y = _plane(job, words, 1, task, first, second, (rows, columns))
+                places = _places(words, 2, task, first, second, (rows, columns))
+                zero = type(x[0, 0])(0)
+                for r in range(rows):
+                    for c in range(columns):
+                        for k in range(4):
+                            x[2 * r + k // 2, 2 * c + k % 2] = y[r, c] if places[r, c] == k else zero
+                x[2 * rows :] = zero
+                x[:, 2 * columns :] = zero
+        task = draw_block(job)
+
+
+@njit(error_model="numpy")
+def _gather(job: Any) -> None:
+    """From images and places: windows of what lies there."""
+    words = carray(words_of(job), WORDS)
+    height, width = words[HEIGHT], words[WIDTH]
+    rows, columns = height // 2, width // 2
+    task = draw_block(job)
+    while task < words[TASKS]:
+        for first in range(words[FIRST]):
+            for second in range(words[SECOND]):
+                x = _plane(job, words, 0, task, first, second, (height, width))
+                y = _plane(job, words, 1, task, first, second, (rows, columns))
+                places = _places(words, 2, task, first, second, (rows, columns))
+                for r in range(rows):
+                    for c in range(columns):
+                        place = places[r, c]
+                        y[r, c] = x[2 * r + place // 2, 2 * c + place % 2]
+        task = draw_block(job)
+
+
+LOOPS: dict[str, Callable[[Any], None]] = {
+    "slopes_forward": lambda job: _slopes_forward(job),
+    "slopes_backward": lambda job: _slopes_backward(job),
+    "slopes_double_backward": lambda job: _slopes_double_backward(job),
+    "pool": lambda job: _pool(job),
+    "scatter": lambda job: _scatter(job),
+    "gather": lambda job: _gather(job),
+}
