@@ -8,7 +8,7 @@ from arelu_meta.checking import flatten
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters
-from arelu_meta.meta.inner import Inner, InnerLoop
+from arelu_meta.meta.inner import BASELINES, Inner, InnerLoop
 
 _OF_FINETUNE = (
     "data.folds",
@@ -40,6 +40,10 @@ def check_read(config: MetatrainConfig) -> None:
     if config.eval.against is not None:
         raise InputError(
             f"eval.against: {config.eval.against!r} is compared with a finished run; give it to arelu-meta evaluate"
+        )
+    if config.meta.engine == "learn2learn" and config.meta.algorithm in BASELINES:
+        raise InputError(
+            f"meta.engine: 'learn2learn' cannot do {config.meta.algorithm}, which takes no meta-steps; leave it out"
         )
     model = config.model
     if model.head_init == "probe":

@@ -230,10 +230,14 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
         ({"data_per_class": 20}, r"data\.per_class: 20 is read by arelu-meta finetune alone"),
         ({"data_batch_size": 8}, r"data\.batch_size: 8 is read by arelu-meta finetune alone"),
         ({"model_head_init": "probe"}, r"model\.head_init: 'probe' is read by arelu-meta finetune alone"),
+        (
+            {"meta_engine": "learn2learn", "meta_algorithm": "centroid"},
+            r"cannot do centroid, which takes no",
+        ),
         ({"meta_inner_act_lr": 0.1}, r"meta\.inner_act_lr: 0\.1 would not be read: .* give --model\.activation arelu"),
     ],
 )
-def test_what_only_fine_tuning_reads_is_refused(digits: Make, changes: dict[str, Any], message: str) -> None:
+def test_what_meta_training_does_not_read_is_refused(digits: Make, changes: dict[str, Any], message: str) -> None:
     config = digits(**changes)
     with pytest.raises(InputError, match=message):
         metatrain(config)
