@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from arelu_meta.bench.step import CLASSES, CONTENDERS, MODELS
-from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
+from arelu_meta.bench.step import CONTENDERS, MODELS
+from arelu_meta.bench.timing import Contender, Row, cpu_peak_bytes, cuda_peak_bytes, make_row, time_in_turns
 from arelu_meta.config import OptimConfig, TrainConfig
 from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import ImageSet
@@ -77,7 +77,8 @@ def finetune_rows(names: Iterable[str], rounds: int = 3, device: torch.device | 
     Returns:
         One row for each case and contender: `timm` (its model, data set, loader and optimiser in a plain loop, no
         AReLU), ours with `relu` (the model as it came), with `relu-decoding` (likewise, every image decoded in every
-        epoch), with `arelu` and with `preserve`, its gates open at 0.1. `median_ms` is an epoch's.
+        epoch), with `arelu` and with `preserve`, its gates open at 0.1. `median_ms` is an epoch's, `peak_bytes` all
+        memory of torch's tensors in this process while it trains, the model and the optimiser's state included.
     """
     device = torch.device(device)
     cases = finetune_cases(device)
@@ -112,9 +113,7 @@ def _case_rows(name: str, case: Case, folder: Path, rounds: int, device: torch.d
     for one in builds:
         epochs[one] = _our_epoch(models[one], case, images if one == "relu-decoding" else kept, folder, device)
     times = time_in_turns({one: Contender(epoch) for one, epoch in epochs.items()}, rounds, device)
-    return [
-        make_row(name, one, PEER, times, _memory(models[one], case, epochs[one], device)) for one in (PEER, *builds)
-    ]
+    return [make_row(name, one, PEER, times, _memory(models[one], epochs[one], device)) for one in (PEER, *builds)]
 
 
 def write_photographs(folder: Path, count: int) -> None:
@@ -210,10 +209,8 @@ def _timm_epoch(model: nn.Module, case: Case, folder: Path, device: torch.device
     return epoch
 
 
-def _memory(model: nn.Module, case: Case, epoch: Callable[[object], None], device: torch.device) -> int:
-    if device.type == "cuda":
-        return cuda_peak_bytes(partial(epoch, None))
-    images = torch.randn(case.batch_size, 3, case.side, case.side)
-    labels = torch.randint(CLASSES, (case.batch_size,))
-    owned = [*model.parameters(), *model.buffers(), images, labels]
-    return kept_bytes(lambda: F.cross_entropy(model(images), labels), owned)
+def _memory(model: nn.Module, epoch: Callable[[object], None], device: torch.device) -> int:
+    """Say what training takes at its peak: weights, gradients, momentum, activations and all that passes by."""
+    peak = cuda_peak_bytes if device.type == "cuda" else cpu_peak_bytes
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return 3 * weights + sum(buffer.nbytes for buffer in model.buffers()) + peak(partial(epoch, None))

@@ -87,7 +87,7 @@ def _summarise(what: str, rows: Sequence[Row]) -> None:
     elif what == "finetune":
         for row in rows:
             rate = images_per_second(row.case, row.median_ms)
-            print(f"{row.case} {row.contender}: {rate:.1f} images a second", flush=True)
+            print(f"{row.case} {row.contender}: {rate:.1f} images a second, {1e-6 * row.peak_bytes:.0f} MB", flush=True)
     elif what == "swap":
         slowest = max(rows, key=lambda row: row.ratio_to_peer)
         print(
@@ -148,7 +148,7 @@ def _finetune_cases(device: torch.device, rounds: int | None) -> dict[str, Measu
 
 
 def _print_rows(case: str, rows: list[Row]) -> None:
-    header = ["contender", "median ms", f"ratio to {rows[0].peer}", "quartiles", "MB kept", "copy ms", "dispatch ms"]
+    header = ["contender", "median ms", f"ratio to {rows[0].peer}", "quartiles", "MB", "copy ms", "dispatch ms"]
     cells = [
         [
             row.contender,

@@ -5,6 +5,8 @@ the median over rounds is what counts.
 """
 
 import ctypes
+import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 _SHORTEST = 2e-3  # seconds; what is over sooner is repeated within a round
 _MOST_REPEATS = 200
+_LONG = 1.0  # seconds; what takes longer leaves caches and the allocator in a state of its own, and needs no call ahead
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Row:
         contender: by whom.
         peer: the contender to which the ratio refers.
         median_ms: the median over rounds of one call's time, in milliseconds.
-        peak_bytes: on a CPU what is kept for the backward, on CUDA the allocator's peak above the start.
+        peak_bytes: on a CPU what is kept for the backward, on CUDA the allocator's peak above the start; of whole
+            epochs all that training has allocated at its peak.
         ratio_to_peer: the median over rounds of this contender's time divided by the peer's; below 1 is faster.
         ratio_low: the ratios' lower quartile.
         ratio_high: the ratios' upper quartile.
@@ -70,7 +75,7 @@ def time_in_turns(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Let every contender run in every round, each after a call of its own that does not count.
+    """Let every contender run in every round, each after a call of its own that does not count, unless it is long.
 
     On Linux the process keeps freed memory from then on instead of giving it back to the system: page faults, which
     take longer than an activation, would else hit one contender here and another there.
@@ -86,9 +91,10 @@ def time_in_turns(
     """
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else _no_wait
 
-    def measure(contender: Contender, repeats: int) -> float:
+    def measure(contender: Contender, repeats: int, ahead: bool = True) -> float:
         # One call ahead brings caches and the allocator into the state in which the contender leaves them itself.
-        contender.call(contender.prepare())
+        if ahead:
+            contender.call(contender.prepare())
         prepared = [contender.prepare() for _ in range(repeats)]
         wait()
         start = clock()
@@ -100,15 +106,15 @@ def time_in_turns(
     if torch.device(device).type == "cpu":
         _keep_freed_memory()
     # The first call compiles, the second says how long one takes.
-    repeats = {}
+    repeats, is_long = {}, {}
     for name, contender in contenders.items():
-        measure(contender, 1)
-        one = max(measure(contender, 1), _SHORTEST / _MOST_REPEATS)
-        repeats[name] = max(1, round(_SHORTEST / one))
+        contender.call(contender.prepare())
+        one = max(measure(contender, 1, ahead=False), _SHORTEST / _MOST_REPEATS)
+        repeats[name], is_long[name] = max(1, round(_SHORTEST / one)), one > _LONG
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            times[name].append(measure(contender, repeats[name]))
+            times[name].append(measure(contender, repeats[name], ahead=not is_long[name]))
     return times
 
 
@@ -178,6 +184,20 @@ def kept_bytes(forward: Callable[[], object], owned: Sequence[Tensor] = ()) -> i
         result = forward()
     del result
     return sum(kept.values())
+
+
+def cpu_peak_bytes(call: Callable[[], object]) -> int:
+    """Say by how much the memory of torch's tensors on the CPU exceeds, during a call, what it was before it.
+
+    Args:
+        call: run once, under torch's profiler.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it tells of every start, and of GPUs that are not there
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    sizes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate((size for _, size in sizes), initial=0))
 
 
 def cuda_peak_bytes(call: Callable[[], object]) -> int:

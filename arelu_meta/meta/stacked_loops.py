@@ -12,6 +12,7 @@ what writes is vectorised or not by where its arrays lie.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import carray, njit
 
 from arelu_meta.activations.numba_team import bytes_at, draw_block, elements_at, words_of
@@ -129,8 +130,35 @@ def _slopes_double_backward(job: Any) -> None:
 
 
 @njit(error_model="numpy")
+def _pool_row(top: Any, bottom: Any, maxima: Any, places: Any) -> Any:
+    """Pool two rows without a nan, and say whether one was there; without branches, which would be mispredicted."""
+    has_nan = np.int32(0)
+    for c in range(maxima.size):
+        a, b, d, e = top[2 * c], top[2 * c + 1], bottom[2 * c], bottom[2 * c + 1]
+        upper, lower = max(a, b), max(d, e)
+        right_above, right_below, is_below = np.int32(b > a), np.int32(e > d), np.int32(lower > upper)
+        has_nan |= np.int32(a != a) | np.int32(b != b) | np.int32(d != d) | np.int32(e != e)
+        maxima[c] = max(upper, lower)
+        places[c] = right_above + (2 + right_below - right_above) * is_below
+    return has_nan
+
+
+@njit(error_model="numpy")
+def _pool_row_with_nan(top: Any, bottom: Any, maxima: Any, places: Any) -> None:
+    """Pool two rows as PyTorch does, where a nan is the maximum."""
+    for c in range(maxima.size):
+        most, place = top[2 * c], 0
+        for k in range(1, 4):
+            value = bottom[2 * c + k - 2] if k > 1 else top[2 * c + 1]
+            if value > most or value != value:
+                most, place = value, k
+        maxima[c] = most
+        places[c] = place
+
+
+@njit(error_model="numpy")
 def _pool(job: Any) -> None:
-    """From images: each window's maximum, and its place."""
+    """From images: each window's maximum, and its place, the first of equals."""
     words = carray(words_of(job), WORDS)
     height, width = words[HEIGHT], words[WIDTH]
     rows, columns = height // 2, width // 2
@@ -138,18 +166,14 @@ def _pool(job: Any) -> None:
     while task < words[TASKS]:
         for first in range(words[FIRST]):
             for second in range(words[SECOND]):
-                x = _plane(job, words, 0, task, first, second, (height, width))
-                y = _plane(job, words, 1, task, first, second, (rows, columns))
-                places = _places(words, 2, task, first, second, (rows, columns))
+                x = _plane(job, words, 0, task, first, second, height * width)
+                y = _plane(job, words, 1, task, first, second, rows * columns)
+                places = _places(words, 2, task, first, second, rows * columns)
                 for r in range(rows):
-                    for c in range(columns):
-                        most, place = x[2 * r, 2 * c], 0
-                        for k in range(1, 4):  # a nan is the maximum, the first of equals its place, as in PyTorch
-                            value = x[2 * r + k // 2, 2 * c + k % 2]
-                            if value > most or value != value:
-                                most, place = value, k
-                        y[r, c] = most
-                        places[r, c] = place
+                    top, bottom = x[2 * r * width :][:width], x[(2 * r + 1) * width :][:width]
+                    maxima, wheres = y[r * columns :][:columns], places[r * columns :][:columns]
+                    if _pool_row(top, bottom, maxima, wheres):
+                        _pool_row_with_nan(top, bottom, maxima, wheres)
         task = draw_block(job)
 
 
@@ -163,16 +187,14 @@ def _scatter(job: Any) -> None:
     while task < words[TASKS]:
         for first in range(words[FIRST]):
             for second in range(words[SECOND]):
-                x = _plane(job, words, 0, task, first, second, (height, width))
-                y = _plane(job, words, 1, task, first, second, (rows, columns))
-                places = _places(words, 2, task, first, second, (rows, columns))
-                zero = type(x[0, 0])(0)
+                x = _plane(job, words, 0, task, first, second, height * width)
+                y = _plane(job, words, 1, task, first, second, rows * columns)
+                places = _places(words, 2, task, first, second, rows * columns)
+                x[:] = type(x[0])(0)
                 for r in range(rows):
+                    values, wheres = y[r * columns :][:columns], places[r * columns :][:columns]
                     for c in range(columns):
-                        for k in range(4):
-                            x[2 * r + k // 2, 2 * c + k % 2] = y[r, c] if places[r, c] == k else zero
-                x[2 * rows :] = zero
-                x[:, 2 * columns :] = zero
+                        x[(2 * r + (wheres[c] >> 1)) * width + 2 * c + (wheres[c] & 1)] = values[c]
         task = draw_block(job)
 
 
@@ -186,13 +208,13 @@ def _gather(job: Any) -> None:
     while task < words[TASKS]:
         for first in range(words[FIRST]):
             for second in range(words[SECOND]):
-                x = _plane(job, words, 0, task, first, second, (height, width))
-                y = _plane(job, words, 1, task, first, second, (rows, columns))
-                places = _places(words, 2, task, first, second, (rows, columns))
+                x = _plane(job, words, 0, task, first, second, height * width)
+                y = _plane(job, words, 1, task, first, second, rows * columns)
+                places = _places(words, 2, task, first, second, rows * columns)
                 for r in range(rows):
+                    values, wheres = y[r * columns :][:columns], places[r * columns :][:columns]
                     for c in range(columns):
-                        place = places[r, c]
-                        y[r, c] = x[2 * r + place // 2, 2 * c + place % 2]
+                        values[c] = x[(2 * r + (wheres[c] >> 1)) * width + 2 * c + (wheres[c] & 1)]
         task = draw_block(job)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from arelu_meta.bench.timing import Contender, kept_bytes, make_row, ratio_quartiles, time_in_turns
+from arelu_meta.bench.timing import Contender, cpu_peak_bytes, kept_bytes, make_row, ratio_quartiles, time_in_turns
 
 
 class Clock:
@@ -62,6 +62,29 @@ def test_contenders_take_turns_within_every_round() -> None:
     assert order[-12:] == ["a", "a", "b", "b"] * 3  # each once ahead and once by the clock
 
 
+def test_a_long_call_needs_none_ahead() -> None:
+    clock, calls = Clock(), list[float]()
+
+    def call(_: object) -> None:
+        calls.append(clock.now)
+        clock.now += 2.0
+
+    assert time_in_turns({"long": Contender(call)}, 3, clock=clock) == {"long": [2.0] * 3}
+    assert len(calls) == 2 + 3
+
+
+def test_the_peak_of_a_call_is_what_it_holds_at_once() -> None:
+    kept = torch.ones(1000)
+
+    def call() -> None:
+        first = kept + 1
+        second = first * 2
+        del first
+        _ = second[:500] + 1
+
+    assert cpu_peak_bytes(call) == pytest.approx(2 * 4000, abs=64)  # scalars beside them
+
+
 def test_a_short_call_is_repeated_and_its_time_divided() -> None:
     clock, calls = Clock(), list[float]()
 
@@ -70,7 +93,7 @@ def test_a_short_call_is_repeated_and_its_time_divided() -> None:
         clock.now += 1e-4
 
     times = time_in_turns({"short": Contender(call)}, 1, clock=clock)
-    assert len(calls) == 2 + 2 + 1 + 20  # two measurements to warm up, one call ahead, and then 2 ms' worth
+    assert len(calls) == 2 + 1 + 20  # two to warm up, one call ahead, and then 2 ms' worth
     assert times["short"] == [pytest.approx(1e-4)]
 
 
