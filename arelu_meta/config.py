@@ -173,6 +173,8 @@ class TrainConfig:
         patience: stop after this many epochs without a better validation accuracy; default: never.
         compile: torch.compile the model.
         channels_last: keep images and weights in channels-last order.
+        shard: over several processes, each keeps a part of the weights, gradients and optimiser state alone (FSDP), for
+            a backbone that does not fit one of them.
     """
 
     epochs: int = 6
@@ -188,6 +190,7 @@ class TrainConfig:
     patience: int | None = None
     compile: bool = False
     channels_last: bool = False
+    shard: bool = False
 
 
 @dataclass

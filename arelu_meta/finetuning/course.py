@@ -28,11 +28,11 @@ from arelu_meta.finetuning.modes import keeps_features, set_learning, set_traini
 from arelu_meta.finetuning.prefix import cached_prefix
 from arelu_meta.finetuning.preparing import choose_rate, headline, make_batches, make_trainer, why_not_cached
 from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
-from arelu_meta.finetuning.results import write_results
+from arelu_meta.finetuning.results import draw_course, write_results
 from arelu_meta.finetuning.search import write_search
+from arelu_meta.finetuning.sharding import Shards, gathered
 from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.compute import random_state, restore_random_state
-from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.ranks import Ranks
@@ -70,10 +70,12 @@ class Course:
         self.test = batches[2]
         found = None if folder.resumed is None else folder.resumed["peak_rate"]
         optim, self.search = choose_rate(config, model, batches[0], found, ranks)
+        self.shards = Shards(model, ranks) if config.train.shard else None
         self.trainer = make_trainer(config, optim, model, splits.train, len(self.train), ranks)
         self.scalars = ScalarRecorder(folder.path)
         # At least four samples an epoch: a short run would have none but the first, when a head at zero passes nothing.
-        self.gradients = GradientRecorder(folder.path, every=max(1, min(50, len(self.train) // 4)))
+        every = max(1, min(50, len(self.train) // 4))
+        self.gradients = GradientRecorder(folder.path, every, silent=not ranks.main)
         self.trainer.before_step = self._record_gradients
         self.compiled = model
         self.tail: Tail | None = None  # where features stand for images
@@ -82,6 +84,8 @@ class Course:
         self.rate, self.sums = 0.0, Sums()  # likewise
         self.checkpoint, self.model_digest = "none", ""
         self.save_points = SavePoints(config.run.checkpoint_minutes, self._save_checkpoint, ranks)
+        if self.shards is not None:
+            self.shards.check(spec, self.device)
 
     def go(self, notes: list[str]) -> dict[str, Any]:
         """Train, test, and write it all down.
@@ -137,7 +141,7 @@ class Course:
             why = found
         if self.config.train.compile and not head_alone:
             self.compiled = torch.compile(model)  # type: ignore[assignment]
-        self.trainer.forward = self.ranks.wrap(self.compiled)
+        self.trainer.forward = self.compiled if self.shards is not None else self.ranks.wrap(self.compiled)
         return [] if why is None else [f"features are not cached: {why}"]
 
     def _cached_features(self, head_alone: bool) -> tuple[FeatureBatches, FeatureBatches, Tail] | str:
@@ -232,12 +236,16 @@ class Course:
         self.folder.append_metrics(row)
         self.folder.append_time("epoch", number, self.seconds)
         self.trackers.log(row, number)
+        whole = self._whole()
         if self.ranks.main:
-            self.scalars.record(self.trainer.judged, number)
+            self.scalars.record(whole, number)
 
     def _record_gradients(self, model: nn.Module) -> None:
-        if self.ranks.main:
-            self.gradients.record(model, self.trainer.updates + 1)
+        self.gradients.record(model, self.trainer.updates + 1)
+
+    def _whole(self) -> nn.Module:
+        """Return the model that is judged; where it is shared out, the first process gets all of it."""
+        return self.trainer.judged if self.shards is None else self.shards.gather()
 
     def _validate(self, number: int) -> tuple[float, float]:
         model = self.trainer.judged
@@ -245,6 +253,8 @@ class Course:
             model = self.tail(model)
         batches = self._stoppable(self.validation.epoch(number))
         found = predict_logits(model, batches, self.device, self.config.run.precision)
+        if self.shards is not None and isinstance(self.validation, Batches):
+            self.shards.catch_up(self.validation)
         parts = self.ranks.gather(found)
         logits, labels = (torch.cat([part[index] for part in parts]) for index in (0, 1))
         loss, accuracy = loss_and_accuracy(logits, labels)
@@ -261,8 +271,9 @@ class Course:
                 self._between_steps()
 
     def _save_model(self) -> None:
+        whole = self._whole()
         if self.ranks.main:
-            save_model(self.folder.model_file, self.trainer.judged, self.spec)
+            save_model(self.folder.model_file, whole, self.spec)
             self.model_digest = digest_of(self.folder.model_file)
 
     def _save_checkpoint(self) -> None:
@@ -273,7 +284,8 @@ class Course:
                 "sums": [self.sums.steps, self.sums.loss, self.sums.right, self.sums.seen],
             }
         )
-        state = self.trainer.state() | {
+        trained = self.trainer.state()
+        state = (trained if self.shards is None else gathered(trained, self.ranks.main)) | {
             "optimizer_name": self.config.optim.name,
             "peak_rate": self.trainer.peak_rate,
             "epoch": self.epoch,
@@ -294,6 +306,8 @@ class Course:
         if "epoch" not in state:
             raise InputError(f"{where} is not one of a fine-tuning run; give one of arelu-meta finetune")
         with restoring(where, state, self.config.optim.name):
+            if self.shards is not None:
+                state = self.shards.cut_state(state, self.trainer.optimizer)
             load_tensors(self.trainer.model, state["model"], where)
             self.trainer.restore(state)
             self.epoch, self.rate, self.seconds = state["epoch"], state["rate"], state["seconds"]
@@ -330,18 +344,20 @@ class Course:
 
     def _finish(self) -> dict[str, Any]:
         self.ranks.wait()
-        model = self.trainer.model
-        load_tensors(model, read_tensors(self.folder.model_file), str(self.folder.model_file))
+        model, best = self.trainer.model, read_tensors(self.folder.model_file)
+        load_tensors(model, best if self.shards is None else self.shards.cut_weights(best), str(self.folder.model_file))
         results: dict[str, Any] = {"task": "finetune", "seed": self.config.run.seed}
-        if self.ranks.main:
+        if self.ranks.main or self.shards is not None:  # a model that is shared out runs in all processes at once
             logits, labels = predict_logits(model, self.test.epoch(0), self.device, self.config.run.precision)
+            whole = model if self.shards is None else self.shards.gather()
+        if self.ranks.main:
             pictures = self.config.run.pictures
             results |= write_results(
-                self.folder.path, logits, labels, self.splits.test, model, self.scalars, self.gradients, pictures
+                self.folder.path, logits, labels, self.splits.test, whole, self.scalars, self.gradients, pictures
             )
             results["test_loss"] = loss_and_accuracy(logits, labels)[0]
             if pictures:
-                self._draw(results["test_accuracy"])
+                draw_course(self.folder.path, self.folder.rows, self.spec, results["test_accuracy"])
         results |= {
             "validation_accuracy": self.best[0],
             "best_epoch": self.best_epoch,
@@ -359,12 +375,3 @@ class Course:
         results = self.ranks.gather(results)[0]
         self.folder.finish(results)
         return results
-
-    def _draw(self, accuracy: float) -> None:
-        draw_curves(
-            self.folder.path / "curves.png",
-            self.folder.rows,
-            "epoch",
-            {"accuracy": ["train_accuracy", "validation_accuracy"], "loss": ["train_loss", "validation_loss"]},
-            f"{self.spec.name}, {self.spec.activation or 'own activation'}: test accuracy {accuracy:.1%}",
-        )

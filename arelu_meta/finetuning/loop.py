@@ -211,7 +211,8 @@ def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], s
         sums.waiting.append((loss.detach(), right, len(labels), trainer.updates + 1))
         if trainer.device.type == "cpu":
             check_finite(loss.item(), "training", trainer, checkpoint, images)
-        alone = trainer.ranks.without_sync(trainer.forward, number < len(step))
+        # What is shared out keeps no whole gradients to add to: they are averaged after each batch.
+        alone = trainer.ranks.without_sync(trainer.forward, number < len(step) and not trainer.config.shard)
         with naming_anomaly(lambda what: diverged(what, trainer, checkpoint)), alone:
             trainer.scaler.scale(loss * scale).backward()
 
@@ -300,6 +301,8 @@ def check_finite(
         RunError: if the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
+        if trainer.config.shard:
+            images = None  # the other processes, which may have found no fault, would have to run the model, too
         layer = None if images is None else first_nonfinite_layer(_bare(trainer.forward), images.to(trainer.device))
         raise diverged(f"the {kind} loss became {loss}", trainer, checkpoint, layer, step)
 

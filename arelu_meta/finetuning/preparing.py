@@ -67,6 +67,8 @@ def why_not_cached(config: FinetuneConfig) -> str | None:
         return f"data.augmentation {config.data.augmentation} changes every image (none does not)"
     if config.train.mixup or config.train.cutmix:
         return "train.mixup or train.cutmix mixes the images"
+    if config.train.shard:
+        return "train.shard shares the whole model out"
     if config.train.compile and not keeps_features(config.train.mode):
         return "train.compile takes the whole model"
     return None

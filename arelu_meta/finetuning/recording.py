@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.finetuning.judging import is_clamped
+from arelu_meta.finetuning.sharding import whole_tensor
 from arelu_meta.runs.folder import write_atomically
 
 SCALAR_COLUMNS = ("epoch", "path", "alpha", "beta", "t", "alpha_clamped")
@@ -22,10 +23,11 @@ class Table:
     Args:
         path: the file; made with the first row, in a folder that is there.
         columns: the header.
+        silent: whether another process writes the file.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, tuple(columns)
+    def __init__(self, path: Path, columns: Sequence[str], silent: bool = False) -> None:
+        self.path, self.columns, self.silent = path, tuple(columns), silent
         self.rows: list[list[Any]] = []
 
     def append(self, rows: Sequence[Sequence[Any]]) -> None:
@@ -41,6 +43,8 @@ class Table:
             return
         new = not self.rows
         self.rows += [list(row) for row in rows]
+        if self.silent:
+            return
         with self.path.open("w" if new else "a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self.columns, *rows] if new else rows)
 
@@ -102,10 +106,11 @@ class GradientRecorder(Table):
     Args:
         folder: of the run.
         every: steps between two samples; the first step is one. A sample waits for the device once.
+        silent: whether another process writes the file.
     """
 
-    def __init__(self, folder: Path, every: int = 50) -> None:
-        super().__init__(folder / "gradients.csv", GRADIENT_COLUMNS)
+    def __init__(self, folder: Path, every: int = 50, silent: bool = False) -> None:
+        super().__init__(folder / "gradients.csv", GRADIENT_COLUMNS, silent)
         self.every = every
 
     def record(self, model: nn.Module, step: int, scale: float = 1.0) -> None:
@@ -128,7 +133,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     """Compute the L2 norm of the gradients of each layer.
 
     Args:
-        model: after a backward pass.
+        model: after a backward pass; of one that is shared out over processes, all of them ask.
 
     Returns:
         Layer (see `layer_of`) → norm, in the model's order; layers without gradients are left out.
@@ -140,7 +145,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     if not groups:
         return {}
     # All layers come from the device at once.
-    norms = torch.stack([torch.nn.utils.get_total_norm(grads) for grads in groups.values()])
+    norms = torch.stack([whole_tensor(torch.nn.utils.get_total_norm(grads)) for grads in groups.values()])
     return dict(zip(groups, norms.tolist(), strict=True))
 
 

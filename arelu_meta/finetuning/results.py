@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.data.images import ImageSet
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import drawing, judging
 from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
 from arelu_meta.intervals import proportion_interval
+from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import write_atomically
 
 
@@ -78,6 +80,24 @@ def write_results(
     if model is not None:
         found["alphas"], found["alphas_clamped"] = judging.clamped_alphas(model)
     return found
+
+
+def draw_course(folder: Path, rows: list[dict[str, Any]], spec: ModelSpec, accuracy: float) -> None:
+    """Draw accuracy and loss over the epochs: curves.png.
+
+    Args:
+        folder: of the run; it is there.
+        rows: of metrics.csv.
+        spec: of the model.
+        accuracy: on the test set.
+    """
+    draw_curves(
+        folder / "curves.png",
+        rows,
+        "epoch",
+        {"accuracy": ["train_accuracy", "validation_accuracy"], "loss": ["train_loss", "validation_loss"]},
+        f"{spec.name}, {spec.activation or 'own activation'}: test accuracy {accuracy:.1%}",
+    )
 
 
 def _write_tables(

@@ -23,6 +23,7 @@ from arelu_meta.finetuning.heads import check_probe, start_with_probe
 from arelu_meta.finetuning.members import member_configs, run_members
 from arelu_meta.finetuning.modes import count_learning, keeps_features, set_drop_rate, set_learning
 from arelu_meta.finetuning.optimizer import check_optimizer_name
+from arelu_meta.finetuning.sharding import check_sharding
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import RunFolder, check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
@@ -57,6 +58,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     ranks = join(config.run)
     with ranks.noticing_loss():
         _check_sync(config, ranks)
+        check_sharding(config, ranks)
         if members := member_configs(config):
             return run_members(config, members, partial(_finetune, ranks=ranks), ranks)
         return _finetune(config, ranks)

@@ -170,10 +170,15 @@ def join(config: RunConfig) -> Ranks:
         The processes. All but the first print nothing from here on.
 
     Raises:
-        InputError: if the device is not there.
+        InputError: if the device is not there, or accelerate was asked for its FSDP.
         RunError: if the others do not come.
     """
     processes = int(os.environ.get("WORLD_SIZE") or 1)
+    if (asked := os.environ.get("ACCELERATE_USE_FSDP", "")).lower() in ("true", "1"):
+        raise InputError(
+            f"ACCELERATE_USE_FSDP: {asked!r}: accelerate's settings of FSDP are not read; start it without --use_fsdp, "
+            "and give finetune --train.shard true"
+        )
     device = prepare(config)
     if config.deterministic and (os.environ.get("RANK") or "0") == "0":
         print(price_of_determinism(device), flush=True)

@@ -1,8 +1,6 @@
 import json
-import os
-import socket
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,35 +15,12 @@ _ARGUMENTS = [
     *["--train.freeze_bn", "true"],
 ]
 
-_PROGRAM = "import sys; from arelu_meta.cli import main; sys.exit(main(sys.argv[1:]))"
+Run = Callable[..., list["subprocess.CompletedProcess[str]"]]
 
 
-def _run(folder: Path, processes: int, *more: str, program: str = _PROGRAM) -> list[subprocess.CompletedProcess[str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = [*_ARGUMENTS, "--run.folder", str(folder), *more]
-    command = [sys.executable, "-c", program, *arguments]
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(
-            command,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    done = []
-    for process in started:
-        out, error = process.communicate(timeout=240)
-        done.append(subprocess.CompletedProcess(command, process.returncode, out, error))
-    return done
-
-
-def test_two_processes_give_one_processs_result(tmp_path: Path) -> None:
-    single, double = _run(tmp_path / "one", 1), _run(tmp_path / "two", 2)
+def test_two_processes_give_one_processs_result(run_processes: Run, tmp_path: Path) -> None:
+    single = run_processes(1, *_ARGUMENTS, "--run.folder", str(tmp_path / "one"))
+    double = run_processes(2, *_ARGUMENTS, "--run.folder", str(tmp_path / "two"))
     assert [one.returncode for one in single + double] == [0, 0, 0], [one.stderr for one in single + double]
     weights = [read_tensors(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
@@ -58,8 +33,8 @@ def test_two_processes_give_one_processs_result(tmp_path: Path) -> None:
     assert double[1].stdout == ""  # the first process speaks for all
 
 
-def test_bad_input_is_said_once_by_all_processes_together(tmp_path: Path) -> None:
-    found = _run(tmp_path / "run", 2, "--train.mode", "nonsense")
+def test_bad_input_is_said_once_by_all_processes_together(run_processes: Run, tmp_path: Path) -> None:
+    found = run_processes(2, *_ARGUMENTS, "--run.folder", str(tmp_path / "run"), "--train.mode", "nonsense")
     assert [one.returncode for one in found] == [2, 2]
     said = "".join(one.stderr for one in found).splitlines()
     assert len(said) == 1
@@ -98,15 +73,17 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_process_that_fails_while_it_writes_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
-    found = _run(tmp_path / "run", 2, program=_FULL_DISK)
+def test_a_process_that_fails_while_it_writes_does_not_leave_the_others_waiting(
+    run_processes: Run, tmp_path: Path
+) -> None:
+    found = run_processes(2, *_ARGUMENTS, "--run.folder", str(tmp_path / "run"), program=_FULL_DISK)
     assert [one.returncode for one in found] == [3, 3], [one.stderr for one in found]
     assert "error: the disk is full" in found[0].stderr
     assert "error: process 1 of 2 lost another one" in found[1].stderr
 
 
-def test_what_one_process_cannot_read_stops_all_with_its_sentence(tmp_path: Path) -> None:
-    found = _run(tmp_path / "run", 2, program=_UNREADABLE)
+def test_what_one_process_cannot_read_stops_all_with_its_sentence(run_processes: Run, tmp_path: Path) -> None:
+    found = run_processes(2, *_ARGUMENTS, "--run.folder", str(tmp_path / "run"), program=_UNREADABLE)
     assert [one.returncode for one in found] == [2, 2], [one.stderr for one in found]
     assert [line for one in found for line in one.stderr.splitlines() if line.startswith("error")] == [
         "error: data.root: cannot be read here"

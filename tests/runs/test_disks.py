@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from arelu_meta.backbones.saving import read_tensors
 from arelu_meta.cli import main
 from arelu_meta.runs.checkpoints import load_last
 from arelu_meta.runs.folder import RunFolder
@@ -18,6 +20,11 @@ from arelu_meta.runs.folder import RunFolder
 RUN = (
     "metatrain --model.name mnist_linear --data.image_size 8 --task.queries 2 --meta.steps 4 --meta.batch_tasks 2 "
     "--eval.every 1 --eval.tasks 4 --eval.validation_tasks 2 --run.device cpu --run.pictures false --run.resume auto"
+)
+
+FINETUNE = (
+    "finetune --model.name mnist_linear --model.pretrained false --data.image_size 12 --data.per_class 20 "
+    "--train.epochs 4 --train.ema 0.9 --run.device cpu --run.pictures false --run.resume auto"
 )
 
 
@@ -131,3 +138,35 @@ def test_a_disk_that_vanishes_is_one_line_and_the_run_goes_on_when_it_is_back(
         assert _results(disk / "run")["steps"] == 4
     finally:
         subprocess.run(["umount", "-l", str(kept)], capture_output=True)
+
+
+@pytest.mark.parametrize("method", ["append_metrics", "save_checkpoint"])
+def test_fine_tuning_that_stopped_on_a_full_disk_goes_on_to_the_same_bits_once_there_is_space(
+    method: str, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def finetune(folder: Path) -> int:
+        return main([*FINETUNE.split(), "--run.folder", str(folder)])
+
+    assert finetune(tmp_path / "whole") == 0
+    run, calls = disk / "run", []
+    write = getattr(RunFolder, method)
+
+    def on_a_full_disk(self: RunFolder, *arguments: Any) -> Any:
+        calls.append(method)
+        if len(calls) == 3:
+            _fill(disk)
+        return write(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, method, on_a_full_disk)
+        assert finetune(run) == 3
+    _one_line(capsys, os.strerror(errno.ENOSPC))
+    (disk / "filler").unlink()
+    assert finetune(run) == 0
+    assert _results(run) == _results(tmp_path / "whole")
+    assert (run / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+    weights = [read_tensors(folder / "model.safetensors") for folder in (run, tmp_path / "whole")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    # Of what it could not write whole, nothing is left.
+    left = {path.relative_to(run) for path in run.rglob("*")}
+    assert left == {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*")}
