@@ -213,4 +213,5 @@ def _memory(model: nn.Module, epoch: Callable[[object], None], device: torch.dev
     """Say what training takes at its peak: weights, gradients, momentum, activations and all that passes by."""
     peak = cuda_peak_bytes if device.type == "cuda" else cpu_peak_bytes
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return 3 * weights + sum(buffer.nbytes for buffer in model.buffers()) + peak(partial(epoch, None))
+    model.zero_grad()  # weights and momentum are there before, gradients come and go
+    return 2 * weights + sum(buffer.nbytes for buffer in model.buffers()) + peak(partial(epoch, None))

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, AReLU, arelu
-from arelu_meta.meta.stacked_conv import Conv, Geometry, Patches, convolve_patches, output_size, pair
+from arelu_meta.meta.stacked_conv import Conv, Patches, convolve_patches
+from arelu_meta.meta.stacked_geometry import Geometry, output_size, pair
 from arelu_meta.meta.stacked_maps import Pool, Slopes
 
 
@@ -62,7 +63,7 @@ class _VmapConv(torch.autograd.Function):
         if patches is None:
             return Conv.apply(images, weights, biases, geometry), 0
         size = output_size(images, weights, geometry)
-        return convolve_patches(patches, weights, biases, (images.shape[1], *size)), 0
+        return convolve_patches(patches, weights, biases, [images.shape[1], *size]), 0
 
 
 class _VmapPool(torch.autograd.Function):

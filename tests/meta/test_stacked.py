@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arelu_meta.meta import stacked_aten, stacked_numba
-from arelu_meta.meta.stacked_conv import Geometry, Patches, convolve_patches, output_size
+from arelu_meta.meta.stacked_conv import Patches, convolve_patches
+from arelu_meta.meta.stacked_geometry import Geometry, output_size
 from arelu_meta.meta.stacked_maps import Pool, Slopes
 
 LAYOUTS = list(itertools.permutations(range(3)))
@@ -156,7 +157,7 @@ GEOMETRIES = [
 def _convolve(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     patches = Patches().of(x, w, geometry)
     assert patches is not None
-    return convolve_patches(patches, w, bias, (x.shape[1], *output_size(x, w, geometry)))
+    return convolve_patches(patches, w, bias, [x.shape[1], *output_size(x, w, geometry)])
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
