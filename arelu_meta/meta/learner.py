@@ -70,8 +70,11 @@ class Learner:
         Raises:
             InputError: if there is no such run or model, or it cannot learn so.
         """
-        if Path(name).exists() or not timm.is_model(str(name)):
+        if Path(name).exists():
             model, spec = load_model(name)
+        elif not timm.is_model(str(name)):
+            nearest = nearest_names(str(name), timm.list_models())
+            raise InputError(f"checkpoint: {str(name)!r} is no run folder, model.safetensors or timm model; {nearest}")
         else:
             model, spec = build_backbone(ModelConfig(str(name), pretrained=True), ("any", "other"), 3, None, "finetune")
         trained = spec.meta.get("algorithm", "maml") if spec.task == "metatrain" else "centroid"

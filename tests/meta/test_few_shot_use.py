@@ -34,3 +34,10 @@ def test_a_backbone_by_name_needs_a_support(tmp_path: Path) -> None:
     queries = _photographs(tmp_path / "queries", 1, 1)
     with pytest.raises(InputError, match=r"support: missing; the backbone 'tf_efficientnet_lite0' needs --support"):
         predict("tf_efficientnet_lite0", [queries])
+
+
+def test_a_mistyped_backbone_is_answered_with_the_nearest_names(tmp_path: Path) -> None:
+    folder = _photographs(tmp_path / "photographs", 1, 1)
+    says = r"^checkpoint: 'tf_efficientnet_lite00' is no run folder, .* or timm model; nearest: 'tf_efficientnet_lite0'"
+    with pytest.raises(InputError, match=says):
+        predict("tf_efficientnet_lite00", [folder], folder)
