@@ -51,6 +51,13 @@ def _in_order_of(x: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     return x.new_empty([shape[dim] for dim in order], dtype=dtype).permute(inverse)
 
 
+def _as_next_read(x: Tensor, shape: list[int]) -> Tensor:
+    """Make a tensor (tasks, images, …) laid out images first, as a convolution by groups, the likely next, reads it."""
+    if len(shape) < 4:
+        return x.new_empty(shape)
+    return x.new_empty(shape[1], shape[0], *shape[2:]).transpose(0, 1)
+
+
 def _is_expanded(x: Tensor) -> bool:
     return any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
 
@@ -68,10 +75,13 @@ def _over_images(name: str, x: Tensor, y: Tensor, places: Tensor) -> None:
 
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the maxima and their places, int8: 0 to 3 in a window, by row, then column; the first of equals."""
+    """Return the maxima and their places, int8: 0 to 3 in a window, by row, then column; the first of equals.
+
+    The places lie in memory in the order of the images, and `scatter` gives its images theirs.
+    """
     x = _with_rows(x)
     shape = [*x.shape[:-2], x.shape[-2] // 2, x.shape[-1] // 2]
-    y, places = (_in_order_of(x, shape, dtype) for dtype in (x.dtype, torch.int8))
+    y, places = _as_next_read(x, shape), _in_order_of(x, shape, torch.int8)
     _over_images("pool", x, y, places)
     return y, places
 
@@ -85,7 +95,7 @@ def scatter(y: Tensor, places: Tensor, size: torch.Size) -> Tensor:
 
 def gather(x: Tensor, places: Tensor) -> Tensor:
     """Return what lies where the maxima were."""
-    y = _in_order_of(places, list(places.shape), x.dtype)
+    y = _as_next_read(x, list(places.shape))
     _over_images("gather", _with_rows(x), y, places)
     return y
 

@@ -68,8 +68,10 @@ def test_pooling_of_hard_values_is_pytorchs(case: str) -> None:
     assert torch.autograd.grad(y, x, grad)[0].equal(torch.autograd.grad(expected, x, grad)[0])
 
 
-def test_pooling_twice_differentiated_and_of_images_without_a_batch() -> None:
-    x = torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("shape", [(3, 2, 5, 4), (3, 5, 4)])
+def test_pooling_twice_differentiated_and_of_images_without_a_batch(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert Pool.apply(x).equal(F.max_pool2d(x, 2))
     torch.autograd.gradcheck(Pool.apply, x)
     torch.autograd.gradgradcheck(Pool.apply, x)
 
