@@ -1,7 +1,7 @@
 """Feed hostile input to what reads strangers' files, and random models to the swap.
 
     python tests/fuzz.py --inputs 100000            # random bytes, by hypothesis' strategies
-    python tests/fuzz.py --inputs 100000 --target image --atheris  # libFuzzer's mutations, where atheris is installed
+    python tests/fuzz.py --inputs 10000 --target config --atheris  # libFuzzer follows the branches; needs atheris
 
 Whatever comes in, the outcome is a result or one InputError (OSError for images): no traceback, and no model changed by
 a checkpoint that does not fit, or by a swap that was undone. An input that takes longer than `--seconds` is a hang.
@@ -9,6 +9,7 @@ a checkpoint that does not fit, or by a swap that was undone. An input that take
 
 import argparse
 import contextlib
+import inspect
 import io
 import random
 import signal
@@ -276,8 +277,19 @@ def _at_random(name: str, count: int, options: argparse.Namespace) -> None:
 def _guided(name: str, count: int, options: argparse.Namespace) -> None:
     import atheris
 
+    for module in [module for name, module in sys.modules.items() if name.startswith("arelu_meta.")]:
+        for function in filter(inspect.isfunction, vars(module).values()):
+            if function.__module__ == module.__name__:
+                atheris.instrument_func(function)  # in place: libFuzzer follows which branches an input takes
     atheris.Setup(
-        [sys.argv[0], f"-runs={count}", f"-seed={options.seed + 1}", f"-timeout={options.seconds}", "-max_len=4096"],
+        [
+            sys.argv[0],
+            f"-runs={count}",
+            f"-seed={options.seed + 1}",
+            f"-timeout={options.seconds}",
+            "-max_len=2048",
+            "-len_control=0",  # short ones are no complete example of hypothesis'
+        ],
         TARGETS[name][0].hypothesis.fuzz_one_input,  # type: ignore[attr-defined]
     )
     atheris.Fuzz()
