@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
-Init = Literal["paper", "preserve", "leak", "nearest", "fit"]
+Init = Literal["paper", "preserve", "leak", "open", "nearest", "fit"]
 Normalization = Literal["transductive", "support", "running", "frozen", "group", "none"]
 Alphabets = Literal["mixed", "one-in-test", "one"]
 Adapt = Literal["all", "head", "activations"]
@@ -99,7 +99,7 @@ class ModelConfig:
         pretrained: true, false, or the path of a run folder or model.safetensors to start from.
         activation: what to swap in; default: the model's own.
         init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; leak opens
-            preserve's gates a little on the negative side; nearest comes as near as an AReLU can to what it replaces;
+            preserve's gates a little on the negative side, open on both; nearest comes as near as an AReLU can to what it replaces;
             fit does so on the training images.
         reset_head: start a new head where the checkpoint's has another number of classes.
         head_init: how a new head starts: zero, random, or, finetune alone, probe (logistic regression on the frozen

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
+from arelu_meta.backbones.inits import OPENED
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
 from arelu_meta.backbones.swap import swap_activations
@@ -64,7 +65,7 @@ def build_backbone(
         data_channels: 1 or 3; pretrained backbones take 3 whatever the data has.
         image_size: side in pixels; None for the model's own.
         task: finetune or metatrain.
-        images: what `model.init: fit` and `leak` look at.
+        images: what `model.init: fit`, `leak` and `open` look at.
 
     Returns:
         The model, and the spec that rebuilds it.
@@ -128,8 +129,8 @@ def _swap_in(
     if config.activation is None:
         return None
     init = (config.init or default) if config.activation == "arelu" else None
-    data = _shuffled(images(inputs)) if init in ("fit", "leak") and images is not None else None
-    batch_norm = init == "leak" and data is not None
+    data = _shuffled(images(inputs)) if init in ("fit", *OPENED) and images is not None else None
+    batch_norm = init in OPENED and data is not None
     swap_activations(model, config.activation, init=init, data=data, batch_norm=batch_norm)
     return init
 

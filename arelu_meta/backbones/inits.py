@@ -5,6 +5,7 @@
 - `leak`: `act(x) + t * elsa(x)` with t at 0.2, alpha at 0.9 and beta at -6: nearly `act(x) + 0.18 * min(x, 0)`, so that
   gradients pass where a ReLU blocks them. It changes the function a little; where there are images to look at, the
   statistics of batch normalisation are estimated anew. All of t, alpha and beta learn.
+- `open`: the same with beta at 2, so that both sides grow: nearly `act(x) + 0.18 * x`.
 - `nearest`: the AReLU that comes closest to what it replaces, in least squares over standard normal inputs.
 - `fit`: the same over the inputs that the layer really gets from a few unlabelled batches.
 """
@@ -33,7 +34,10 @@ _CONSTANTS = (bool, int, float, str, NoneType)
 _CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 LEAK = 0.2
-"""How far the gates of `leak` start open; see configs/study_init/README.md for what it was chosen by."""
+"""How far the gates of `leak` and `open` start open; see configs/study_init/README.md for what it was chosen by."""
+
+OPENED = ("leak", "open")
+"""Starts that change the function a little; images, where there are any, mend the statistics of batch normalisation."""
 
 BETA_LIMIT = 6.0
 """How far a start may push beta: beyond it, sigmoid's derivative (0.0025) hardly lets it come back."""
@@ -101,6 +105,17 @@ def leak_start(original: nn.Module, device: torch.device | None = None, dtype: t
         dtype: the scalars' dtype.
     """
     return GatedAReLU(out_of_place_copy(original), ALPHA_START, -BETA_LIMIT, LEAK, device=device, dtype=dtype)
+
+
+def open_start(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make a gated residual over a copy of the original whose gate is a little open: its slopes grow by 0.18.
+
+    Args:
+        original: the activation that goes; it is not changed.
+        device: where the scalars live.
+        dtype: the scalars' dtype.
+    """
+    return GatedAReLU(out_of_place_copy(original), ALPHA_START, BETA_START, LEAK, device=device, dtype=dtype)
 
 
 def nearest_start(
@@ -284,6 +299,7 @@ INITS: dict[str, Callable[..., nn.Module]] = {
     "paper": paper_start,
     "preserve": preserve_start,
     "leak": leak_start,
+    "open": open_start,
     "nearest": nearest_start,
     "fit": fit_start,
 }

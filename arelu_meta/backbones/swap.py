@@ -67,7 +67,7 @@ def swap_activations(
         model: any module.
         activation: a name of `list_activations()`.
         init: how an AReLU starts: `preserve` (every output stays as it was; the default), `paper`, `leak`,
-            `nearest`, or `fit`, which needs `data`. Other activations start as they are made.
+            `open`, `nearest`, or `fit`, which needs `data`. Other activations start as they are made.
         include: replace only these: roles (`hidden`, `se_hidden`, `glu`, `gate`, `position`, `attention_kernel`),
             path patterns (`blocks.*`) or types.
         exclude: never replace these: the same.

@@ -39,7 +39,7 @@ from arelu_meta.meta import metatrain
 
 _INNER_STEPS = 5
 _PROBED = {"finetune": (1, 2), "maml": (4, 8)}  # both of maml's have four validations, as whole runs have
-_STARTS = ("paper", "preserve", "leak", "nearest", "fit")
+_STARTS = ("paper", "preserve", "leak", "open", "nearest", "fit")
 
 
 @dataclass(frozen=True)

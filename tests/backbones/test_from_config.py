@@ -97,6 +97,7 @@ def test_the_small_networks_see_images_as_they_are_in_zero_to_one() -> None:
         (fresh(activation="arelu"), "paper", AReLU),
         (fresh(activation="arelu", init="preserve"), "preserve", GatedAReLU),
         (fresh(activation="arelu", init="leak"), "leak", GatedAReLU),
+        (fresh(activation="arelu", init="open"), "open", GatedAReLU),
         (fresh(activation="silu"), None, nn.SiLU),
         (ModelConfig(activation="arelu"), "preserve", GatedAReLU),
         (ModelConfig(activation="arelu", init="paper"), "paper", AReLU),
@@ -122,17 +123,18 @@ def test_a_new_head_on_pretrained_features_starts_at_zero_for_finetuning_only() 
         assert model.eval()(image(spec)).std() > 0
 
 
-def test_a_leak_sees_images_of_all_classes_in_each_batch() -> None:
+@pytest.mark.parametrize("start", ["leak", "open"])
+def test_an_opened_start_sees_images_of_all_classes_in_each_batch(start: Any) -> None:
     """Images come class by class; in batches of one class the statistics would be too narrow."""
     dark, bright = torch.zeros(32, 3, 64, 64), torch.ones(32, 3, 64, 64)
-    config, size = fresh("test_resnet", activation="arelu", init="leak"), 64
+    config, size = fresh("test_resnet", activation="arelu", init=start), 64
     model, spec = build_backbone(config, CLASSES, 3, size, "finetune", lambda inputs: [dark, bright])
     first = model.get_submodule("conv1.1")
     seen = model.get_submodule("conv1.0")(torch.cat([dark, bright])).detach()
     assert isinstance(first, nn.BatchNorm2d)
     assert first.running_var is not None
     torch.testing.assert_close(first.running_var, seen.var((0, 2, 3)), rtol=0.1, atol=1e-6)
-    assert spec.init == "leak"
+    assert spec.init == start
 
 
 # From a checkpoint

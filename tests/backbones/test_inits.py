@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from arelu_meta import config
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.inits import INITS, fold, leak_start, nearest_start, open_gates, paper_start, preserve_start
+from arelu_meta.backbones.inits import (
+    INITS,
+    fold,
+    leak_start,
+    nearest_start,
+    open_gates,
+    open_start,
+    paper_start,
+    preserve_start,
+)
 from arelu_meta.backbones.swap import swap_activations, unswap
 
 
@@ -118,21 +127,28 @@ def test_the_leak_lets_gradients_pass_where_relu_blocks_them() -> None:
     torch.testing.assert_close(x.grad, torch.full((5,), 0.18))
 
 
-def test_a_leak_is_taken_back_to_the_last_bit() -> None:
+def test_an_open_gate_adds_nearly_the_same_on_both_sides() -> None:
+    x = torch.tensor([-1.0, 1.0])
+    torch.testing.assert_close(open_start(nn.ReLU())(x), torch.tensor([-0.18, 1.18]), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("init", ["leak", "open"])
+def test_an_opened_start_is_taken_back_to_the_last_bit(init: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Flatten(), nn.Linear(288, 2)).eval()
     x = torch.randn(4, 3, 8, 8)
     before = model(x)
-    swap_activations(model, init="leak", trace=False)
+    swap_activations(model, init=init, trace=False)
     assert not torch.equal(model(x), before)
     unswap(model)
     assert torch.equal(model(x), before)
 
 
-def test_with_images_a_leak_finds_the_statistics_that_follow_it_anew() -> None:
+@pytest.mark.parametrize("init", ["leak", "open"])
+def test_with_images_an_opened_start_finds_the_statistics_that_follow_it_anew(init: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
     images = torch.randn(64, 3, 8, 8)
-    swap_activations(model, init="leak", data=images, batch_norm=True, trace=False)
+    swap_activations(model, init=init, data=images, batch_norm=True, trace=False)
     y = model.eval()(images)
     torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(y.var((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)

@@ -52,16 +52,17 @@ def test_looking_at_features_leaves_statistics_and_mode_as_they_were() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_studys_leak_is_the_one_that_is_offered() -> None:
+@pytest.mark.parametrize(("name", "init"), [("leak-slow", "leak"), ("open-0.2", "open")])
+def test_the_studys_opened_starts_are_those_that_are_offered(name: str, init: str) -> None:
     images = torch.randn(8, 3, 32, 32)
     torch.manual_seed(0)
     model = create_backbone("test_resnet", num_classes=3, activation="arelu", init="preserve")
-    prepare = STARTS["leak-slow"].prepare
+    prepare = STARTS[name].prepare
     assert prepare is not None
     prepare(model, [images])
     torch.manual_seed(0)
     offered = create_backbone("test_resnet", num_classes=3)
-    swap_activations(offered, init="leak", data=images, batch_norm=True)
+    swap_activations(offered, init=init, data=images, batch_norm=True)
     for (name, one), other in zip(model.state_dict().items(), offered.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, msg=name)
 
