@@ -24,6 +24,8 @@ _aten = torch.ops.aten
 
 _FEW_WEIGHTS = 64  # that meet a pixel: an output of 5 x 5 grey or 3 x 3 colour pixels
 _MOST_PATCHES = 1 << 24  # elements
+_LANES = 8  # numbers of 4 bytes in a vector of AVX2
+_FEW_PIXELS = 16  # of a result: below, filling up costs what it saves
 
 
 def _grouped(x: Tensor) -> Tensor:
@@ -64,15 +66,39 @@ def _backward(
         flat = (grad.flatten(0, 1), x.flatten(0, 1), w[0])
         found = _aten.convolution_backward(*flat, None, *common, groups, [True, False, False])[0]
         grad_x, to_x = found.unflatten(0, (tasks, -1)), False
-    if to_x or to_w:
+    if to_x:
+        grad_x = _to_images(grad, x, w, geometry)
+    if to_w:  # apart: asked for both at once, oneDNN takes a third longer
         flat = (_grouped(grad), _grouped(x), w.flatten(0, 1))
-        # One after the other: asked for both at once, oneDNN takes a third longer.
-        for wanted in ([to_x, False, False], [False, to_w, False]):
-            if any(wanted):
-                found = _aten.convolution_backward(*flat, None, *common, tasks * groups, wanted)
-                grad_x = grad_x if found[0] is None else _ungrouped(found[0], tasks)
-                grad_w = grad_w if found[1] is None else found[1].unflatten(0, (tasks, -1))
+        found = _aten.convolution_backward(*flat, None, *common, tasks * groups, [False, True, False])[1]
+        grad_w = found.unflatten(0, (tasks, -1))
     return grad_x, grad_w
+
+
+def _to_images(grad: Tensor, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    """Return the gradient of the images.
+
+    Where a task's channels are no multiple of a vector's length, oneDNN goes by matrices and takes half as long again
+    as its compiled loops do with the channels filled up with zeros.
+    """
+    stride, padding, dilation, groups = geometry
+    tasks, channels, outputs = len(x), x.shape[2], w.shape[1]
+    more, more_outputs = -channels % _LANES, -outputs % _LANES
+    filled = (channels + more) * (outputs + more_outputs)
+    if (
+        (more or more_outputs)
+        and filled <= 2 * channels * outputs
+        and groups == 1
+        and grad.shape[3] * grad.shape[4] >= _FEW_PIXELS
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+    ):
+        grad = F.pad(grad, (0, 0, 0, 0, 0, more_outputs))
+        w = F.pad(w, (0, 0, 0, 0, 0, more, 0, more_outputs))
+        x = x.new_empty(*x.shape[:2], channels + more, *x.shape[3:])  # its shape alone is looked at
+    common = (stride, padding, dilation, False, [0, 0], tasks * groups, [True, False, False])
+    found = _aten.convolution_backward(_grouped(grad), _grouped(x), w.flatten(0, 1), None, *common)[0]
+    return _ungrouped(found, tasks)[:, :, :channels]
 
 
 class Conv(torch.autograd.Function):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arelu_meta.meta import stacked_aten, stacked_numba
-from arelu_meta.meta.stacked_conv import Patches, convolve_patches
+from arelu_meta.meta.stacked_conv import Conv, Patches, convolve_patches
 from arelu_meta.meta.stacked_geometry import Geometry, output_size
 from arelu_meta.meta.stacked_maps import Pool, Slopes
 
@@ -31,7 +31,8 @@ def _slopes(tasks: int, dims: int, dtype: torch.dtype = torch.float64) -> tuple[
 
 def _assert_all_close(found: Any, expected: Any) -> None:
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+        tolerance = 1e-4 if one.dtype == torch.float32 else 1e-9
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("order", LAYOUTS)
@@ -199,3 +200,18 @@ def test_no_patches_where_they_would_cost_more_or_hide_a_gradient() -> None:
     assert patches.of(x.clone().requires_grad_(), w, plain) is None
     assert patches.of(x, w, plain._replace(groups=2)) is None
     assert patches.of(torch.randn(2, 3, 8, 8, 8), torch.randn(2, 4, 8, 3, 3), plain) is None
+
+
+@pytest.mark.parametrize("channels", [(10, 20), (8, 16), (3, 20), (16, 12)])
+@pytest.mark.parametrize("geometry", GEOMETRIES[:2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_images_are_those_of_one_convolution_a_task(
+    channels: tuple[int, int], geometry: Geometry, dtype: torch.dtype
+) -> None:
+    inputs, outputs = channels
+    x = torch.randn(3, 2, inputs, 9, 9, dtype=dtype, requires_grad=True)
+    w = torch.randn(3, outputs, inputs, 3, 3, dtype=dtype, requires_grad=True)
+    plain = torch.stack([F.conv2d(x[task], w[task], None, *geometry[:3]) for task in range(3)])
+    found = Conv.apply(x, w, None, geometry)
+    grad = torch.randn_like(plain)
+    _assert_all_close(torch.autograd.grad(found, (x, w), grad), torch.autograd.grad(plain, (x, w), grad))
