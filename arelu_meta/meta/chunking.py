@@ -10,23 +10,26 @@ from torch import Tensor
 from arelu_meta.data.episodes import TaskBatch
 
 _SHARE_OF_MEMORY = 0.5
-# Bytes that a task keeps for its backward, above which a CPU is faster with one task at a time: memory traffic, not the
-# number of calls, is then what a meta-step costs. A task of omniglot-5w1s lies below it, one of omniglot-20w1s above.
+# Bytes that a task keeps for its backward, above which a CPU is no faster with several tasks at once: memory traffic,
+# not the number of calls, is then what a meta-step costs. Measured: engine_times.csv.
 _LARGE_TASK = 16 << 20
+_FEW_TASKS = 2  # what several at once save on a CPU does not pay for their set-up; likewise
 
 
-def tasks_at_once(compute: Callable[[TaskBatch], object], tasks: TaskBatch) -> int:
+def tasks_at_once(compute: Callable[[TaskBatch], object], tasks: TaskBatch, count: int | None = None) -> int:
     """Say how many tasks at once are fastest and fit, by what one of them keeps for its backward.
 
     Args:
         compute: does with one task, whose graph it makes, what is to be done with all.
-        tasks: a batch, on the device; the first is tried.
+        tasks: some, on the device; the first is tried.
+        count: how many there are in all; default: `tasks`.
 
     Returns:
         At least 1; it may be more than there are tasks.
     """
     device = tasks.support_images.device
-    if len(tasks) == 1:
+    count = len(tasks) if count is None else count
+    if count == 1 or (device.type == "cpu" and count <= _FEW_TASKS):
         return 1
     a_task = _kept_bytes(compute, tasks)
     return 1 if device.type == "cpu" and a_task > _LARGE_TASK else fitting_tasks(a_task, device)

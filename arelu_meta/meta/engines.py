@@ -293,7 +293,10 @@ def build_engine(
         return Learn2learnEngine(model, inner, precision), "learn2learn engine, as asked for"
     reason = why_not_vectorized(model, images)
     if reason is None:
-        why = "as asked for" if name == "vectorized" else "equal to learn2learn's and needs no learn2learn"
+        tested = (
+            f"which gives learn2learn's meta-gradient (tested for {inner.algorithm}, {normalization} normalisation)"
+        )
+        why = "as asked for" if name == "vectorized" else tested
         return VectorizedEngine(model, inner, task_chunk, precision), f"vectorized engine, {why}"
     if name == "vectorized":
         raise InputError(f"meta.engine: 'vectorized' cannot do this: {reason}; give learn2learn, which can")

@@ -98,7 +98,7 @@ def adaptation_curves(
     loop = saved_loop(model, inner_lr, inner_steps)
     cached = with_features(model, sampler, len(tasks), loop, device, precision)
     model, sampler = cached or (model, sampler)
-    size = task_chunk or _at_once(model, sampler.batch(tasks[:2]).to(device), loop, precision)
+    size = task_chunk or _at_once(model, sampler.batch(tasks[:2]).to(device), len(tasks), loop, precision)
     for start in range(0, len(tasks), size):
         batch = sampler.batch(tasks[start : start + size]).to(device)
         with autocast(precision, device), naming_anomaly(lambda what: RunError(f"{what} in an inner step")):
@@ -113,8 +113,8 @@ def adaptation_curves(
     return accuracies
 
 
-def _at_once(model: nn.Module, tasks: TaskBatch, loop: InnerLoop, precision: str) -> int:
-    """Say how many tasks are evaluated at once, by the rule of training's engine."""
+def _at_once(model: nn.Module, tasks: TaskBatch, count: int, loop: InnerLoop, precision: str) -> int:
+    """Say how many of `count` tasks are evaluated at once, by the rule of training's engine; two of them are given."""
     if len(tasks) == 1 or why_not_vectorized(model, tasks.support_images) is not None:
         return 1
 
@@ -127,7 +127,7 @@ def _at_once(model: nn.Module, tasks: TaskBatch, loop: InnerLoop, precision: str
             stepped = stack.step(weights, one.support_images, one.support_labels, 0, False) if weights else weights
             return stepped, stack.query_logits(weights, one)
 
-    return min(_MOST_TASKS, tasks_at_once(compute, tasks))
+    return min(_MOST_TASKS, tasks_at_once(compute, tasks, count))
 
 
 def describe_curve(curves: Sequence[Sequence[float]], normalization: str) -> str:

@@ -18,6 +18,7 @@ from arelu_meta.meta.engines import VectorizedEngine, build_engine
 from arelu_meta.meta.inner import attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import train_mode
 from arelu_meta.meta.ranks import share_of, shared_meta_gradient
+from arelu_meta.meta.speed import known_speed
 from arelu_meta.runs.compute import naming_anomaly
 from arelu_meta.runs.ranks import Ranks
 
@@ -109,12 +110,7 @@ class OuterLoop:
         train_mode(self.model, self.config.meta.normalization)
         with self._attention():
             how = self.engine.settle_chunk(draw(batch))
-        faster = (
-            ", on small tasks faster than task after task (arelu-meta bench maml compares)"
-            if (self.engine.task_chunk or 1) > 1
-            else ""
-        )
-        return f"{self.engine.name} engine: {how}{faster}"
+        return f"{self.engine.name} engine: {how}; {known_speed(self.ranks.device.type, self.engine.task_chunk or 1)}"
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
         # Fused attention has no second derivative.

@@ -56,7 +56,8 @@ class Stack:
 
     def _map(self, function: Callable[[list[Tensor], Tensor], Tensor], weights: list[Tensor], images: Tensor) -> Tensor:
         if self.averages is None:
-            return function([weight[0] for weight in weights], images[0]).unsqueeze(0)
+            # Not weight[0], whose gradient is a tensor of zeros with one slice written.
+            return function([weight.squeeze(0) for weight in weights], images[0]).unsqueeze(0)
         # Fused attention has no rule for vmap; where another operator has none, it is slow, which is no news to a user.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")

@@ -2,12 +2,14 @@
 
     OMP_NUM_THREADS=1 python tests/meta/engine_times.py > arelu_meta/meta/engine_times.csv
 
-One line a set-up, as `arelu_meta.meta.speed.Timed` explains: medians over rounds in which both engines take turns.
+One line a set-up, as `arelu_meta.meta.speed.Timed` explains: medians over rounds in which the engines take turns; of
+one thread on a CPU it is the time for which the process had the processor.
 """
 
 import argparse
 import csv
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from statistics import median
@@ -114,19 +116,19 @@ def measure(case: Case, rounds: int, device: torch.device, threads: int) -> Time
     }
     engines = {name: _engine(case, make, device) for name, make in kinds.items()}
     choosing = VectorizedEngine(engines["apart"].model, engines["apart"].inner)
+    # Other programs take a processor's time, not this process's.
+    clock = time.process_time if device.type == "cpu" and threads == 1 else time.perf_counter
+    contenders = {name: _contender(engine, tasks) for name, engine in engines.items()}
     with sdpa_kernel(SDPBackend.MATH):
         choosing.settle_chunk(tasks)
-        times = time_in_turns({name: _contender(engine, tasks) for name, engine in engines.items()}, rounds, device)
-    at_once = min(case.tasks, choosing.task_chunk or 1)
-    chosen = times["apart" if at_once == 1 else "together"]
-    ratio = median(theirs / mine for theirs, mine in zip(times["learn2learn"], chosen, strict=True))
+        times = time_in_turns(contenders, rounds, device, clock)
     found: dict[str, Any] = {f"{name}_ms": round(median(values) * 1000, 1) for name, values in times.items()}
-    given: dict[str, Any] = asdict(case) | {
-        "activation": case.activation or "",
-        "device": device.type,
-        "threads": threads,
-    }
-    return Timed(**given, **found, at_once=at_once, speed_up=round(ratio, 2))
+    for name in ("together", "apart"):
+        ratios = [theirs / mine for theirs, mine in zip(times["learn2learn"], times[name], strict=True)]
+        found[f"{name}_speed_up"] = round(median(ratios), 2)
+    given: dict[str, Any] = asdict(case) | {"activation": case.activation or ""}
+    at_once = min(case.tasks, choosing.task_chunk or 1)
+    return Timed(**given, **found, device=device.type, threads=threads, at_once=at_once)
 
 
 def _contender(engine: Engine, tasks: TaskBatch) -> Contender:

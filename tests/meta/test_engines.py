@@ -133,6 +133,17 @@ def test_tasks_too_large_for_a_processors_cache_are_computed_one_at_a_time(monke
     assert (together.task_chunk or 0) >= 3
 
 
+def test_two_tasks_are_computed_one_at_a_time_on_a_cpu_and_three_together() -> None:
+    model, inner = _net("mnist_conv", None, 28), Inner(0.05, 1)
+    found = {}
+    for count in (2, 3):
+        engine = VectorizedEngine(model, inner)
+        engine.settle_chunk(_tasks(count))
+        found[count] = engine.task_chunk or 0
+    assert found[2] == 1
+    assert found[3] >= 3
+
+
 @pytest.mark.parametrize("part", ["features", "head"])
 def test_frozen_parameters_get_no_gradient_and_the_rest_is_as_learn2learns(part: str) -> None:
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
