@@ -55,9 +55,10 @@ locked:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(STAMP)
 
-# Known vulnerabilities of what is locked; asks a public data base.
+# Known vulnerabilities of what is locked; asks a public data base. Strict: without it, packages that the data base does
+# not answer for are passed over, and where it cannot be reached that is all of them, with "no known vulnerabilities".
 audit: $(SUPPLY)/.installed
-	$(SUPPLY)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
+	$(SUPPLY)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes --strict
 
 licences: $(STAMP) $(SUPPLY)/.installed
 	$(SUPPLY)/bin/pip-licenses --python $(BIN)/python --order license --format markdown
