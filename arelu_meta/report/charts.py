@@ -246,7 +246,7 @@ def heatmap(
     return Chart(title, _described_map(x_label, y_label, x, y, cells, form), [trace], layout, height, note)
 
 
-def _named_axis(label: str, names: Sequence[object]) -> dict[str, Any]:
+def _named_axis(label: str, names: Sequence[object], longest: int = 28) -> dict[str, Any]:
     # Positions with names beside them: names that look like numbers, or are the same, stay apart.
     step = max(1, -(-len(names) // 60))
     chosen = range(0, len(names), step)
@@ -254,13 +254,14 @@ def _named_axis(label: str, names: Sequence[object]) -> dict[str, Any]:
         "title": {"text": plotly_text(label)},
         "tickmode": "array",
         "tickvals": list(chosen),
-        "ticktext": [_short(plotly_text(names[index])) for index in chosen],
+        "ticktext": [_short(plotly_text(names[index]), longest) for index in chosen],
+        "ticklabeloverflow": "allow",
         "showgrid": False,
         "zeroline": False,
     }
 
 
-def _short(text: str, longest: int = 28) -> str:
+def _short(text: str, longest: int) -> str:
     if len(text) <= longest or "&" in text:
         return text
     return f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
@@ -326,7 +327,7 @@ def dots(
     }
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": plotly_text(x_label)}} | ({"tickformat": ".0%"} if percent else {}),
-        "yaxis": _named_axis("", names) | {"range": [len(names) - 0.5, -0.5], "showgrid": True},
+        "yaxis": _named_axis("", names, longest=36) | {"range": [len(names) - 0.5, -0.5], "showgrid": True},
         "showlegend": False,
     }
     described = "; ".join(f"{name}: {one}" for name, one in list(zip(names, told, strict=True))[:12])

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from arelu_meta.intervals import mean_interval
+from arelu_meta.intervals import CONFIDENCE, mean_interval
 from arelu_meta.report.blocks import Block, Cell, Fact, Page, Paragraph, Section, Table, percent, shown
 from arelu_meta.report.charts import Series, curves
 from arelu_meta.report.metatrained import adaptation_sections
@@ -34,8 +34,8 @@ class Difference:
 
     @property
     def told(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves 0 out, and the test, where there is one, says so too."""
+        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 1 - CONFIDENCE)
 
 
 def compare_page(first: Run, second: Run) -> Page:

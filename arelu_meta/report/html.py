@@ -15,6 +15,7 @@ from arelu_meta.report.whiskers import explain, render_verdicts
 
 GENERATOR = "arelu_meta"
 _LONG = 32  # characters; a column with more gets some width
+_SHORT = 16  # characters; a column with no more is not broken
 _FIGURE = re.compile(r"[+\u2212]?\d[\d.,]*(\u00a0%| points)?$")
 
 
@@ -107,9 +108,9 @@ def _block(block: Block, charts: list[Chart]) -> dict[str, Any]:
     if isinstance(block, Table):
         formats = formats_of(block)
         made["rows"] = [[_cell(cell, form) for cell, form in zip(row, formats, strict=True)] for row in block.rows]
-        made["long"] = {
-            place for place in range(len(formats)) if any(len(str(row[place])) > _LONG for row in block.rows)
-        }
+        longest = [max((len(str(row[place])) for row in block.rows), default=0) for place in range(len(formats))]
+        made["long"] = {place for place, letters in enumerate(longest) if letters > _LONG}
+        made["short"] = {place for place, letters in enumerate(longest) if letters <= _SHORT}
         made["numeric"] = _numeric_columns(block)
         if block.shown is not None and block.shown >= len(block.rows):
             made["shown"] = None

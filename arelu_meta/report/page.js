@@ -49,12 +49,14 @@
   function laidOut(chart, width, colours) {
     const axis = (given) => ({
       gridcolor: colours.grid, zerolinecolor: colours.grid, linecolor: colours.soft, automargin: true, ...given,
+      title: { standoff: 10, ...given.title },
     });
     const legends = chart.traces.filter((trace) => trace.showlegend !== false).length;
     const below = width < NARROW || printing;
     // (The margin above is for the buttons that plotly lays there: they would cover the legend.)
     // Below the chart the legend gets a height of its own, so that the chart keeps its.
-    const extra = below && chart.layout.showlegend ? 24 * Math.ceil(legends / Math.max(1, Math.floor(width / 190))) : 0;
+    const beneath = below && chart.layout.showlegend ? 24 * Math.ceil(legends / Math.max(1, Math.floor(width / 190))) : 0;
+    const extra = beneath + turned(chart.layout.xaxis, width);
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", uirevision: "kept", hovermode: "closest",
       margin: { l: 58, r: 12, t: 34, b: 48 }, font: { family: getComputedStyle(document.body).fontFamily, size: 13 },
@@ -67,6 +69,12 @@
       hoverlabel: { font: { size: 13 } },
       height: chart.height + extra, width, autosize: false,
     };
+  }
+
+  // Names too long to stand side by side are turned by plotly: they get a height of their own too.
+  function turned(given, width) {
+    const names = given.ticktext || [], longest = Math.max(0, ...names.map((name) => plain(name).length));
+    return longest * 7 > (width - 160) / names.length ? Math.max(0, 6.5 * longest - 30) : 0;
   }
 
   const holder = document.getElementById("charts");

@@ -212,11 +212,11 @@ def _glance(groups: list[Group]) -> list[Block]:
         for one in drawn
         if one.accuracies
     ]
-    note = "Bars: 95 % intervals over test images or tasks alone, which say nothing of other seeds."
+    note = "Bars: 95\u00a0% intervals over test images or tasks alone, which say nothing of other seeds."
     if len(ended) > 1:
         note = (
-            "The best on validation images comes first. Bars: 95 % intervals, over runs where one setting has several, "
-            "else over test images or tasks alone, which say nothing of other seeds."
+            "The best on validation images comes first. Bars: 95\u00a0% intervals, over runs where one setting has "
+            "several, else over test images or tasks alone, which say nothing of other seeds."
         )
     if len(ended) > _MOST_DOTS:
         note += f" The first {_MOST_DOTS} of {len(ended)} settings."
@@ -275,7 +275,7 @@ def group_curves(groups: Sequence[Group], most: int = _MOST_LINES) -> list[Block
         drawn = [made for made in (_mean_curve(one, name) for one in _ranked(groups)) if made is not None]
         if drawn:
             banded = any(len(series.low) for series, _ in drawn[:most])
-            note = "Line: mean over runs of one setting; band: its 95 % interval." if banded else ""
+            note = "Line: mean over runs of one setting; band: its 95\u00a0% interval." if banded else ""
             if len(drawn) > most:
                 note = f"The {most} best on validation images of {len(drawn)} settings. {note}".strip()
             axis = drawn[0][1]

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.slow
 
 _NETWORK = ["--data.name", "digits", "--model.activation", "relu,arelu"]
 STUDIES = {
-    "mnist": ["--model.name", "mnist_linear", "--optim.lr", "0.1,0.01", "--train.epochs", "30", "--train.repeats", "4"],
-    "meta": ["--meta.steps", "12", "--meta.tasks", "16", "--train.repeats", "3"],
+    "mnist": ["--model.name", "mnist_linear", "--optim.lr", "0.1,0.01", "--train.epochs", "10", "--train.repeats", "3"],
+    "meta": ["--meta.steps", "3", "--meta.tasks", "8", "--train.repeats", "2"],
     "small-lr": [
         *("--model.name", "mnist_linear", "--model.pretrained", "false", "--data.image_size", "28"),
-        *("--optim.lr", "0.1,0.01", "--train.epochs", "3", "--train.repeats", "3"),
+        *("--optim.lr", "0.1,0.01", "--train.epochs", "2", "--train.repeats", "2"),
     ],
 }
-_PATIENCE = 120  # seconds
+_PATIENCE = 300  # seconds
 
 
 def _start(study: str, folder: Path, processes: int) -> "subprocess.Popen[bytes]":
@@ -51,7 +51,7 @@ def test_a_study_that_was_killed_goes_on_repeats_nothing_and_ends_with_the_same_
     folder, file = tmp_path / "killed", tmp_path / "killed" / "runs.jsonl"
     running = _start(study, folder, processes)
     deadline = time.monotonic() + _PATIENCE
-    while len(_whole_lines(file)) < 3:
+    while len(_whole_lines(file)) < 2:
         assert running.poll() is None, running.communicate()[0].decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
