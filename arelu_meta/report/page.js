@@ -35,7 +35,10 @@
   function coloured(trace, colours, width) {
     const meta = trace.meta || {};
     if (trace.type === "heatmap") {
-      return { ...trace, colorscale: colours[meta.colours || "sequential"], showscale: width >= NARROW || printing };
+      const textfont = width < NARROW ? { size: 10 } : trace.textfont;
+      return {
+        ...trace, textfont, colorscale: colours[meta.colours || "sequential"], showscale: width >= NARROW || printing,
+      };
     }
     const colour = "depth" in meta ? between(colours.depth, meta.depth) : colours.series[meta.series || 0];
     if (meta.band) {
@@ -49,7 +52,7 @@
   function laidOut(chart, width, colours) {
     const axis = (given) => ({
       gridcolor: colours.grid, zerolinecolor: colours.grid, linecolor: colours.soft, automargin: true, ...given,
-      title: { standoff: 10, ...given.title },
+      title: { standoff: width < NARROW ? 4 : 10, ...given.title },
     });
     const legends = chart.traces.filter((trace) => trace.showlegend !== false).length;
     const below = width < NARROW || printing;
