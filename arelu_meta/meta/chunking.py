@@ -12,7 +12,7 @@ from arelu_meta.data.episodes import TaskBatch
 _SHARE_OF_MEMORY = 0.5
 # Bytes that a task keeps for its backward, above which a CPU is no faster with several tasks at once: memory traffic,
 # not the number of calls, is then what a meta-step costs. Measured: engine_times.csv.
-_LARGE_TASK = 16 << 20
+_LARGE_TASK = 24 << 20
 _FEW_TASKS = 2  # what several at once save on a CPU does not pay for their set-up; likewise
 
 
@@ -39,18 +39,18 @@ def _kept_bytes(compute: Callable[[TaskBatch], object], tasks: TaskBatch) -> int
     """Count a task's images and what is kept for its backward; the other tasks lie in the same storage, uncounted."""
     images = (tasks.support_images, tasks.query_images)
     whole = {part.untyped_storage().data_ptr() for part in images}
-    kept: dict[int, int] = {}
+    # All are held to the end: an address that is used again would count once, or twice, from run to run otherwise.
+    kept: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in whole:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if (place := tensor.untyped_storage().data_ptr()) not in whole:
+            kept.setdefault(place, tensor)
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        found = compute(next(tasks.split(1)))
-    del found  # held so far: memory that is freed and used again would count once
-    return sum(kept.values()) + sum(part.nbytes for part in images) // len(tasks)
+        compute(next(tasks.split(1)))
+    own = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return own + sum(part.nbytes for part in images) // len(tasks)
 
 
 def fitting_tasks(bytes_a_task: int, device: torch.device) -> int:

@@ -17,7 +17,7 @@ from arelu_meta.meta.averages import averages_kept, updates_averages
 from arelu_meta.meta.chunking import tasks_at_once
 from arelu_meta.meta.head_alone import HeadAlone, head_that_adapts_alone
 from arelu_meta.meta.inner import Inner, InnerLoop, loop_of
-from arelu_meta.meta.stack import Stack, adapted_probabilities, task_losses
+from arelu_meta.meta.stack import Stack, adapted_probabilities, forgetful_step, task_losses
 from arelu_meta.meta.stacked import twin
 from arelu_meta.runs.compute import autocast
 
@@ -32,9 +32,6 @@ __all__ = [
 ]
 
 ENGINES = ("auto", "learn2learn", "vectorized")
-# No gradient goes through inner steps of theirs: a meta-step is a few plain passes, which a CPU does one task at a time
-# about as fast as learn2learn does, and slower for all tasks at once.
-_ONE_AT_A_TIME = ("protonet", "reptile")
 
 
 class Engine(Protocol):
@@ -222,10 +219,15 @@ class VectorizedEngine:
 
     def _fitting_chunk(self, tasks: TaskBatch) -> int:
         """Say how many tasks at once are fastest and fit."""
-        if tasks.support_images.device.type == "cpu" and self.inner.algorithm in _ONE_AT_A_TIME:
-            return 1
+
+        def compute(one: TaskBatch) -> object:
+            if self.inner.differentiates_twice:
+                return self.query_losses(one)
+            with autocast(self.precision, one.support_images.device):
+                return forgetful_step(self.model, self.loop, one)
+
         with averages_kept(self.model):
-            return tasks_at_once(lambda one: self.query_losses(one)[0], tasks)
+            return tasks_at_once(compute, tasks)
 
 
 def _accumulate(engine: Engine, tasks: TaskBatch, chunk: int) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,11 @@ from torch import nn
 from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.intervals import mean_interval
-from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.chunking import tasks_at_once
 from arelu_meta.meta.engines import why_not_vectorized
 from arelu_meta.meta.feature_pool import with_features
-from arelu_meta.meta.inner import COMPARING, InnerLoop, saved_loop
-from arelu_meta.meta.stack import Stack, adaptation
+from arelu_meta.meta.inner import InnerLoop, saved_loop
+from arelu_meta.meta.stack import adaptation, forgetful_step
 from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.progress import ProgressBar
 
@@ -120,12 +119,7 @@ def _at_once(model: nn.Module, tasks: TaskBatch, count: int, loop: InnerLoop, pr
 
     def compute(one: TaskBatch) -> object:
         with autocast(precision, one.support_images.device):
-            stack = Stack(model, loop, 1)
-            if loop.inner.algorithm in COMPARING:
-                return features(model, torch.cat([one.support_images[0], one.query_images[0]]))
-            weights = stack.start()
-            stepped = stack.step(weights, one.support_images, one.support_labels, 0, False) if weights else weights
-            return stepped, stack.query_logits(weights, one)
+            return forgetful_step(model, loop, one)
 
     return min(_MOST_TASKS, tasks_at_once(compute, tasks, count))
 

@@ -15,7 +15,7 @@ from arelu_meta.meta.algorithms import check_labels, features
 from arelu_meta.meta.averages import RunningAverages
 from arelu_meta.meta.baselines import baseline_probabilities
 from arelu_meta.meta.head_alone import HeadAlone, head_inputs, head_that_adapts_alone, tasks_as_features
-from arelu_meta.meta.inner import InnerLoop, saved_loop
+from arelu_meta.meta.inner import COMPARING, InnerLoop, saved_loop
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
 from arelu_meta.meta.stacked import StackedOperators, twin
 
@@ -144,6 +144,26 @@ class Stack:
         members = F.one_hot(tasks.support_labels).to(known.dtype).mT  # (tasks, ways, support)
         centres = members @ known / members.sum(2, keepdim=True)
         return -(asked.square().sum(2, keepdim=True) - 2 * asked @ centres.mT + centres.square().sum(2)[:, None])
+
+
+def forgetful_step(model: nn.Module, loop: InnerLoop, task: TaskBatch) -> Tensor:
+    """Do what one task holds in memory at a time where no gradient goes through inner steps: a step, then the queries.
+
+    Args:
+        model: in the mode in which it is to be used.
+        loop: what adapts, and at which rates.
+        task: one, on the model's device.
+
+    Returns:
+        The queries' logits, or features where features are compared, with their graph.
+    """
+    stack = Stack(model, loop, 1)
+    if loop.inner.algorithm in COMPARING:
+        return features(model, torch.cat([task.support_images[0], task.query_images[0]]))
+    weights = stack.start()
+    if weights:
+        stack.step(weights, task.support_images, task.support_labels, 0, False)
+    return stack.query_logits(weights, task)
 
 
 def adapted_probabilities(
