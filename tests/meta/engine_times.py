@@ -72,7 +72,6 @@ CASES = (
     Case("test_resnet", 64, 5, 1, 1, 4, 1, "arelu", 3, normalization="frozen"),
     Case("tf_efficientnet_lite0", 64, 5, 1, 1, 2, 1, "arelu", 3, 1, "maml", "frozen"),
     Case("tf_efficientnet_lite0", 64, 5, 1, 1, 2, 1, "arelu", 3, 2, "maml", "frozen"),
-    Case("tf_efficientnet_lite0", 64, 5, 5, 5, 2, 10, "arelu", 3, 1, "anil", "frozen"),
 )
 
 
