@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slow
 _NETWORK = ["--data.name", "digits", "--model.activation", "relu,arelu"]
 STUDIES = {
     "mnist": ["--model.name", "mnist_linear", "--optim.lr", "0.1,0.01", "--train.epochs", "10", "--train.repeats", "3"],
-    "meta": ["--meta.steps", "3", "--meta.tasks", "8", "--train.repeats", "2"],
+    "meta": ["--model.name", "mnist_linear", "--meta.steps", "3", "--meta.tasks", "8", "--train.repeats", "2"],
     "small-lr": [
         *("--model.name", "mnist_linear", "--model.pretrained", "false", "--data.image_size", "28"),
         *("--optim.lr", "0.1,0.01", "--train.epochs", "2", "--train.repeats", "2"),
     ],
 }
-_PATIENCE = 300  # seconds
+_PATIENCE = 900  # seconds
 
 
 def _start(study: str, folder: Path, processes: int) -> "subprocess.Popen[bytes]":
