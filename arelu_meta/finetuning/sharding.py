@@ -69,6 +69,9 @@ class Shards:
         model: whole, the same in every process; changed in place: its parameters become parts of themselves.
         ranks: the processes.
 
+    Raises:
+        InputError: if the processes cannot average gradients.
+
     Source: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html.
     """
 
@@ -76,6 +79,7 @@ class Shards:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        _check_averaging(ranks)
         self.model, self.ranks = model, ranks
         model.cpu()  # from where each unit is fetched by itself: the device never holds the whole beside the parts
         self.whole = copy.deepcopy(model) if ranks.main else None
@@ -153,6 +157,19 @@ class Shards:
         for whole in batches.order.batches():
             if len(whole) <= rank:
                 predict_logits(self.model, [next(iter(batches.epoch(0)))], self.ranks.device)
+
+
+def _check_averaging(ranks: Ranks) -> None:
+    """Refuse a library that adds gradients up where it is asked for their mean, as torch 2.7's gloo does in silence."""
+    ones, mean = torch.ones(ranks.processes, device=ranks.device), torch.zeros(1, device=ranks.device)
+    # Newer torch has another name for it, and warns of the old one.
+    name = "reduce_scatter_single" if hasattr(torch.distributed, "reduce_scatter_single") else "reduce_scatter_tensor"
+    getattr(torch.distributed, name)(mean, ones, op=torch.distributed.ReduceOp.AVG)
+    if mean.item() != 1:
+        raise InputError(
+            f"train.shard: true needs processes that average gradients, and those of torch {torch.__version__} on "
+            f"{ranks.device.type} add them up; use a GPU or a newer torch"
+        )
 
 
 def _example(inputs: InputSpec) -> tuple[Tensor, Tensor]:

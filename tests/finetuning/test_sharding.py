@@ -48,6 +48,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def _all_done(done: list["subprocess.CompletedProcess[str]"]) -> None:
+    """Check that all processes ended well; skip where this torch's gloo cannot average, as that of torch 2.7."""
+    if any("add them up; use a GPU or a newer torch" in one.stderr for one in done):
+        pytest.skip(f"gloo does not average in torch {torch.__version__}")
+    assert not any(one.returncode for one in done), [one.stderr for one in done]
+
+
 def _rows(path: Path) -> list[list[float]]:
     with path.open(newline="") as file:
         rows = list(csv.reader(file))[1:]
@@ -80,7 +87,7 @@ def test_a_model_that_is_shared_out_gives_one_processs_result_in_ordinary_files(
     single = run_processes(1, *_ARGUMENTS, *_FROZEN, "--run.folder", str(one))
     shared = ["--train.shard", "true", "--run.folder", str(two)]
     double = run_processes(2, *_ARGUMENTS, *_FROZEN, *shared, program=_SHARDED)
-    assert [done.returncode for done in single + double] == [0, 0, 0], [done.stderr for done in single + double]
+    _all_done(single + double)
     _assert_close(two, one)
     results = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
     assert abs(results[0]["test_loss"] - results[1]["test_loss"]) < 1e-4
@@ -91,10 +98,11 @@ def test_a_model_that_is_shared_out_gives_one_processs_result_in_ordinary_files(
     momenta = [values["momentum_buffer"] for values in state["optimizer"]["state"].values()]
     assert {type(tensor) for tensor in (*state["model"].values(), *momenta)} == {torch.Tensor}
     resumed = run_processes(1, *_ARGUMENTS, *_FROZEN, "--run.resume", str(checkpoint), "--run.folder", str(again))
-    assert resumed[0].returncode == 0, resumed[0].stderr
+    _all_done(resumed)
     _assert_close(again, one)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_shared_out_and_killed_goes_on_to_the_same_bits(
     run_processes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,13 +111,13 @@ def test_a_run_that_is_shared_out_and_killed_goes_on_to_the_same_bits(
     more += ["--run.checkpoint_minutes", "0"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = run_processes(2, *_ARGUMENTS, *more, "--run.folder", str(whole), program=_SHARDED)
-    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    _all_done(done)
     monkeypatch.setenv("DIE_AFTER", "epoch-0001-step-000003")
     killed = run_processes(2, *_ARGUMENTS, *more, "--run.folder", str(cut), program=_SHARDED)
     assert [one.returncode for one in killed] == [-9, -9], [one.stderr for one in killed]
     monkeypatch.delenv("DIE_AFTER")
     done = run_processes(2, *_ARGUMENTS, *more, "--run.folder", str(cut), program=_SHARDED)
-    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    _all_done(done)
     weights = [read_tensors(folder / "model.safetensors") for folder in (whole, cut)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     for name in ("metrics.csv", "gradients.csv", "scalars.csv"):
@@ -158,7 +166,7 @@ for name in sharding._OPTIMIZERS:
 
 def test_the_optimisers_that_are_allowed_step_on_parts_as_on_the_whole(run_processes: Run) -> None:
     done = run_processes(2, program=_OPTIMIZERS)
-    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    _all_done(done)
     assert "adamw" in done[0].stdout.split()
 
 
@@ -217,6 +225,8 @@ def test_a_model_that_reads_weights_past_their_layer_is_refused_before_anything_
 ) -> None:
     arguments = [*_ARGUMENTS, "--train.shard", "true", "--run.folder", str(tmp_path / "run")]
     done = run_processes(2, *arguments, program=_PAST_THE_LAYER)
+    if "add them up" in done[0].stderr:
+        pytest.skip(f"gloo does not average in torch {torch.__version__}")
     assert [one.returncode for one in done] == [2, 2], [one.stderr for one in done]
     assert done[0].stderr.startswith(
         "error: train.shard: true, and 'conv4_32' uses a layer's weights without the layer"
