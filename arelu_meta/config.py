@@ -99,8 +99,8 @@ class ModelConfig:
         pretrained: true, false, or the path of a run folder or model.safetensors to start from.
         activation: what to swap in; default: the model's own.
         init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; leak opens
-            preserve's gates a little on the negative side, open on both; nearest comes as near as an AReLU can to what it replaces;
-            fit does so on the training images.
+            preserve's gates a little on the negative side, open on both; nearest comes as near as an AReLU can to what
+            it replaces; fit does so on the training images.
         reset_head: start a new head where the checkpoint's has another number of classes.
         head_init: how a new head starts: zero, random, or, finetune alone, probe (logistic regression on the frozen
             features of the training images); auto takes probe in finetune where the pretrained function is kept, zero

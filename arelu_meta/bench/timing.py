@@ -195,9 +195,10 @@ def cpu_peak_bytes(call: Callable[[], object]) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it tells of every start, and of GPUs that are not there
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
-    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiled.profiler.kineto_results.events()
     sizes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(itertools.accumulate((size for _, size in sizes), initial=0))
+    highest: int = max(itertools.accumulate((size for _, size in sizes), initial=0))
+    return highest
 
 
 def cuda_peak_bytes(call: Callable[[], object]) -> int:

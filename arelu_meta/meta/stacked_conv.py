@@ -97,7 +97,7 @@ def _to_images(grad: Tensor, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor
         w = F.pad(w, (0, 0, 0, 0, 0, more, 0, more_outputs))
         x = x.new_empty(*x.shape[:2], channels + more, *x.shape[3:])  # its shape alone is looked at
     common = (stride, padding, dilation, False, [0, 0], tasks * groups, [True, False, False])
-    found = _aten.convolution_backward(_grouped(grad), _grouped(x), w.flatten(0, 1), None, *common)[0]
+    found: Tensor = _aten.convolution_backward(_grouped(grad), _grouped(x), w.flatten(0, 1), None, *common)[0]
     return _ungrouped(found, tasks)[:, :, :channels]
 
 
@@ -211,4 +211,5 @@ def convolve_patches(patches: Tensor, w: Tensor, bias: Tensor | None, shape: lis
     """
     flat = w.flatten(2)
     y = torch.bmm(flat, patches) if bias is None else torch.baddbmm(bias.unsqueeze(2), flat, patches)
-    return y.unflatten(2, shape).transpose(1, 2)
+    apart: Tensor = y.unflatten(2, shape)
+    return apart.transpose(1, 2)
