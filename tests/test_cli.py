@@ -133,7 +133,7 @@ def test_texts_of_a_config_file_stay_texts_too(tmp_path: Path) -> None:
         (["--optim.head_lr", "fast"], r"^optim\.head_lr: 'fast' is not allowed; give a number$"),
         (
             ["--model.init", "zero"],
-            r"^model\.init: 'zero' is not allowed; give one of 'paper', 'preserve', 'leak', 'nearest', 'fit'$",
+            r"^model\.init: 'zero' is not allowed; give one of 'paper', 'preserve', 'leak', 'open', 'nearest', 'fit'$",
         ),
     ],
 )

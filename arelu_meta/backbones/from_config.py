@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
+from arelu_meta.backbones.drift import reestimate_batch_norm
 from arelu_meta.backbones.inits import OPENED
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
@@ -219,13 +220,30 @@ def _from_checkpoint(
     spec = replace(old, task=task, num_classes=len(classes), classes=list(classes), inputs=inputs, meta={}, config={})
     model = spec.build()
     head = _head_prefixes(model) if config.reset_head else ()
-    load_tensors(model, read_tensors(file), where, skip=head)
+    tensors = read_tensors(file)
+    fitting = _without_the_learner(model, old, tensors, where) if old.task == "metatrain" else tensors
+    load_tensors(model, fitting, where, skip=head)
+    if task == "finetune" and images is not None and fitting.keys() - tensors.keys():
+        reestimate_batch_norm(model, _shuffled(images(inputs)))  # the learner had no statistics of its own
     if head and task == "finetune":
         zero_head(model)
     if old.activation is None:
         init = _swap_in(model, config, "preserve", inputs, images)
         spec = replace(spec, activation=config.activation, init=init)
     return model.train(), spec
+
+
+def _without_the_learner(model: nn.Module, old: ModelSpec, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Take from a meta-learner what a plain model has: no inner loop, and batch normalisation with statistics.
+
+    Args:
+        model: a plain one; what the learner lacks is left as it is there.
+        old: the learner's.
+        tensors: the learner's, each checked against its own model.
+        where: what an error starts with.
+    """
+    load_tensors(old.build(), tensors, where)
+    return {name: tensors.get(name, value) for name, value in model.state_dict().items()}
 
 
 def _head_prefixes(model: nn.Module) -> tuple[str, ...]:

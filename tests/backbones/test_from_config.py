@@ -261,3 +261,28 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_its_name(checkpoin
         InputError, match=r"another architecture \('conv4_32'\) than .*'conv4'; give --model\.name conv4_32"
     ):
         check_model_config(fresh("conv4", pretrained=checkpoint[0]))
+
+
+@pytest.mark.parametrize("normalization", ["transductive", "support", "running", "group", "none"])
+@pytest.mark.parametrize("algorithm", ["maml", "metasgd"])
+@pytest.mark.parametrize("task", ["finetune", "metatrain"])
+def test_what_a_meta_learner_learned_is_a_start_without_its_inner_loop(
+    normalization: str, algorithm: str, task: str, tmp_path: Path
+) -> None:
+    _, spec = build(fresh(), image_size=16)
+    loop = {"inner_lr": 0.1, "inner_steps": 2, "algorithm": algorithm, "normalization": normalization}
+    spec = replace(spec, task="metatrain", meta={"ways": 3, "shots": 1, "queries": 1, "inverted": False, **loop})
+    learner = spec.build()
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(0.1)
+    save_model(tmp_path / "model.safetensors", learner, spec)
+    images = torch.randn(64, spec.inputs.channels, 16, 16)
+    model, _ = build_backbone(fresh(pretrained=str(tmp_path)), CLASSES, 3, 16, task, lambda inputs: [images])
+    taken = dict(learner.named_parameters())
+    assert all(torch.equal(value, taken[name]) for name, value in model.named_parameters() if name in taken)
+    assert len(taken.keys() & {name for name, _ in model.named_parameters()}) >= 8
+    means = [module.running_mean for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(mean is not None for mean in means)
+    if task == "finetune" and normalization != "running":
+        assert all(mean is not None and mean.abs().sum() > 0 for mean in means)
