@@ -7,6 +7,7 @@ import pytest
 from arelu_meta import cli
 from arelu_meta.errors import MissingExtraError
 from arelu_meta.extras import import_learn2learn
+from arelu_meta.meta import engines
 
 COMMAND = "pip install learn2learn==0.2.0 --config-settings=--build-option=build_ext"
 
@@ -60,11 +61,14 @@ def test_what_does_not_need_it_works_without(tmp_path: Path, capfd: pytest.Captu
 
 
 @pytest.mark.usefixtures("without_learn2learn")
-def test_a_run_that_needs_it_whatever_the_engine_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["--model.name", "conv4_32", "--meta.normalization", "running", "--run.folder", str(tmp_path / "run")]
+def test_a_run_that_needs_it_whatever_the_engine_says_why(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "why_not_vectorized", lambda *_: "vmap cannot run it")
+    words = ["--model.name", "conv4_32", "--meta.steps", "1", "--run.folder", str(tmp_path / "run")]
     assert cli.main(["metatrain", *words]) == 2
     err = capfd.readouterr().err
-    assert "this run (running averages are updated task after task) needs it: pip install" in err
+    assert "this run (vmap cannot run it) needs it: pip install" in err
     assert not (tmp_path / "run").exists()
 
 

@@ -64,11 +64,10 @@ def test_the_honest_run_gives_its_interval_and_how_it_adapts() -> None:
     assert run(_ONE, _DIGITS, _CPU) == [row]
 
 
-def test_meta_training_learns_unseen_digits() -> None:
-    (start,), (end,) = (
-        run(replace(_ONE, activation="arelu", steps=steps, tasks=64), _DIGITS, _CPU) for steps in (1, 30)
-    )
-    assert end["accuracy"] > start["accuracy"] + 0.1
+def test_meta_training_learns_to_adapt() -> None:
+    rows = run(replace(_ONE, activation="arelu", steps=30, tasks=64, classes=ALL), _DIGITS, _CPU)
+    accuracies = [row["accuracy"] for row in rows]
+    assert sum(accuracies[-10:]) / 10 > accuracies[0] + 0.1
 
 
 @pytest.mark.parametrize("classes", [ALL, DIVIDED])

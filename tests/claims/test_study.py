@@ -138,7 +138,7 @@ def test_the_launcher_prints_the_tables_of_every_stage(file: str, tmp_path: Path
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
