@@ -164,6 +164,7 @@ for name in sharding._OPTIMIZERS:
 """
 
 
+@pytest.mark.slow
 def test_the_optimisers_that_are_allowed_step_on_parts_as_on_the_whole(run_processes: Run) -> None:
     done = run_processes(2, program=_OPTIMIZERS)
     _all_done(done)
