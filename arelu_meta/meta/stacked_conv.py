@@ -68,7 +68,7 @@ def _backward(
         grad_x, to_x = found.unflatten(0, (tasks, -1)), False
     if to_x:
         grad_x = _to_images(grad, x, w, geometry)
-    if to_w:  # apart: asked for both at once, oneDNN takes a third longer
+    if to_w:  # apart: asked for both at once, oneDNN takes longer than for one after the other
         flat = (_grouped(grad), _grouped(x), w.flatten(0, 1))
         found = _aten.convolution_backward(*flat, None, *common, tasks * groups, [False, True, False])[1]
         grad_w = found.unflatten(0, (tasks, -1))
@@ -78,8 +78,8 @@ def _backward(
 def _to_images(grad: Tensor, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Return the gradient of the images.
 
-    Where a task's channels are no multiple of a vector's length, oneDNN goes by matrices and takes half as long again
-    as its compiled loops do with the channels filled up with zeros.
+    Where a task's channels are no multiple of a vector's length, oneDNN goes by matrices (`gemm:jit` in its log), and
+    its compiled loops are faster, the channels filled up with zeros.
     """
     stride, padding, dilation, groups = geometry
     tasks, channels, outputs = len(x), x.shape[2], w.shape[1]
@@ -179,8 +179,8 @@ class Patches:
         """
         weights = w[0, 0].numel()
         few = geometry.groups == 1 and weights <= _FEW_WEIGHTS and x.numel() * weights // x.shape[2] <= _MOST_PATCHES
-        if not few or x.requires_grad or x.device.type != "cpu":
-            return None
+        if not few or x.requires_grad or x.is_inference() or x.device.type != "cpu":
+            return None  # an inference tensor does not tell when it changes
         key = (x.data_ptr(), x._version, x.shape, x.stride(), w.shape[3:], str(geometry))
         if key not in self._kept:
             if len(self._kept) == 2:

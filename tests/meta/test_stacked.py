@@ -200,6 +200,8 @@ def test_no_patches_where_they_would_cost_more_or_hide_a_gradient() -> None:
     assert patches.of(x.clone().requires_grad_(), w, plain) is None
     assert patches.of(x, w, plain._replace(groups=2)) is None
     assert patches.of(torch.randn(2, 3, 8, 8, 8), torch.randn(2, 4, 8, 3, 3), plain) is None
+    with torch.inference_mode():
+        assert patches.of(torch.randn(2, 3, 1, 8, 8), w, plain) is None
 
 
 @pytest.mark.parametrize("channels", [(10, 20), (8, 16), (3, 20), (16, 12)])
