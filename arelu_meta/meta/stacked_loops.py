@@ -157,64 +157,57 @@ def _pool_row_with_nan(top: Any, bottom: Any, maxima: Any, places: Any) -> None:
 
 
 @njit(error_model="numpy")
-def _pool(job: Any) -> None:
-    """From images: each window's maximum, and its place, the first of equals."""
-    words = carray(words_of(job), WORDS)
-    height, width = words[HEIGHT], words[WIDTH]
-    rows, columns = height // 2, width // 2
-    task = draw_block(job)
-    while task < words[TASKS]:
-        for first in range(words[FIRST]):
-            for second in range(words[SECOND]):
-                x = _plane(job, words, 0, task, first, second, height * width)
-                y = _plane(job, words, 1, task, first, second, rows * columns)
-                places = _places(words, 2, task, first, second, rows * columns)
-                for r in range(rows):
-                    top, bottom = x[2 * r * width :][:width], x[(2 * r + 1) * width :][:width]
-                    maxima, wheres = y[r * columns :][:columns], places[r * columns :][:columns]
-                    if _pool_row(top, bottom, maxima, wheres):
-                        _pool_row_with_nan(top, bottom, maxima, wheres)
-        task = draw_block(job)
+def _pool_plane(x: Any, y: Any, places: Any, rows: Any, columns: Any, width: Any) -> None:
+    """From an image: each window's maximum, and its place, the first of equals."""
+    for r in range(rows):
+        top, bottom = x[2 * r * width :][:width], x[(2 * r + 1) * width :][:width]
+        maxima, wheres = y[r * columns :][:columns], places[r * columns :][:columns]
+        if _pool_row(top, bottom, maxima, wheres):
+            _pool_row_with_nan(top, bottom, maxima, wheres)
 
 
 @njit(error_model="numpy")
-def _scatter(job: Any) -> None:
-    """From windows and places: images that are 0 but there."""
-    words = carray(words_of(job), WORDS)
-    height, width = words[HEIGHT], words[WIDTH]
-    rows, columns = height // 2, width // 2
-    task = draw_block(job)
-    while task < words[TASKS]:
-        for first in range(words[FIRST]):
-            for second in range(words[SECOND]):
-                x = _plane(job, words, 0, task, first, second, height * width)
-                y = _plane(job, words, 1, task, first, second, rows * columns)
-                places = _places(words, 2, task, first, second, rows * columns)
-                x[:] = type(x[0])(0)
-                for r in range(rows):
-                    values, wheres = y[r * columns :][:columns], places[r * columns :][:columns]
-                    for c in range(columns):
-                        x[(2 * r + (wheres[c] >> 1)) * width + 2 * c + (wheres[c] & 1)] = values[c]
-        task = draw_block(job)
+def _scatter_plane(x: Any, y: Any, places: Any, rows: Any, columns: Any, width: Any) -> None:
+    """From windows and places: an image that is 0 but there."""
+    x[:] = type(x[0])(0)
+    for r in range(rows):
+        for c in range(columns):
+            place = places[r * columns + c]
+            x[(2 * r + (place >> 1)) * width + 2 * c + (place & 1)] = y[r * columns + c]
 
 
 @njit(error_model="numpy")
-def _gather(job: Any) -> None:
-    """From images and places: windows of what lies there."""
+def _gather_plane(x: Any, y: Any, places: Any, rows: Any, columns: Any, width: Any) -> None:
+    """From an image and places: windows of what lies there."""
+    for r in range(rows):
+        for c in range(columns):
+            place = places[r * columns + c]
+            y[r * columns + c] = x[(2 * r + (place >> 1)) * width + 2 * c + (place & 1)]
+
+
+_POOL, _SCATTER, _GATHER = range(3)
+
+
+@njit(error_model="numpy")
+def _over_images(job: Any, what: Any) -> None:
+    """Do one of three things with each image, its windows and their places."""
     words = carray(words_of(job), WORDS)
     height, width = words[HEIGHT], words[WIDTH]
     rows, columns = height // 2, width // 2
+    windows = rows * columns
     task = draw_block(job)
     while task < words[TASKS]:
         for first in range(words[FIRST]):
             for second in range(words[SECOND]):
                 x = _plane(job, words, 0, task, first, second, height * width)
-                y = _plane(job, words, 1, task, first, second, rows * columns)
-                places = _places(words, 2, task, first, second, rows * columns)
-                for r in range(rows):
-                    values, wheres = y[r * columns :][:columns], places[r * columns :][:columns]
-                    for c in range(columns):
-                        values[c] = x[(2 * r + (wheres[c] >> 1)) * width + 2 * c + (wheres[c] & 1)]
+                y = _plane(job, words, 1, task, first, second, windows)
+                places = _places(words, 2, task, first, second, windows)
+                if what == _POOL:
+                    _pool_plane(x, y, places, rows, columns, width)
+                elif what == _SCATTER:
+                    _scatter_plane(x, y, places, rows, columns, width)
+                else:
+                    _gather_plane(x, y, places, rows, columns, width)
         task = draw_block(job)
 
 
@@ -222,7 +215,7 @@ LOOPS: dict[str, Callable[[Any], None]] = {
     "slopes_forward": lambda job: _slopes_forward(job),
     "slopes_backward": lambda job: _slopes_backward(job),
     "slopes_double_backward": lambda job: _slopes_double_backward(job),
-    "pool": lambda job: _pool(job),
-    "scatter": lambda job: _scatter(job),
-    "gather": lambda job: _gather(job),
+    "pool": lambda job: _over_images(job, _POOL),
+    "scatter": lambda job: _over_images(job, _SCATTER),
+    "gather": lambda job: _over_images(job, _GATHER),
 }
