@@ -28,12 +28,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 2 bad input, 3 the run could not go on, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _main(arguments))
+
+
+def guarded(work: Callable[[], object]) -> int:
+    """Do some work, and turn how it ended into one line and an exit status.
+
+    Args:
+        work: what to do.
+
+    Returns:
+        The exit status: 0 done, 2 bad input, 3 the run could not go on, 130 interrupted.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names may hold what the terminal's encoding cannot say; as on stderr, its code is shown then.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with terminated_as_by_ctrl_c():
-            _main(arguments)
+            work()
         # What waits for the interpreter's end would fail there, where nobody can say so.
         sys.stdout.flush()
         return 0

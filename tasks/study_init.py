@@ -9,26 +9,21 @@ import sys
 from jsonargparse import ArgumentParser
 
 from arelu_meta.claims.study import StudyConfig, study_task
-from arelu_meta.errors import InputError
+from arelu_meta.cli import guarded
 
 
 def main() -> int:
     """Parse, and run or print the study.
 
     Returns:
-        The exit status: 0 done, 2 bad input.
+        The exit status: 0 done, 2 bad input, 3 a run could not go on, 130 interrupted.
     """
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", action="config", help="a YAML file with the stage")
     parser.add_class_arguments(StudyConfig)
     arguments = parser.parse_args()
     arguments.pop("config", None)
-    try:
-        study_task(StudyConfig(**vars(arguments)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded(lambda: study_task(StudyConfig(**vars(arguments))))
 
 
 if __name__ == "__main__":

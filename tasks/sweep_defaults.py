@@ -8,29 +8,29 @@ import sys
 from jsonargparse import ArgumentParser
 
 from arelu_meta.claims.defaults import SETS, DefaultsConfig, sweep_defaults
-from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.cli import guarded
+from arelu_meta.errors import InputError, nearest_names
 
 
 def main() -> int:
     """Parse, and run or print the sweep.
 
     Returns:
-        The exit status: 0 done, 2 bad input, 3 a run could not go on.
+        The exit status: 0 done, 2 bad input, 3 a run could not go on, 130 interrupted.
     """
     parser = ArgumentParser(description=__doc__)
     parser.add_class_arguments(DefaultsConfig)
     config = DefaultsConfig(**vars(parser.parse_args()))
-    try:
-        for name in config.data:
-            if name not in SETS:
-                raise InputError(f"data: {name!r} is not known; {nearest_names(name, SETS)}")
-        if config.seeds < 1:
-            raise InputError(f"seeds: {config.seeds} is not allowed; give a number at least 1")
-        sweep_defaults(config)
-    except (InputError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 3
-    return 0
+    return guarded(lambda: _sweep(config))
+
+
+def _sweep(config: DefaultsConfig) -> None:
+    for name in config.data:
+        if name not in SETS:
+            raise InputError(f"data: {name!r} is not known; {nearest_names(name, SETS)}")
+    if config.seeds < 1:
+        raise InputError(f"seeds: {config.seeds} is not allowed; give a number at least 1")
+    sweep_defaults(config)
 
 
 if __name__ == "__main__":

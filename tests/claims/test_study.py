@@ -1,6 +1,7 @@
 """The runs of the study, each once, and the tables of those that have ended."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,6 @@ def test_the_launcher_prints_the_tables_of_every_stage(file: str, tmp_path: Path
     bad = subprocess.run([*command, "--starts", '["x"]'], cwd=ROOT, capture_output=True, text=True, check=False)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: starts: 'x' is not known")
+    read_by_half = f"{shlex.join(command)} --results {shlex.quote(str(tmp_path / 'none.jsonl'))} | head -1"
+    piped = subprocess.run(read_by_half, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (piped.stdout.count("\n"), piped.stderr) == (1, "")
