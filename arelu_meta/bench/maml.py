@@ -10,7 +10,7 @@ from torch import nn
 from arelu_meta.activations.arelu import AReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.bench.op import PlainAReLU
-from arelu_meta.bench.peers import TorchoptEngine, has_torchopt
+from arelu_meta.bench.peers import Learn2learnAnil, TorchoptEngine, has_torchopt
 from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError, RunError, nearest_names
@@ -49,6 +49,7 @@ CASES = {
     "omniglot-5w1s": Case("conv4", None, steps=1, inner_lr=0.4),
     "omniglot-20w1s": Case("conv4", None, ways=20, tasks=16, steps=1, inner_lr=0.1),
 }
+ALGORITHMS = ("maml", "fomaml", "anil")
 CONTENDERS = ("vectorized", "torchopt", "learn2learn", "learn2learn-plain")
 GROWING_TASKS = (1, 2, 4, 8, 16, 32, 64, 128)
 GROWING_STEPS = (1, 2, 3, 5, 7, 10)
@@ -58,7 +59,7 @@ def maml_rows(
     cases: Iterable[str] = tuple(CASES),
     rounds: int = 9,
     device: torch.device | str = "cpu",
-    order: int = 2,
+    algorithm: str = "maml",
     tasks: int | None = None,
     steps: int | None = None,
 ) -> list[Row]:
@@ -68,15 +69,14 @@ def maml_rows(
         cases: keys of `CASES`.
         rounds: over which medians are taken.
         device: where to compute.
-        order: 2, or 1 for first-order MAML.
+        algorithm: one of `ALGORITHMS`: second-order MAML, first-order MAML, or ANIL (second-order).
         tasks: another number of tasks a meta-step than the case's.
         steps: another number of inner steps than the case's.
 
     Returns:
         One row for each case and contender. `learn2learn-plain` (the plain AReLU formula) takes part where there is an
-        AReLU, and is the peer there; elsewhere `learn2learn` is. `torchopt` takes part where it is installed, with
-        second-order steps, its only ones. What differs from the case is in the row's case:
-        `authors-mnist-relu/order1/tasks8/steps1`.
+        AReLU, and is the peer there; elsewhere `learn2learn` is. `torchopt` takes part in MAML where it is
+        installed. What differs from the case is in the row's case: `authors-mnist-relu/fomaml/tasks8/steps1`.
 
     Raises:
         InputError: if a case is unknown.
@@ -88,9 +88,9 @@ def maml_rows(
         if name not in CASES:
             raise InputError(f"case: {name!r} is not known; {nearest_names(name, CASES)}")
         case = replace(CASES[name], tasks=tasks or CASES[name].tasks, steps=steps or CASES[name].steps)
-        label = name + ("/order1" if order == 1 else "")
+        label = name + ("" if algorithm == "maml" else f"/{algorithm}")
         label += (f"/tasks{tasks}" if tasks else "") + (f"/steps{steps}" if steps else "")
-        rows += _case_rows(label, case, rounds, torch.device(device), order == 1)
+        rows += _case_rows(label, case, rounds, torch.device(device), algorithm)
     return rows
 
 
@@ -98,7 +98,6 @@ def growth_rows(
     cases: Iterable[str] = tuple(CASES),
     rounds: int = 3,
     device: torch.device | str = "cpu",
-    order: int = 2,
     tasks: Sequence[int] = GROWING_TASKS,
     steps: Sequence[int] = GROWING_STEPS,
 ) -> list[Row]:
@@ -108,7 +107,6 @@ def growth_rows(
         cases: keys of `CASES`.
         rounds: over which medians are taken.
         device: where to compute.
-        order: 2, or 1 for first-order MAML.
         tasks: how many a meta-step.
         steps: how many inner steps.
 
@@ -118,27 +116,28 @@ def growth_rows(
     rows = []
     for name in cases:
         for count in tasks:
-            rows += maml_rows([name], rounds, device, order, tasks=count)
+            rows += maml_rows([name], rounds, device, tasks=count)
         for count in steps:
-            rows += maml_rows([name], rounds, device, order, steps=count)
+            rows += maml_rows([name], rounds, device, steps=count)
     return rows
 
 
-def _contenders_of(case: Case, first_order: bool) -> list[str]:
+def _contenders_of(case: Case, algorithm: str) -> list[str]:
     left_out = set() if case.activation == "arelu" else {"learn2learn-plain"}
-    if first_order or not has_torchopt():
+    if algorithm != "maml" or not has_torchopt():
         left_out.add("torchopt")
     return [name for name in CONTENDERS if name not in left_out]
 
 
-def _case_rows(name: str, case: Case, rounds: int, device: torch.device, first_order: bool) -> list[Row]:
+def _case_rows(name: str, case: Case, rounds: int, device: torch.device, algorithm: str) -> list[Row]:
     tasks = _noise(case).to(device)
-    inner = Inner(case.inner_lr, case.steps, first_order)
+    inner = Inner(case.inner_lr, case.steps, algorithm == "fomaml", algorithm)
     engines: dict[str, tuple[Engine, nn.Module]] = {}
     kinds: dict[str, Any] = {"vectorized": VectorizedEngine, "torchopt": TorchoptEngine}
-    for contender in _contenders_of(case, first_order):
+    learn2learn = Learn2learnAnil if algorithm == "anil" else Learn2learnEngine
+    for contender in _contenders_of(case, algorithm):
         model = _model(case, plain=contender == "learn2learn-plain").to(device)
-        engines[contender] = kinds.get(contender, Learn2learnEngine)(model, inner), model
+        engines[contender] = kinds.get(contender, learn2learn)(model, inner), model
     _check_agreement(name, engines, tasks)
     contenders = {contender: _contender(engine, model, tasks) for contender, (engine, model) in engines.items()}
     times = time_in_turns(contenders, rounds, device)

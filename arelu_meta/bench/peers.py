@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.meta.algorithms import adapt, build_maml
 from arelu_meta.meta.engines import Inner
+from arelu_meta.meta.head_alone import HeadAlone, head_inputs
+from arelu_meta.meta.inner import loop_of
 
 
 def has_torchopt() -> bool:
@@ -40,13 +43,7 @@ class TorchoptEngine:
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """Add the gradient of the mean query loss to the `.grad` of the model's parameters; see `Engine`."""
-        found = []
-        for one in tasks.split(1):
-            loss, accuracy = self.query_losses(one)
-            (loss.sum() / len(tasks)).backward()
-            found.append((loss.detach(), accuracy))
-        losses, accuracies = zip(*found, strict=True)
-        return torch.cat(losses), torch.cat(accuracies)
+        return _task_after_task(self, tasks)
 
     def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """Adapt to each task's support set, and measure on its query set; see `Engine`."""
@@ -61,3 +58,53 @@ class TorchoptEngine:
             for part, state in zip((self.model, self.optimizer), self.start, strict=True):
                 self.torchopt.recover_state_dict(part, state)
         return torch.stack(losses), torch.stack(accuracies)
+
+
+class Learn2learnAnil:
+    """ANIL through learn2learn's MAML on the head, a task's images passing the body once: its examples' way.
+
+    Args:
+        model: its parameters are the initial weights that are meta-learned; its head is one linear layer.
+        inner: the inner loop.
+
+    Source: Raghu et al. 2020 (ANIL).
+    """
+
+    name = "learn2learn"
+
+    def __init__(self, model: nn.Module, inner: Inner) -> None:
+        self.model, self.inner = model, inner
+        self.head = HeadAlone(model, loop_of(model, inner))
+        self.maml = build_maml(self.head, inner.lr, inner.first_order)
+
+    def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the mean query loss to the `.grad` of the model's parameters; see `Engine`."""
+        return _task_after_task(self, tasks)
+
+    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Adapt to each task's support set, and measure on its query set; see `Engine`."""
+        losses, accuracies = [], []
+        for number in range(len(tasks)):
+            episode = tasks[number]
+            known, asked = (self._features(images) for images in (episode.support_images, episode.query_images))
+            learner = self.maml.clone()
+            adapt(learner, known, episode.support_labels, self.inner.steps)
+            logits = learner(asked)
+            losses.append(F.cross_entropy(logits, episode.query_labels))
+            accuracies.append((logits.argmax(1) == episode.query_labels).double().mean())
+        return torch.stack(losses), torch.stack(accuracies)
+
+    def _features(self, images: Tensor) -> Tensor:
+        found = head_inputs(self.model, self.head.path, images)
+        assert found is not None
+        return found
+
+
+def _task_after_task(engine: TorchoptEngine | Learn2learnAnil, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+    found = []
+    for one in tasks.split(1):
+        loss, accuracy = engine.query_losses(one)
+        (loss.sum() / len(tasks)).backward()
+        found.append((loss.detach(), accuracy))
+    losses, accuracies = zip(*found, strict=True)
+    return torch.cat(losses), torch.cat(accuracies)

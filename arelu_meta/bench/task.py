@@ -15,7 +15,7 @@ from arelu_meta.bench.claims import claims_rows
 from arelu_meta.bench.episodes import CASES as EPISODE_CASES
 from arelu_meta.bench.episodes import TASKS, episode_rows
 from arelu_meta.bench.finetune import finetune_cases, finetune_rows, images_per_second
-from arelu_meta.bench.maml import CASES, growth_rows, maml_rows
+from arelu_meta.bench.maml import ALGORITHMS, CASES, growth_rows, maml_rows
 from arelu_meta.bench.op import DTYPES, LAYOUTS, PASSES, SIZES, op_rows
 from arelu_meta.bench.step import MODELS, deterministic_rows, step_rows
 from arelu_meta.bench.swap import SMALLEST, swap_rows
@@ -121,7 +121,10 @@ def _step_cases(device: torch.device, rounds: int | None, deterministic: bool = 
 
 
 def _maml_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
-    return {name: lambda name=name: maml_rows([name], rounds or 9, device) for name in CASES}  # type: ignore[misc]
+    def measure(name: str) -> list[Row]:
+        return [row for algorithm in ALGORITHMS for row in maml_rows([name], rounds or 9, device, algorithm)]
+
+    return {name: partial(measure, name) for name in CASES}
 
 
 def _growth_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
