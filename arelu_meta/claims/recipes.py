@@ -79,7 +79,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "transfer": {
         "quick": {
             "pairs": "mnist-to-mnist-m,mnist-to-digits,imagenet-to-flowers17",
-            "data.per_class": 30,
+            "data.per_class": 20,
             "data.image_size": 64,
             "model.name": "mnist_conv,tf_efficientnet_lite0",
             "model.activation": "original,arelu:paper,arelu:preserve",
