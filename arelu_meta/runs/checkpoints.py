@@ -14,6 +14,7 @@ from arelu_meta.runs.files import write_atomically, write_text
 
 KEPT = 2
 _ASIDE = ".aside"
+_LONGEST_CHECKSUM = 1024  # characters
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -105,15 +106,17 @@ def why_damaged(path: Path) -> str | None:
         path: a file.
 
     Returns:
-        A phrase; None where the checksum is right, or there is none and the file is whole.
+        A phrase; None where the file is whole and the checksum, if there is one, is right.
     """
     beside = checksum_file(path)
     if beside.is_file():
-        found = re.match(r"([0-9a-f]{64})\b", beside.read_text(encoding="utf-8", errors="replace"))
+        with beside.open(encoding="utf-8", errors="replace") as file:
+            found = re.match(r"([0-9a-f]{64})\b", file.read(_LONGEST_CHECKSUM))
         if found is None:
             return f"{beside.name} holds no checksum"
-        return None if digest_of(path) == found[1] else f"its bytes are not those that {beside.name} was made of"
-    return why_no_archive(path)
+        if digest_of(path) != found[1]:
+            return f"its bytes are not those that {beside.name} was made of"
+    return why_no_archive(path)  # whoever made the file may have made its checksum, too
 
 
 def why_no_archive(path: Path) -> str | None:

@@ -8,7 +8,14 @@ import torch
 
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError
-from arelu_meta.runs.checkpoints import checksum_file, list_checkpoints, load_checkpoint, load_last, write_checkpoint
+from arelu_meta.runs.checkpoints import (
+    checksum_file,
+    digest_of,
+    list_checkpoints,
+    load_checkpoint,
+    load_last,
+    write_checkpoint,
+)
 from arelu_meta.runs.folder import RunFolder, open_run
 
 
@@ -107,10 +114,15 @@ def test_pickles_that_would_run_code_are_refused_in_a_sentence_and_run_nothing(
     assert not trace.exists()
 
 
-def test_an_archive_that_would_unpack_to_more_than_it_holds_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checksum", [False, True], ids=["alone", "beside its checksum"])
+def test_an_archive_that_would_unpack_to_more_than_it_holds_is_refused_before_it_is_unpacked(
+    tmp_path: Path, checksum: bool
+) -> None:
     file = tmp_path / "bomb.pt"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(50_000_000))
+    if checksum:
+        checksum_file(file).write_text(f"{digest_of(file)}  {file.name}\n")
     with pytest.raises(InputError, match="compressed"):
         load_checkpoint(file)
 
