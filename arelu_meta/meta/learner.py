@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import ModelConfig
-from arelu_meta.data.given import GivenImages, Source, centre_crop, gather, in_colour, tell_skipped, whole_image
+from arelu_meta.data.given import (
+    GivenImages,
+    OneImage,
+    Source,
+    centre_crop,
+    gather,
+    in_colour,
+    tell_skipped,
+    whole_image,
+)
 from arelu_meta.data.images import read_folder
+from arelu_meta.data.reading import find_broken
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.baselines import fit_logistic, nearest_centroid
@@ -143,7 +153,7 @@ class Learner:
             paths = [folder / name for name in found.names]
             self._tell_colour(paths)
             return list(found.classes), self.source(paths, "support"), torch.from_numpy(found.labels)
-        if isinstance(support, tuple):
+        if isinstance(support, tuple) and [isinstance(part, Tensor) for part in support] == [True, True]:
             images, labels = support
             _check_labels(images, labels)
             names = [str(number) for number in range(int(labels.max()) + 1)]
@@ -153,7 +163,7 @@ class Learner:
                 f"support: a {type(support).__name__}; give a folder, the images of each class by its name, or a "
                 "tensor with labels"
             )
-        by_class = {str(name): gather(images, f"support: class {name!r}") for name, images in support.items()}
+        by_class = {str(name): _whole_ones(images, str(name), skip_broken) for name, images in support.items()}
         if len(by_class) < 2:
             raise InputError(f"support: {len(by_class)} classes; give the images of at least 2")
         counts = torch.tensor([len(images) for images in by_class.values()])
@@ -166,6 +176,17 @@ class Learner:
             print(
                 f"support: {count} images are in colour; the model takes grey ones and sees none of it", file=sys.stderr
             )
+
+
+def _whole_ones(images: GivenImages, name: str, skip_broken: bool) -> tuple[OneImage, ...]:
+    """List a class's images, without files that are not images where these are to be left out."""
+    given = gather(images, f"support: class {name!r}")
+    broken = set(find_broken([image for image in given if isinstance(image, Path)])) if skip_broken else set()
+    found = tuple(image for image in given if not isinstance(image, Path) or image not in broken)
+    tell_skipped(len(broken))
+    if not found:
+        raise InputError(f"support: class {name!r} has no image; every class needs at least one")
+    return found
 
 
 def _check_labels(images: Tensor, labels: Tensor) -> None:
@@ -240,6 +261,8 @@ class AdaptedLearner:
         return guesses(self._batches(source, batch_size), self.classes, top_k)
 
     def _batches(self, source: Source, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        if batch_size < 1:
+            raise InputError(f"batch_size: {batch_size} is not allowed; give at least 1")
         statistics = self._statistics(source)
 
         def score(images: Tensor) -> Tensor:

@@ -6,16 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arelu_meta.backbones.from_config import build_backbone, zero_head
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import DataConfig, ModelConfig, RunConfig, TaskConfig, UnseenTaskConfig
-from arelu_meta.data.episodes import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole
+from arelu_meta.data.episodes import (
+    TensorSampler,
+    check_class_sizes,
+    load_class_splits,
+    load_pool,
+    load_whole,
+    unlabelled_images,
+)
 from arelu_meta.data.episodes.benchmarks import BENCHMARKS
 from arelu_meta.data.episodes.dividing import keep_to_alphabets, name_of
 from arelu_meta.data.episodes.omniglot import ALPHABETS, is_of_alphabets
+from arelu_meta.data.episodes.splits import present_classes
 from arelu_meta.data.images import ImageSet, concatenate, find_root
+from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, describe_curve, task_accuracies
@@ -65,7 +74,7 @@ def evaluate_tasks(
         InputError: if the data or a rival does not fit.
     """
     steps = asked.inner_steps or spec.meta["inner_steps"]
-    rivals = [] if asked.against is None else [name.strip() for name in asked.against.split(",")]
+    rivals = [] if asked.against is None else _names(asked.against)
     loaded = [_rival(rival, spec) for rival in rivals]
     _, seed = of_its_run(spec)
     images, task, notes = _images_and_task(spec, asked, checkpoint)
@@ -139,14 +148,8 @@ def _compared(name: str, accuracies: list[float], judged: list[float], suffix: s
 def _images_and_task(spec: ModelSpec, asked: Asked, checkpoint: Path) -> tuple[ImageSet, TaskConfig, list[str]]:
     """Load what is tested on, and say what tasks look like."""
     own, seed = of_its_run(spec)
-    meta = spec.meta
-    task = TaskConfig(
-        meta["ways"],
-        asked.task.shots or meta["shots"],
-        asked.task.queries or meta["queries"],
-        meta.get("split_file"),
-        meta.get("alphabets", "mixed"),
-    )
+    task = _task_of(spec)
+    task = replace(task, shots=asked.task.shots or task.shots, queries=asked.task.queries or task.queries)
     wanted = asked.task.alphabets
     if wanted is not None:
         task = replace(task, alphabets="one-in-test" if wanted == "one" else "mixed")
@@ -160,7 +163,14 @@ def _images_and_task(spec: ModelSpec, asked: Asked, checkpoint: Path) -> tuple[I
     if task.alphabets != "mixed":
         images, notes = keep_to_alphabets(images, task, "test")
     check_class_sizes(images, task)
-    return images, task, notes
+    return images, task, notes if name_of(asked.data) in BENCHMARKS else [*notes, *_seen_before(images, spec)]
+
+
+def _seen_before(images: ImageSet, spec: ModelSpec) -> list[str]:
+    """Say how many classes are not unseen, by their names; a benchmark's test part has none of them."""
+    here = present_classes(images)
+    seen = set(here) & set(spec.classes)
+    return [f"not all unseen: it was trained on classes named like {len(seen)} of these {len(here)}"] if seen else []
 
 
 def _other_images(data: DataConfig, own: DataConfig, seed: int) -> ImageSet:
@@ -173,19 +183,21 @@ def _other_images(data: DataConfig, own: DataConfig, seed: int) -> ImageSet:
     return concatenate(load_whole(data))
 
 
+def _names(against: str) -> list[str]:
+    names = [name.strip() for name in against.split(",")]
+    if not all(names):
+        raise InputError(f"eval.against: {against!r} has a comma with no name beside it; leave it out")
+    return names
+
+
 def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
     """Load what a meta-learner is compared with, and say how many inner steps it takes.
 
     Raises:
         InputError: if there is no such run or baseline, or it is for tasks of other ways or images.
     """
-    meta = spec.meta
     if against in BASELINES:
-        classes = tuple(str(way) for way in range(meta["ways"]))
-        start = ModelConfig(**spec.config["model"])
-        model, _ = build_backbone(start, classes, spec.inputs.channels, spec.inputs.image_size, "metatrain")
-        if start.head_init == "zero":
-            zero_head(model)
+        model, meta = _backbone_of_start(spec), spec.meta
         set_normalization(model, meta["normalization"])
         attach_loop(model, Inner(meta["inner_lr"], meta["inner_steps"], algorithm=against))
         return model.eval(), meta["inner_steps"]
@@ -195,3 +207,28 @@ def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
     if other.task != "metatrain" or other.num_classes != spec.num_classes or other.inputs != spec.inputs:
         raise InputError(f"eval.against: {against!r} is no meta-learner for the same ways and images; give one that is")
     return model, other.meta["inner_steps"]
+
+
+def _backbone_of_start(spec: ModelSpec) -> nn.Module:
+    """Build the backbone that a run started from: weights drawn by its seed, a start fitted on its training images."""
+    start, (own, seed) = ModelConfig(**spec.config["model"]), of_its_run(spec)
+
+    def images(inputs: InputSpec) -> list[Tensor]:
+        splits = load_class_splits(own, _task_of(spec), seed)
+        return unlabelled_images(splits.train, inputs, splits.inverted)
+
+    classes = tuple(str(way) for way in range(spec.meta["ways"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, _ = build_backbone(start, classes, spec.inputs.channels, spec.inputs.image_size, "metatrain", images)
+    if start.head_init == "zero":
+        zero_head(model)
+    return model
+
+
+def _task_of(spec: ModelSpec) -> TaskConfig:
+    """Read what a run's tasks look like."""
+    meta = spec.meta
+    return TaskConfig(
+        meta["ways"], meta["shots"], meta["queries"], meta.get("split_file"), meta.get("alphabets", "mixed")
+    )

@@ -221,3 +221,33 @@ def test_weights_that_are_nan_are_no_guess(runs: Make) -> None:
     adapted = learner.adapt({"a": [_digit(1, 0)], "b": [_digit(6, 0)]})
     with pytest.raises(RunError, match=r"the prediction for image 0 is NaN or infinite"):
         adapted.predict([_digit(1, 5)])
+
+
+def test_files_that_are_not_images_are_left_out_of_a_class_given_by_name(
+    runs: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learner = Learner.load(runs(normalization="none"))
+    broken, whole = tmp_path / "broken.png", tmp_path / "whole.png"
+    broken.write_text("no image")
+    _digit(1, 0).save(whole)
+    other = [_digit(6, 0), _digit(6, 1)]
+    adapted = learner.adapt({"a": [broken, whole], "b": other}, skip_broken=True)
+    assert adapted.support_size == 3
+    torch.testing.assert_close(
+        adapted.probabilities([_digit(1, 5)]), learner.adapt({"a": whole, "b": other}).probabilities([_digit(1, 5)])
+    )
+    assert capsys.readouterr().err == "files skipped because they are not images: 1\n"
+    with pytest.raises(InputError, match=r"^support: class 'a' has no image; every class needs at least one"):
+        learner.adapt({"a": broken, "b": other}, skip_broken=True)
+    with pytest.raises(InputError, match=r"^support: '.*broken\.png' is not a whole image"):
+        learner.adapt({"a": [broken, whole], "b": other})
+
+
+def test_what_is_no_tensor_and_batches_of_nothing_are_refused_in_a_sentence(runs: Make) -> None:
+    learner = Learner.load(runs(normalization="none"))
+    for support in (([0.5], [0]), (np.zeros((2, 1, 8, 8)), np.arange(2)), (torch.zeros(2, 1, 8, 8),)):
+        with pytest.raises(InputError, match=r"^support: a tuple; give a folder, .*, or a tensor with labels"):
+            learner.adapt(support)  # type: ignore[arg-type]
+    adapted = learner.adapt({"a": [_digit(1, 0)], "b": [_digit(6, 0)]})
+    with pytest.raises(InputError, match=r"^batch_size: 0 is not allowed; give at least 1"):
+        adapted.predict([_digit(1, 5)], batch_size=0)

@@ -1,0 +1,67 @@
+"""A saved meta-learner on unseen classes: what it is compared with, and what is said where classes are not unseen."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arelu_meta import evaluate, metatrain
+from arelu_meta.backbones.saving import load_model
+from arelu_meta.config import DataConfig, MetatrainConfig
+from arelu_meta.errors import InputError
+from arelu_meta.meta.unseen import _backbone_of_start
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> str:
+    """Six classes of six small images."""
+    draw = np.random.default_rng(0)
+    for name in "abcdef":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    return str(tmp_path / "photos")
+
+
+def _run(folder: Path, photos: str, init: Any = None) -> str:
+    config = MetatrainConfig()
+    config.run.folder, config.run.seed, config.run.device, config.run.pictures = str(folder), 3, "cpu", False
+    config.data.root, config.data.image_size = photos, 8
+    config.model.name, config.model.activation, config.model.init = "mnist_linear", "arelu", init
+    config.task.ways, config.task.queries = 2, 2
+    config.meta.steps, config.meta.batch_tasks, config.eval.tasks, config.eval.validation_tasks = 1, 1, 4, 1
+    return str(metatrain(config)["folder"])
+
+
+@pytest.mark.parametrize("init", ["paper", "fit", "open"])
+def test_a_baseline_is_judged_on_the_very_backbone_that_the_run_started_from(
+    tmp_path: Path, photos: str, init: str
+) -> None:
+    run = _run(tmp_path / "run", photos, init)
+    started = torch.load(Path(run) / "checkpoints" / "step-000000.pt", weights_only=True)["model"]
+    _, spec = load_model(run)
+    before = torch.get_rng_state()
+    backbone = _backbone_of_start(spec).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert backbone.keys() == started.keys()
+    for name, tensor in backbone.items():
+        torch.testing.assert_close(tensor, started[name], rtol=0, atol=0)
+    assert 0 <= evaluate(run, tasks=4, against="centroid, logistic")["against_accuracy_2"] <= 1
+
+
+def test_classes_that_were_trained_on_are_told_apart_from_unseen_ones(tmp_path: Path, photos: str) -> None:
+    run = _run(tmp_path / "run", photos)
+    assert evaluate(run, tasks=4)["notes"] == ""
+    assert evaluate(run, DataConfig(root=photos), tasks=4)["notes"] == (
+        "not all unseen: it was trained on classes named like 4 of these 6"
+    )
+
+
+def test_a_comma_with_no_name_beside_it_is_refused(tmp_path: Path, photos: str) -> None:
+    run = _run(tmp_path / "run", photos)
+    with pytest.raises(InputError, match=r"^eval\.against: 'centroid,' has a comma with no name beside it"):
+        evaluate(run, tasks=4, against="centroid,")
