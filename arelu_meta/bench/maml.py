@@ -1,6 +1,6 @@
 """What a meta-step of MAML costs: all tasks at once beside learn2learn and TorchOpt, in the same run, on noise."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,34 +91,6 @@ def maml_rows(
         label = name + ("" if algorithm == "maml" else f"/{algorithm}")
         label += (f"/tasks{tasks}" if tasks else "") + (f"/steps{steps}" if steps else "")
         rows += _case_rows(label, case, rounds, torch.device(device), algorithm)
-    return rows
-
-
-def growth_rows(
-    cases: Iterable[str] = tuple(CASES),
-    rounds: int = 3,
-    device: torch.device | str = "cpu",
-    tasks: Sequence[int] = GROWING_TASKS,
-    steps: Sequence[int] = GROWING_STEPS,
-) -> list[Row]:
-    """Time how a meta-step grows with the number of tasks, at the case's steps, and with the steps, at its tasks.
-
-    Args:
-        cases: keys of `CASES`.
-        rounds: over which medians are taken.
-        device: where to compute.
-        tasks: how many a meta-step.
-        steps: how many inner steps.
-
-    Returns:
-        The rows of `maml_rows`, first by tasks and then by steps.
-    """
-    rows = []
-    for name in cases:
-        for count in tasks:
-            rows += maml_rows([name], rounds, device, tasks=count)
-        for count in steps:
-            rows += maml_rows([name], rounds, device, steps=count)
     return rows
 
 

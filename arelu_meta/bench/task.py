@@ -15,7 +15,7 @@ from arelu_meta.bench.claims import claims_rows
 from arelu_meta.bench.episodes import CASES as EPISODE_CASES
 from arelu_meta.bench.episodes import TASKS, episode_rows
 from arelu_meta.bench.finetune import finetune_cases, finetune_rows, images_per_second
-from arelu_meta.bench.maml import ALGORITHMS, CASES, growth_rows, maml_rows
+from arelu_meta.bench.maml import ALGORITHMS, CASES, GROWING_STEPS, GROWING_TASKS, maml_rows
 from arelu_meta.bench.op import DTYPES, LAYOUTS, PASSES, SIZES, op_rows
 from arelu_meta.bench.step import MODELS, deterministic_rows, step_rows
 from arelu_meta.bench.swap import SMALLEST, swap_rows
@@ -59,7 +59,7 @@ def bench_task(config: BenchConfig) -> list[Row]:
         "claims": _claims_cases,
     }
     cases = kinds[config.what](device, config.rounds)
-    wanted = [name for name in cases if config.case is None or fnmatch.fnmatchcase(name, config.case)]
+    wanted = [name for name in cases if config.case is None or _is_wanted(name, config.case, config.growth)]
     if not wanted:
         raise InputError(f"case: {config.case!r} is not known; {nearest_names(config.case or '', cases)}")
     if config.json is not None and not Path(config.json).parent.is_dir():
@@ -73,17 +73,25 @@ def bench_task(config: BenchConfig) -> list[Row]:
         for case, group in itertools.groupby(found, lambda row: row.case):
             _print_rows(case, list(group))
         rows += found
+        if config.json is not None:
+            write_json(Path(config.json), [dataclasses.asdict(row) for row in rows])
     _summarise(config.what, rows)
-    if config.json is not None:
-        write_json(Path(config.json), [dataclasses.asdict(row) for row in rows])
     return rows
 
 
+def _is_wanted(name: str, pattern: str, growth: bool) -> bool:
+    """Say whether a case is asked for; the growth of a case has one for each number of tasks and steps."""
+    return fnmatch.fnmatchcase(name, pattern) or (growth and fnmatch.fnmatchcase(name, f"{pattern}/*"))
+
+
 def _summarise(what: str, rows: Sequence[Row]) -> None:
-    """Print what people quote: tasks or images a second, or how many swaps keep to their limit."""
+    """Print what people quote: tasks, images or meta-steps a second, or how many swaps keep to their limit."""
     if what == "episodes":
         for row in rows:
             print(f"{row.case} {row.contender}: {1e3 * TASKS / row.median_ms:,.0f} tasks a second", flush=True)
+    elif what == "maml":
+        for row in rows:
+            print(f"{row.case} {row.contender}: {1e3 / row.median_ms:.2f} meta-steps a second", flush=True)
     elif what == "finetune":
         for row in rows:
             rate = images_per_second(row.case, row.median_ms)
@@ -128,7 +136,18 @@ def _maml_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
 
 
 def _growth_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
-    return {name: lambda name=name: growth_rows([name], rounds or 3, device) for name in CASES}  # type: ignore[misc]
+    times = rounds or 3
+    by_tasks = {
+        f"{name}/tasks{count}": partial(maml_rows, [name], times, device, tasks=count)
+        for name in CASES
+        for count in GROWING_TASKS
+    }
+    by_steps = {
+        f"{name}/steps{count}": partial(maml_rows, [name], times, device, steps=count)
+        for name in CASES
+        for count in GROWING_STEPS
+    }
+    return by_tasks | by_steps
 
 
 def _claims_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:

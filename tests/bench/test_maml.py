@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from arelu_meta.bench import maml
-from arelu_meta.bench.maml import CASES, growth_rows, maml_rows
+from arelu_meta.bench.maml import CASES, maml_rows
 from arelu_meta.bench.op import PlainAReLU
 from arelu_meta.bench.peers import Learn2learnAnil
 from arelu_meta.errors import InputError, RunError
@@ -76,12 +76,6 @@ def test_learn2learns_anil_gives_the_meta_gradient_of_the_vectorised_engine(case
 
 def test_every_case_id_of_the_issue_is_there() -> None:
     assert list(CASES) == ["authors-mnist-relu", "authors-mnist-arelu", "omniglot-5w1s", "omniglot-20w1s"]
-
-
-def test_growth_goes_through_tasks_and_then_through_steps() -> None:
-    rows = growth_rows(["authors-mnist-relu"], rounds=1, tasks=(1, 2), steps=(1, 2))
-    cases = list(dict.fromkeys(row.case for row in rows))
-    assert cases == [f"authors-mnist-relu/{what}" for what in ("tasks1", "tasks2", "steps1", "steps2")]
 
 
 def test_torchopt_takes_part_where_it_is_installed_and_gives_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:

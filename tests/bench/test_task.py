@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from arelu_meta.bench import task
+from arelu_meta.bench.peers import has_torchopt
 from arelu_meta.cli import main
 
 
@@ -21,6 +23,23 @@ def test_bench_op_writes_the_contracts_rows(tmp_path: Path, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert case in out
     assert "cores" in out
+
+
+def test_the_growth_of_a_case_is_many_and_what_is_measured_is_written_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    monkeypatch.setattr(task, "GROWING_TASKS", (1, 2))
+    monkeypatch.setattr(task, "GROWING_STEPS", (1,))
+    seen: list[int] = []
+    monkeypatch.setattr(task, "write_json", lambda path, rows: seen.append(len(rows)))
+    words = ["bench", "maml", "--growth", "true", "--case", "authors-mnist-relu", "--rounds", "1", "--device", "cpu"]
+    assert main([*words, "--json", str(tmp_path / "r.json")]) == 0
+    contenders = 3 if has_torchopt() else 2
+    assert seen == [contenders, 2 * contenders, 3 * contenders]
+    out = capsys.readouterr().out
+    assert all(f"authors-mnist-relu/{what} vectorized: " in out for what in ("tasks1", "tasks2", "steps1"))
+    assert "meta-steps a second" in out
 
 
 @pytest.mark.parametrize(
