@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -20,6 +21,7 @@ from arelu_meta.runs.folder import write_atomically
 
 _HEADER = "arelu_meta"
 _MOST_STEPS = 1000
+_FEW = 1_000_000  # numbers
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -111,13 +113,44 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
     try:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get(_HEADER)
+            held = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
         if header is None:
             raise InputError(f"{where}: {str(file)!r} does not say what model it holds; give one that a run here wrote")
-        return file, parse_spec(json.loads(header))
+        spec = parse_spec(json.loads(header))
+        check_size(spec, held)
+        return file, spec
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where}: {str(file)!r} is damaged or no model of this toolkit ({error})") from error
+
+
+def check_size(spec: ModelSpec, held: int) -> None:
+    """Refuse a header whose model is far larger than its file, before any memory is reserved for it.
+
+    Args:
+        spec: which anyone may have written.
+        held: numbers in the file's tensors.
+
+    Raises:
+        TypeError: if the model has more parameters than that; InputError if there is no such model.
+    """
+    check_model_name(spec.name)
+    needed = _count_parameters(spec.name, spec.num_classes, spec.inputs.channels, spec.inputs.image_size)
+    # Activations and normalisations that were taken out leave fewer behind, never many.
+    if needed > 2 * held + _FEW:
+        raise TypeError(f"its header's model has {needed:,} parameters, and it holds {held:,} numbers")
+
+
+@lru_cache(maxsize=64)
+def _count_parameters(name: str, num_classes: int, channels: int, image_size: int) -> int:
+    """Count what a model has without making it; 0 where it cannot be told so."""
+    try:
+        with torch.device("meta"):
+            model = create_backbone(name, num_classes=num_classes, in_chans=channels, **size_argument(name, image_size))
+    except (InputError, NotImplementedError):  # it cannot be made, or reads its own numbers while it is
+        return 0
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def parse_spec(content: Any) -> ModelSpec:

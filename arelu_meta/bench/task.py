@@ -137,12 +137,12 @@ def _maml_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
 
 def _growth_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
     times = rounds or 3
-    by_tasks = {
+    by_tasks: dict[str, Measure] = {
         f"{name}/tasks{count}": partial(maml_rows, [name], times, device, tasks=count)
         for name in CASES
         for count in GROWING_TASKS
     }
-    by_steps = {
+    by_steps: dict[str, Measure] = {
         f"{name}/steps{count}": partial(maml_rows, [name], times, device, steps=count)
         for name in CASES
         for count in GROWING_STEPS

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,6 @@ from arelu_meta.checking import LAST_STAGES
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import Splits
 from arelu_meta.data.loading import Batches
-from arelu_meta.errors import InputError
 from arelu_meta.finetuning.features import FeatureBatches, Tail, cached_batches, fit_once
 from arelu_meta.finetuning.loop import (
     Sums,
@@ -29,13 +29,15 @@ from arelu_meta.finetuning.prefix import cached_prefix
 from arelu_meta.finetuning.preparing import choose_rate, headline, make_batches, make_trainer, why_not_cached
 from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import draw_course, write_results
+from arelu_meta.finetuning.resuming import check_state, read_sums
 from arelu_meta.finetuning.search import write_search
 from arelu_meta.finetuning.sharding import Shards, gathered
 from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.compute import random_state, restore_random_state
-from arelu_meta.runs.folder import RunFolder, restoring, resumable
+from arelu_meta.runs.folder import RunFolder, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.restoring import restoring
 from arelu_meta.runs.results import report_results
 from arelu_meta.runs.savepoints import SavePoints
 from arelu_meta.runs.trackers import open_trackers, tracker_names
@@ -64,6 +66,8 @@ class Course:
     ) -> None:
         self.config, self.folder, self.splits, self.spec, self.ranks = config, folder, splits, spec, ranks
         self.device = ranks.device
+        if folder.resumed is not None:
+            check_state(folder.resumed, folder.resumed_from, config.optim.name)
         batches = make_batches(config, splits, spec.inputs, ranks)
         self.train: Batches | FeatureBatches = batches[0]
         self.validation: Batches | FeatureBatches = batches[1]
@@ -102,8 +106,9 @@ class Course:
                 self._restore(resumed)
             self.folder.start(self.config, self.splits.describe())
             if resumed is not None and self.ranks.main:
-                self.scalars.restore(resumed.get("scalars"))
-                self.gradients.restore(resumed.get("gradients"))
+                with self._restoring(resumed):
+                    self.scalars.restore(resumed.get("scalars"))
+                    self.gradients.restore(resumed.get("gradients"))
             names = tracker_names(self.config.run.trackers)
             with open_trackers(names, self.folder.path, self.config, self.epoch + 1) as self.trackers:
                 if resumed is None:
@@ -301,21 +306,21 @@ class Course:
         name = f"epoch-{self.epoch:04d}" + (f"-step-{self.sums.steps:06d}" if self.sums.steps else "")
         self.checkpoint = str(self.folder.save_checkpoint(name, state))
 
+    def _restoring(self, state: dict[str, Any]) -> AbstractContextManager[None]:
+        return restoring(f"run.resume: {str(self.folder.resumed_from)!r}", state, self.config.optim.name)
+
     def _restore(self, state: dict[str, Any]) -> None:
-        where = f"run.resume: {str(self.folder.resumed_from)!r}"
-        if "epoch" not in state:
-            raise InputError(f"{where} is not one of a fine-tuning run; give one of arelu-meta finetune")
-        with restoring(where, state, self.config.optim.name):
+        with self._restoring(state):
             if self.shards is not None:
                 state = self.shards.cut_state(state, self.trainer.optimizer)
-            load_tensors(self.trainer.model, state["model"], where)
+            load_tensors(self.trainer.model, state["model"], f"run.resume: {str(self.folder.resumed_from)!r}")
             self.trainer.restore(state)
             self.epoch, self.rate, self.seconds = state["epoch"], state["rate"], state["seconds"]
-            self.best, self.best_epoch = (state["best"][0], state["best"][1]), state["best_epoch"]
+            self.best, self.best_epoch = (float(state["best"][0]), float(state["best"][1])), state["best_epoch"]
             self.model_digest = state["model_digest"]
             # With more processes than before, the new ones start from states of the old.
             own = state["processes"][self.ranks.rank % len(state["processes"])]
-            self.sums = Sums(*own["sums"])
+            self.sums = read_sums(own["sums"])
             if len(state["processes"]) != self.ranks.processes:
                 self._share_anew(state["processes"])
             restore_random_state(own["random"])

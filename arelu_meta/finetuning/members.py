@@ -5,12 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from arelu_meta.checking import flatten
 from arelu_meta.config import FinetuneConfig
+from arelu_meta.errors import InputError
 from arelu_meta.intervals import accuracy_interval
 from arelu_meta.runs.folder import open_run
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.results import finished_results
+
+# Where a run lies, how it is watched, and how its images are had.
+_DECIDE_NOTHING = (
+    *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
+    *("run.detect_anomaly", "data.root", "data.workers", "data.cache", "data.download"),
+)
 
 
 def member_configs(config: FinetuneConfig) -> dict[str, FinetuneConfig]:
@@ -52,9 +62,15 @@ def run_members(
     Returns:
         What results.json of the whole holds: the mean test accuracy and its interval, Student's over the runs (folds
         share training images, so that theirs is rough).
+
+    Raises:
+        InputError: if a run that has ended already had another config: their mean would be of nothing.
     """
     with ranks.agreeing():
         folder = open_run(config.run, "finetune", ranks)
+        if not folder.finished:
+            for name, member in members.items():
+                _check_same(folder.path / name, member)
     if folder.finished:
         return finished_results(folder, "finetune")
     resume = "auto" if config.run.resume == "auto" else "never"
@@ -67,6 +83,24 @@ def run_members(
     _print(list(members), found, results)
     folder.finish(results)
     return results
+
+
+def _check_same(folder: Path, member: FinetuneConfig) -> None:
+    """Refuse a run that has ended under another config."""
+    if not (folder / "results.json").exists():
+        return
+    try:
+        then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    for name, value in flatten(member).items():
+        group, _, field = name.partition(".")
+        found = then.get(group, {}).get(field, value)
+        if found != value and name not in _DECIDE_NOTHING:
+            raise InputError(
+                f"{name}: {value!r}, and the run in {str(folder)!r} has ended with {found!r}; give what it had, or "
+                "another run.folder"
+            )
 
 
 def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.config import OptimConfig
 from arelu_meta.errors import InputError, nearest_names
 
+_OF_ITS_SHAPE = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # as most optimisers call what they keep of a parameter
 _FROM_CONFIG = ("lr", "initial_lr", "weight_decay")
 
 
@@ -155,6 +156,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, state: di
     """
     own = [{key: group[key] for key in _FROM_CONFIG if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name in _OF_ITS_SHAPE:
+            if name in values and values[name].shape != parameter.shape:
+                raise ValueError(f"its optimiser's {name} has shape {tuple(values[name].shape)}")
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
     if updates:

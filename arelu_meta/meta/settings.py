@@ -8,7 +8,7 @@ from arelu_meta.checking import flatten
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters
-from arelu_meta.meta.inner import BASELINES, Inner, InnerLoop
+from arelu_meta.meta.inner import BASELINES, COMPARING, Inner, InnerLoop
 
 _OF_FINETUNE = (
     "data.folds",
@@ -44,6 +44,11 @@ def check_read(config: MetatrainConfig) -> None:
     if config.meta.engine == "learn2learn" and config.meta.algorithm in BASELINES:
         raise InputError(
             f"meta.engine: 'learn2learn' cannot do {config.meta.algorithm}, which takes no meta-steps; leave it out"
+        )
+    if config.meta.algorithm in COMPARING and config.meta.adapt != "all":
+        raise InputError(
+            f"meta.adapt: {config.meta.adapt!r} would not be read: {config.meta.algorithm} compares features and takes "
+            "no inner steps; leave it out"
         )
     model = config.model
     if model.head_init == "probe":

@@ -174,13 +174,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{where} is not a checkpoint of this toolkit (it is damaged, or holds more than tensors and plain values, "
             "such as code, which is never run); give one of checkpoints/*.pt"
         ) from error
-    if not isinstance(state, dict) or not _are_rows(state.get("metrics")):
+    if not isinstance(state, dict) or not all(map(_are_rows, (state.get("metrics"), state.get("times", [])))):
         raise InputError(f"{where} is not a checkpoint of this toolkit; give one of checkpoints/*.pt")
     return state
 
 
-def _are_rows(metrics: object) -> bool:
-    return isinstance(metrics, list) and all(isinstance(row, dict) and row for row in metrics)
+def _are_rows(rows: object) -> bool:
+    """Say whether something is a table: plain rows, all with the columns of the first."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and row and row.keys() == rows[0].keys() for row in rows
+    )
 
 
 def load_last(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:

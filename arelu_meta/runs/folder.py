@@ -23,6 +23,7 @@ from arelu_meta.runs.environment import environment
 from arelu_meta.runs.files import drop_unfinished, why_not_written, write_atomically, write_json, write_text
 from arelu_meta.runs.lock import FolderLock, check_free
 from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.restoring import check_same_images, restoring
 
 __all__ = [
     "RunFolder",
@@ -97,9 +98,12 @@ class RunFolder:
             split: what is trained, validated and tested on; JSON types.
 
         Raises:
-            InputError: if another run holds the folder, or was started in it after this one had looked.
+            InputError: if another run holds the folder, or was started in it after this one had looked; if the
+                checkpoint that this one goes on from is of a run on other images.
             RunError: if the folder cannot be written.
         """
+        if self.resumed_from is not None:
+            check_same_images(self.resumed_from, split)
         if self.silent:
             self.rows = list(self.resumed["metrics"]) if self.resumed is not None else []
             return
@@ -280,29 +284,6 @@ def check_apart(folder: RunFolder, images: Sequence[Path]) -> None:
             raise InputError(
                 f"run.folder: {str(folder.path)!r} lies among the images in {str(place)!r}; give another folder"
             )
-
-
-@contextlib.contextmanager
-def restoring(where: str, state: Mapping[str, Any], optimizer: str) -> Iterator[None]:
-    """Turn what goes wrong inside the block, which restores a checkpoint's state, into one sentence.
-
-    Args:
-        where: what the sentence starts with.
-        state: of the checkpoint.
-        optimizer: optim.name of this run, which must be the checkpoint's.
-
-    Raises:
-        InputError: if the checkpoint does not fit the config.
-    """
-    try:
-        if state["optimizer_name"] != optimizer:
-            raise ValueError(f"its optim.name is {state['optimizer_name']!r}, not {optimizer!r}")
-        yield
-    except InputError:
-        raise
-    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{where} does not fit this config ({reason}); give the config of its run") from error
 
 
 def _check_place(path: Path) -> None:

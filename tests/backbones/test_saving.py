@@ -278,6 +278,21 @@ def test_a_meta_learner_s_header_with_a_wrong_value_is_bad_input(saved: Path, fi
     refused(rewrite(saved, content | {"meta": lacking}), "is damaged or no model of this toolkit")
 
 
+@pytest.mark.parametrize(
+    ("name", "classes", "size"),
+    [
+        *[("conv4_32", 10**7, 28), ("test_resnet", 10**7, 28), ("mnist_linear", 5, 2**14), ("test_vit", 5, 2**14)],
+        *[("eva02_enormous_patch14_clip_224", 5, 224), ("resnet18", 10**7, 224)],
+    ],
+)
+def test_a_small_file_whose_header_asks_for_a_huge_model_is_refused_before_memory_is_reserved(
+    saved: Path, name: str, classes: int, size: int
+) -> None:
+    content = asdict(read_spec(saved)[1]) | {"name": name, "num_classes": classes, "task": "metatrain"}
+    content["inputs"]["image_size"], content["meta"] = size, META | {"ways": classes}
+    refused(rewrite(saved, content), "its header's model has", "numbers")
+
+
 def test_weights_that_are_no_fractions_are_refused(saved: Path) -> None:
     tensors = {name: tensor.long() for name, tensor in read_tensors(saved).items()}
     with safe_open(saved, framework="pt") as opened:

@@ -234,6 +234,10 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
             {"meta_engine": "learn2learn", "meta_algorithm": "centroid"},
             r"cannot do centroid, which takes no",
         ),
+        (
+            {"meta_algorithm": "protonet", "meta_adapt": "head"},
+            r"meta\.adapt: 'head' would not be read: protonet compares features",
+        ),
         ({"meta_inner_act_lr": 0.1}, r"meta\.inner_act_lr: 0\.1 would not be read: .* give --model\.activation arelu"),
     ],
 )

@@ -69,11 +69,13 @@ def load_benchmark(name: str, config: DataConfig, seed: int) -> ClassSplits:
 
     Raises:
         MissingExtraError: if learn2learn is not installed.
-        InputError: if the data is not there and cannot be downloaded.
+        InputError: if the data is not there and cannot be downloaded, or Omniglot is to be turned a second time.
 
     Source: Vinyals et al. 2016 (Omniglot, mini-ImageNet, in Ravi and Larochelle's division), Ren et al. 2018
     (tiered-ImageNet), Bertinetto et al. 2019 (CIFAR-FS), Oreshkin et al. 2018 (FC100), Triantafillou et al. 2020 (CUB).
     """
+    if name == "omniglot" and config.rotations:
+        raise InputError("data.rotations: omniglot has its quarter turns among its classes already; leave it out")
     make = getattr(import_learn2learn(f"data.name {name}").vision.datasets, BENCHMARKS[name].loader)
     if name == "omniglot":
         return _omniglot(_open(name, make, config), seed)

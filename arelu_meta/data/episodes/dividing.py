@@ -8,7 +8,7 @@ import numpy as np
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes.benchmarks import BENCHMARKS, load_benchmark
 from arelu_meta.data.episodes.class_file import divide_by_file
-from arelu_meta.data.episodes.omniglot import ALPHABETS, load_alphabets, read_all_alphabets
+from arelu_meta.data.episodes.omniglot import ALPHABETS, is_bright, load_alphabets, read_all_alphabets
 from arelu_meta.data.episodes.splits import (
     ClassSplits,
     alphabet_of,
@@ -40,9 +40,9 @@ def load_class_splits(config: DataConfig, task: TaskConfig, seed: int) -> ClassS
         InputError: if there are too few classes for the ways, or too few images in one for shots plus queries.
     """
     splits = _keep_to_alphabets(_load_divided(config, task, seed), task)
-    for part in (splits.train, splits.validation, splits.test):
+    for part, use in ((splits.train, "train"), (splits.validation, "validate"), (splits.test, "test")):
         if part is not None:
-            check_class_sizes(part, task)
+            check_class_sizes(part, task, f" to {use} on")
     return splits
 
 
@@ -53,7 +53,8 @@ def _load_divided(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplit
             raise InputError(f"task.split_file: {name} brings its own division; leave it out")
         return load_benchmark(name, config, seed)
     if task.split_file is not None:
-        return divide_by_file(concatenate(load_whole(config)), task.split_file)
+        splits = divide_by_file(concatenate(load_whole(config)), task.split_file)
+        return replace(splits, inverted=name in ALPHABETS and is_bright(splits.train))
     if name in ALPHABETS:
         return load_alphabets(config, task, seed)
     parts = load_whole(config)

@@ -130,7 +130,7 @@ def _of_alphabets(images: ImageSet, alphabets: set[str]) -> ImageSet:
 
 def _hold_out(known: ImageSet, tested: ImageSet, task: TaskConfig, seed: int, name: str) -> ClassSplits:
     """Hold characters back to validate on, or an alphabet where tasks are to stay within one."""
-    inverted = _is_bright(known)
+    inverted = is_bright(known)
     rng = np.random.default_rng([seed, 2])
     if task.alphabets == "one":
         sizes = alphabet_sizes(known)
@@ -151,8 +151,12 @@ def _hold_out(known: ImageSet, tested: ImageSet, task: TaskConfig, seed: int, na
     return ClassSplits(of_classes(known, order[count:]), of_classes(known, order[:count]), tested, inverted=inverted)
 
 
-def _is_bright(images: ImageSet) -> bool:
-    """Say whether strokes are dark on white, by what most of a few images is."""
+def is_bright(images: ImageSet) -> bool:
+    """Say whether strokes are dark on white, by what most of a few images is.
+
+    Args:
+        images: of characters.
+    """
     chosen = np.linspace(0, len(images) - 1, min(8, len(images))).round().astype(int)
     means = [float(np.asarray(images[int(index)][0].convert("L")).mean()) for index in chosen]
     return float(np.median(means)) > _BRIGHT

@@ -90,12 +90,13 @@ def present_classes(images: ImageSet) -> list[str]:
     return [images.classes[label] for label in np.unique(images.labels)]
 
 
-def check_class_sizes(images: ImageSet, task: TaskConfig) -> None:
+def check_class_sizes(images: ImageSet, task: TaskConfig, use: str = "") -> None:
     """Refuse images from which a task cannot be drawn.
 
     Args:
         images: the classes to draw from.
         task: ways, shots, queries.
+        use: what they are for, as in " to train on", for the sentence.
 
     Raises:
         InputError: naming the ways, or the class that is too small.
@@ -105,7 +106,8 @@ def check_class_sizes(images: ImageSet, task: TaskConfig) -> None:
         _check_alphabets(images, task.ways)
     if len(labels) < task.ways:
         raise InputError(
-            f"task.ways: {task.ways} is more than the {len(labels)} classes here; give at most {len(labels)}"
+            f"task.ways: {task.ways} is more than the {len(labels)} classes here{use}; "
+            + (f"give at most {len(labels)}" if len(labels) > 1 else "at least 2 are needed")
         )
     smallest = int(counts.argmin())
     if counts[smallest] < task.shots + task.queries:

@@ -177,6 +177,11 @@ def test_without_learn2learn_a_benchmark_names_the_command_that_installs_it(monk
         load_whole(DataConfig(name="cub"))
 
 
+def test_omniglot_is_not_turned_twice() -> None:
+    with pytest.raises(InputError, match=r"^data\.rotations: omniglot has its quarter turns among its classes already"):
+        load_class_splits(DataConfig(name="omniglot", rotations=True, download=False), TaskConfig(), 0)
+
+
 def test_a_benchmark_takes_no_split_file() -> None:
     with pytest.raises(InputError, match=r"^task\.split_file: cub brings its own division; leave it out"):
         load_class_splits(DataConfig(name="cub"), TaskConfig(split_file="s.json"), 0)

@@ -70,6 +70,18 @@ def test_an_alphabet_stands_for_its_characters(tmp_path: Path) -> None:
     splits = load_class_splits(DataConfig(name="alphabets", root=str(tmp_path / "w")), task, 0)
     assert _classes(splits.train) == ["Greek/one", "Greek/two"]
     assert _classes(splits.test) == ["Latin/one", "Latin/two"]
+    assert splits.inverted  # dark strokes on white become bright ones, as without a file
+
+
+def test_too_few_classes_in_a_part_of_the_file_name_the_part(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    for content, says in (
+        ({"train": ["a"], "test": ["b", "c"]}, "the 1 classes here to train on; at least 2 are needed"),
+        ({"train": ["a", "b"], "validation": ["d"], "test": ["c", "e"]}, "the 1 classes here to validate on; "),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=rf"^task\.ways: 2 is more than {says}"):
+            _divide(photos, file)
 
 
 BAD = {
