@@ -11,7 +11,7 @@ import torch
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
 from arelu_meta.claims.architectures_tables import conclude
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import names, numbers, seeds
+from arelu_meta.claims.recipes import amount, names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.small_lr_study import Trial, check_contender, estimate, model_config, work
 from arelu_meta.config import ClaimsConfig
@@ -42,7 +42,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         headline=(
             f"{config.model.name} from scratch on {config.data.root or config.data.name or 'digits'}, "
             f"{config.data.image_size} px: {config.model.activation}, {config.optim.name}, learning rates "
-            f"{config.optim.lr}, {config.train.epochs} epochs, {config.train.repeats} seeds"
+            f"{config.optim.lr}, {amount(config)}, {config.train.epochs} epochs, {config.train.repeats} seeds"
         ),
     )
 

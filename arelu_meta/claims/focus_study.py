@@ -17,7 +17,7 @@ from arelu_meta.claims.focus_regions import read_regions
 from arelu_meta.claims.focus_tables import conclude
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import names, numbers, seeds
+from arelu_meta.claims.recipes import amount, names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_study import Trial, check_contender, finetune_config, model_config
@@ -143,7 +143,7 @@ def _headline(config: ClaimsConfig, trials: Sequence[FocusTrial]) -> str:
         return f"Grad-CAM on {where}, {trials[0].count} at the most: {contenders}"
     return (
         f"Grad-CAM on {where}, {trials[0].count} at the most, of {trials[0].model} fine-tuned on {trials[0].data}: "
-        f"{contenders}, {trials[0].length} epochs, {config.train.repeats} seeds"
+        f"{contenders}, {amount(config)}, {trials[0].length} epochs, {config.train.repeats} seeds"
     )
 
 

@@ -15,7 +15,7 @@ from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import names, numbers, seeds
+from arelu_meta.claims.recipes import amount, names, numbers, seeds
 from arelu_meta.claims.running import probe, side_by_side
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
@@ -181,8 +181,9 @@ def small_rate(config: ClaimsConfig) -> float:
 
 def _headline(config: ClaimsConfig, small: float) -> str:
     data = config.data.root or config.data.name or "digits"
-    length = f"{config.meta.steps} meta-steps" if config.pipeline == "maml" else f"{config.train.epochs} epochs"
-    rates = "inner learning rates" if config.pipeline == "maml" else "learning rates"
+    maml = config.pipeline == "maml"
+    length = f"{config.meta.steps} meta-steps" if maml else f"{amount(config)}, {config.train.epochs} epochs"
+    rates = "inner learning rates" if maml else "learning rates"
     return (
         f"{config.pipeline} of {config.model.name} on {data}: {config.model.activation}, {config.optim.name}, {rates} "
         f"{config.optim.lr} (the small one is {small:g}), {length}, {config.train.repeats} seeds"

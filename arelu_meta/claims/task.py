@@ -13,7 +13,7 @@ from arelu_meta.checking import validate
 from arelu_meta.claims.ledger import Ledger, write_rows
 from arelu_meta.claims.outcome import Outcome, print_outcome
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import resolve
+from arelu_meta.claims.recipes import resolve, thinned
 from arelu_meta.claims.running import announce, run_missing
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError
@@ -53,7 +53,7 @@ def claims_task(config: ClaimsConfig) -> dict[str, Any]:
     if folder.finished and (found := _finished(folder.path, config)) is not None:
         return found
     study = importlib.import_module(_MODULES[config.study])
-    with study.plan(config, device) as plan:
+    with study.plan(thinned(config), device) as plan:
         ledger = Ledger(folder.path / "runs.jsonl")
         _start(folder.path, config)
         return _run(config, plan, ledger, folder.path)

@@ -15,7 +15,7 @@ from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.claims import small_lr_study
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import names, numbers, seeds
+from arelu_meta.claims.recipes import amount, names, numbers, seeds
 from arelu_meta.claims.running import one_thread, side_by_side
 from arelu_meta.claims.small_lr_study import check_contender, model_config, small_rate
 from arelu_meta.claims.tensors import Shelf, opened, shelved
@@ -228,9 +228,8 @@ def _seconds_an_image(trial: Trial, data: PairData) -> float:
 
 
 def _headline(config: ClaimsConfig, small: float) -> str:
-    images = "all" if config.data.per_class is None else f"{config.data.per_class}"
     return (
         f"transfer {config.pairs}: {config.model.activation}, {config.optim.name}, learning rates {config.optim.lr} "
-        f"(the small one is {small:g}), {images} training images a class, {config.train.epochs} epochs, "
+        f"(the small one is {small:g}), {amount(config)}, {config.train.epochs} epochs, "
         f"{config.train.repeats} seeds"
     )
