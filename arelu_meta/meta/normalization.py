@@ -10,6 +10,7 @@
 """
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
@@ -59,21 +60,37 @@ def _replace(model: nn.Module, make: Callable[[_BatchNorm], nn.Module]) -> None:
                 setattr(module, name, made[id(child)])
 
 
-def _after(norm: _BatchNorm) -> list[nn.Module]:
-    """List what timm's norm-act layers do after they have normalised."""
-    return [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(part, nn.Module)]
+def _after(norm: _BatchNorm) -> dict[str, nn.Module]:
+    """List what timm's norm-act layers do after they have normalised, by the names under which it is saved."""
+    parts = {name: getattr(norm, name, None) for name in ("drop", "act")}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Group normalisation, then what a norm-act layer in its place does, saved under that layer's names."""
+
+    def __init__(self, groups: int, norm: _BatchNorm) -> None:
+        super().__init__(groups, norm.num_features, norm.eps, norm.affine)
+        for name, part in _after(norm).items():
+            self.add_module(name, part)
+
+    def forward(self, input: Tensor) -> Tensor:
+        found = super().forward(input)
+        for part in self.children():
+            found = part(found)
+        return found
 
 
 def _grouped(norm: _BatchNorm) -> nn.Module:
     groups = max(number for number in range(1, _MOST_GROUPS + 1) if norm.num_features % number == 0)
-    group = nn.GroupNorm(groups, norm.num_features, norm.eps, norm.affine)
+    group = _GroupNorm(groups, norm)
     if norm.affine:
         group.weight, group.bias = norm.weight, norm.bias
-    return nn.Sequential(group, *_after(norm)) if _after(norm) else group
+    return group
 
 
 def _removed(norm: _BatchNorm) -> nn.Module:
-    return nn.Sequential(*_after(norm)) if _after(norm) else nn.Identity()
+    return nn.Sequential(OrderedDict(_after(norm))) if _after(norm) else nn.Identity()
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:

@@ -1,8 +1,16 @@
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
 from arelu_meta import create_backbone
+from arelu_meta.backbones.from_config import build_backbone
+from arelu_meta.backbones.saving import save_model
+from arelu_meta.config import ModelConfig
 from arelu_meta.errors import InputError
+from arelu_meta.meta.inner import Inner, attach_loop
 from arelu_meta.meta.normalization import set_normalization, train_mode
 
 
@@ -41,3 +49,41 @@ def test_running_learns_its_statistics_in_training_mode_and_frozen_does_not() ->
 def test_an_unknown_mode_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"meta\.normalization: 'transduct' is not known; nearest: 'transductive'"):
         set_normalization(_net(), "transduct")
+
+
+@pytest.mark.parametrize("mode", ["transductive", "running", "group", "none"])
+def test_a_run_that_starts_from_a_learner_keeps_what_it_learned_whatever_its_normalisation(
+    mode: str, tmp_path: Path
+) -> None:
+    """The norm-act layers of timm hold the activations: their scalars must not be lost with the normalisation."""
+    model, spec = build_backbone(ModelConfig("test_efficientnet", False, "arelu"), ("a", "b"), 3, 32, "metatrain")
+    set_normalization(model, mode)
+    attach_loop(model, Inner(0.1, 1))
+    for number, parameter in enumerate(model.parameters()):
+        parameter.data.fill_(0.1 + number / 1000)
+    meta = {"ways": 2, "shots": 1, "queries": 1, "inner_lr": 0.1, "inner_steps": 1, "normalization": mode}
+    save_model(tmp_path / "model.safetensors", model, replace(spec, meta=meta | {"inverted": False}))
+    start = ModelConfig("test_efficientnet", str(tmp_path / "model.safetensors"))
+    started, _ = build_backbone(start, ("a", "b"), 3, 32, "metatrain")
+    learned, kept = dict(model.named_parameters()), dict(started.named_parameters())
+    assert learned.keys() <= kept.keys()
+    for name, parameter in learned.items():
+        assert torch.equal(kept[name], parameter), name
+
+
+def test_what_stands_in_a_norm_acts_place_still_acts() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    for mode in ("group", "none"):
+        model = create_backbone("test_efficientnet", num_classes=2)
+        before = [type(module) for module in model.modules() if isinstance(module, torch.nn.ReLU | torch.nn.SiLU)]
+        set_normalization(model, mode)
+        called: list[torch.nn.Module] = []
+        for module in model.modules():
+            if isinstance(module, torch.nn.ReLU | torch.nn.SiLU):
+                module.register_forward_pre_hook(partial(_note, called))
+        model.eval()(images)
+        assert len(called) == len(before) > 0
+
+
+def _note(called: list[torch.nn.Module], module: torch.nn.Module, inputs: object) -> None:
+    called.append(module)
