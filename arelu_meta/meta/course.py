@@ -202,6 +202,7 @@ class Course:
         if "step" not in state:
             raise InputError(f"{where} is not one of a meta-training run; give one of arelu-meta metatrain")
         with restoring(where, state, self.config.optim.name):
+            self.outer.check_same(state)
             load_tensors(self.model, state["model"], where)
             self.outer.restore(state)
             self.best, self.seconds = state["best"], state["seconds"]

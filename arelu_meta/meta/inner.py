@@ -18,7 +18,8 @@ ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 ADAPTS: tuple[str, ...] = get_args(Adapt)
 _ATTRIBUTE = "inner_loop"
 RATES_PREFIX = f"{_ATTRIBUTE}."
-LARGEST_STEPS = 10_000
+LARGEST_STEPS = 1000
+"""What a saved learner may say that it was trained with: learned rates take a number a tensor and step."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,10 @@ def inner_of(meta: MetaConfig) -> Inner:
         meta: the meta-learner.
 
     Raises:
-        InputError: if its parts contradict each other.
+        InputError: if its parts contradict each other, or it takes more steps than a saved learner may.
     """
+    if meta.inner_steps > LARGEST_STEPS:
+        raise InputError(f"meta.inner_steps: {meta.inner_steps} is not allowed; give at most {LARGEST_STEPS}")
     first_order = meta.order == 1 or meta.algorithm in {"fomaml", "reptile"}
     return Inner(meta.inner_lr, meta.inner_steps, first_order, meta.algorithm, meta.adapt, meta.inner_act_lr)
 

@@ -22,6 +22,7 @@ from arelu_meta.meta.speed import known_speed
 from arelu_meta.runs.compute import naming_anomaly
 from arelu_meta.runs.ranks import Ranks
 
+_OF_THE_LEARNER = ("algorithm", "adapt", "normalization")
 _ALL_STEPS_COUNT = 0.1  # MAML++: the share of the training over which the loss after every step counts
 
 Draw = Callable[[Sequence[int]], TaskBatch]
@@ -147,7 +148,24 @@ class OuterLoop:
             "optimizer_name": self.config.optim.name,
             "scaler": self.scaler.state_dict(),
             "step": self.step,
+            "learner": self._learner(),
         }
+
+    def _learner(self) -> dict[str, str]:
+        return {name: getattr(self.config.meta, name) for name in _OF_THE_LEARNER}
+
+    def check_same(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another learner, whose results would be recorded as if it had been one from the start.
+
+        Args:
+            state: of a checkpoint; one from before it was noted is taken.
+
+        Raises:
+            ValueError: saying what differs.
+        """
+        for name, value in state.get("learner", {}).items():
+            if (mine := self._learner().get(name)) != value:
+                raise ValueError(f"its meta.{name} is {value!r}, not {mine!r}")
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint whose weights the model has already.

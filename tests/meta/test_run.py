@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,6 +106,28 @@ def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(digits: Make, mo
     weights = [read_tensors(Path(result["folder"]) / "model.safetensors") for result in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert resumed["test_accuracy"] == whole["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"meta_normalization": "group"}, "its meta.normalization is 'transductive', not 'group'"),
+        ({"meta_algorithm": "fomaml"}, "its meta.algorithm is 'maml', not 'fomaml'"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another_learner(
+    digits: Make, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], says: str
+) -> None:
+    from arelu_meta.meta.course import Course
+
+    def stop(self: Course) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Course, "_train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        metatrain(digits())
+    with pytest.raises(InputError, match=rf"^run\.resume: .* does not fit this config \({re.escape(says)}\)"):
+        metatrain(digits(run_resume="auto", **change))
 
 
 @pytest.mark.parametrize("normalization", ["transductive", "running", "frozen"])
@@ -238,6 +261,7 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
             {"meta_algorithm": "protonet", "meta_adapt": "head"},
             r"meta\.adapt: 'head' would not be read: protonet compares features",
         ),
+        ({"meta_inner_steps": 1001}, r"meta\.inner_steps: 1001 is not allowed; give at most 1000"),
         ({"meta_inner_act_lr": 0.1}, r"meta\.inner_act_lr: 0\.1 would not be read: .* give --model\.activation arelu"),
     ],
 )
