@@ -6,7 +6,7 @@ import numpy as np
 
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Heatmap, Outcome, Table
-from arelu_meta.claims.small_lr_tables import ORIGINAL, Runs, course_curves, spread
+from arelu_meta.claims.small_lr_tables import ORIGINAL, Runs, course_curves, edge_notes, spread
 from arelu_meta.claims.statistics import Comparison, compare, judge
 
 
@@ -34,7 +34,7 @@ def conclude(rows: Sequence[Row], margin: float) -> Outcome:
         [_table(tested, best, first.contenders, reference)],
         [course_curves(runs[name], best[name], name, "step") for name in networks],
         [_map(runs, best)] if len(first.rates) == 1 else [_map(runs, best), *_rates(runs)],
-        notes=_notes(runs, first.rates),
+        notes=_notes(runs, best),
     )
 
 
@@ -97,7 +97,10 @@ def _rates(runs: dict[str, Runs]) -> Iterator[Heatmap]:
         yield Heatmap(f"{network}: test accuracy (%)", "learning rate", "activation", rates, one.contenders, values)
 
 
-def _notes(runs: dict[str, Runs], rates: list[float]) -> list[str]:
+def _notes(runs: dict[str, Runs], best: dict[str, dict[str, float]]) -> list[str]:
     notes = ["The pairs are seeds; that other networks would do alike is not said by the interval over these."]
-    lost = sum(one.diverged(name, lr) for one in runs.values() for name in one.contenders for lr in rates)
+    lost = sum(one.diverged(name, lr) for one in runs.values() for name in one.contenders for lr in one.rates)
+    at_edge = [name for name, one in runs.items() if edge_notes(one, best[name])]
+    if at_edge:
+        notes.append(f"A best rate is the largest or smallest that was tried in {', '.join(at_edge)}: look beyond it.")
     return [*notes, f"{lost} runs became NaN and count as accuracy 0."] if lost else notes

@@ -76,7 +76,7 @@ def conclude(rows: Sequence[Row], small: float, margin: float, target: float | N
         course_curves(runs, best, "each at its best rate", axis),
     ]
     comparisons = list(_comparisons(runs, small, best, reference, margin))
-    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=_notes(runs, small))
+    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=_notes(runs, small, best))
 
 
 def _highest(runs: Runs, contender: str) -> float:
@@ -212,10 +212,26 @@ def _map(runs: Runs) -> Heatmap:
     )
 
 
-def _notes(runs: Runs, small: float) -> list[str]:
+def _notes(runs: Runs, small: float, best: dict[str, float]) -> list[str]:
     notes = ["A claim can hold at the small rate and still not be the best choice: read both, and the matched one."]
     if runs.diverged(runs.contenders[0], small) or any(
         runs.diverged(name, lr) for name in runs.contenders for lr in runs.rates
     ):
         notes.append("Runs that became NaN count as accuracy 0.")
-    return notes
+    return notes + edge_notes(runs, best)
+
+
+def edge_notes(runs: Runs, best: dict[str, float]) -> list[str]:
+    """Say whose best learning rate is the largest or the smallest that was tried: a better one may lie beyond.
+
+    Args:
+        runs: finished.
+        best: each contender's best rate.
+    """
+    edges = {max(runs.rates): "largest", min(runs.rates): "smallest"} if len(runs.rates) > 1 else {}
+    at_edge = {edge: [name for name, lr in best.items() if lr == rate] for rate, edge in edges.items()}
+    return [
+        f"The best rate of {', '.join(found)} is the {edge} that was tried; a better one may lie beyond it."
+        for edge, found in at_edge.items()
+        if found
+    ]

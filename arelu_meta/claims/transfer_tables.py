@@ -27,6 +27,7 @@ def conclude(rows: Mapping[str, Sequence[Row]], small: float, margin: float) -> 
         for name in ("tables", "curves", "heatmaps"):
             titled = [replace(one, title=f"{pair}: {one.title}") for one in getattr(found, name)]
             setattr(whole, name, getattr(whole, name) + titled)
-        whole.notes += [note for note in found.notes if note not in whole.notes]
+        notes = [f"{pair}: {note}" if note.startswith("The best rate") else note for note in found.notes]
+        whole.notes += [note for note in notes if note not in whole.notes]
     whole.comparisons = judge(whole.comparisons)
     return whole

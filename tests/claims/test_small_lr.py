@@ -94,6 +94,19 @@ def test_a_claim_may_hold_at_the_small_rate_and_neither_at_the_best_nor_with_the
     assert "move the logits as far" in found.comparisons[2].claim
 
 
+def test_a_best_rate_at_the_edge_of_those_tried_is_said() -> None:
+    notes = conclude(_study(), 0.001, 1.0, None).notes
+    assert "The best rate of original is the largest that was tried; a better one may lie beyond it." in notes
+    assert "The best rate of arelu:paper is the smallest that was tried; a better one may lie beyond it." in notes
+    wider = [
+        *_study(),
+        *_rows("original", 0.1, [70.0, 71, 70.5], 0.7),
+        *_rows("arelu:paper", 0.1, [10.0, 11, 10.5], 0.1),
+    ]
+    edges = [note for note in conclude(wider, 0.001, 1.0, None).notes if note.startswith("The best rate")]
+    assert edges == ["The best rate of arelu:paper is the smallest that was tried; a better one may lie beyond it."]
+
+
 def test_steps_to_a_target_are_counted_and_never_is_said() -> None:
     table = next(one for one in conclude(_study(), 0.001, 1.0, 0.28).tables if one.title.startswith("The course"))
     steps = {row[0]: row[2] for row in table.rows}
