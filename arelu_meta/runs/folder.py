@@ -303,7 +303,7 @@ def resumable(checkpoint: Callable[[], str]) -> Iterator[None]:
     """Name the last checkpoint where a person interrupts the block, or whoever reads the output stops.
 
     Args:
-        checkpoint: tells its path when asked.
+        checkpoint: tells its path when asked; `none` before there is any.
 
     Raises:
         KeyboardInterrupt: as it came, with how to go on.
@@ -312,11 +312,15 @@ def resumable(checkpoint: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{checkpoint()} is written; --run.resume auto goes on from it") from None
+        raise KeyboardInterrupt(_how_to_go_on(checkpoint())) from None
     except BrokenPipeError as error:
-        raise RunError(
-            f"standard output was closed; {checkpoint()} is written; --run.resume auto goes on from it"
-        ) from error
+        raise RunError(f"standard output was closed; {_how_to_go_on(checkpoint())}") from error
+
+
+def _how_to_go_on(checkpoint: str) -> str:
+    if checkpoint == "none":
+        return "no checkpoint was written yet; --run.resume auto starts over"
+    return f"{checkpoint} is written; --run.resume auto goes on from it"
 
 
 def default_folder(task: str) -> Path:

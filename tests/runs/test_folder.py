@@ -9,7 +9,14 @@ from safetensors import SafetensorError
 
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.folder import default_folder, load_checkpoint, open_run, write_atomically, write_text
+from arelu_meta.runs.folder import (
+    default_folder,
+    load_checkpoint,
+    open_run,
+    resumable,
+    write_atomically,
+    write_text,
+)
 
 
 def _fail(path: Path) -> None:
@@ -131,3 +138,15 @@ def test_default_folders_never_collide(tmp_path: Path, monkeypatch: pytest.Monke
     first = default_folder("finetune")
     first.mkdir(parents=True)
     assert default_folder("finetune") != first
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said"),
+    [
+        ("none", r"^no checkpoint was written yet; --run\.resume auto starts over$"),
+        ("epoch-0001.pt", r"^epoch-0001\.pt is written; --run\.resume auto goes on from it$"),
+    ],
+)
+def test_who_interrupts_a_run_before_its_first_checkpoint_is_not_sent_to_one(checkpoint: str, said: str) -> None:
+    with pytest.raises(KeyboardInterrupt, match=said), resumable(lambda: checkpoint):
+        raise KeyboardInterrupt
