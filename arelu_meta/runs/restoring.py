@@ -48,7 +48,7 @@ def check_kinds(state: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
         value: Any = state[name]
         if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
             raise TypeError(f"its {name} is a {type(value).__name__}")
-        if kind is int and not 0 <= int(value) < 2**32:
+        if kind is int and value not in range(2**32):
             raise ValueError(f"its {name} is {value}")
 
 
