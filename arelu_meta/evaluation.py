@@ -16,6 +16,7 @@ from arelu_meta.data.given import OneImage
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.evaluation_flags import check_read
 from arelu_meta.finetuning.loop import loss_and_accuracy, predict_logits
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.meta.learner import Learner
@@ -88,6 +89,7 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
         config: the checkpoint and what to evaluate it on.
     """
     validate(config)
+    check_read(config)
     folder = open_run(config.run, "evaluate") if config.run.folder else None
     results = evaluate(
         config.checkpoint,

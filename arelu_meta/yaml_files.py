@@ -7,6 +7,7 @@ from typing import Any
 from arelu_meta.errors import InputError
 
 _MOST_VALUES = 10_000
+_MOST_BYTES = 1_000_000
 
 
 def read_yaml(file: str, where: str) -> Any:
@@ -26,6 +27,8 @@ def read_yaml(file: str, where: str) -> Any:
 
     if not os.path.isfile(file):  # noqa: PTH113 (pathlib's raises where the name is too long)
         raise InputError(f"{where}: {file!r} does not exist or is not a file; give a YAML file")
+    if os.path.getsize(file) > _MOST_BYTES:  # noqa: PTH202
+        raise InputError(f"{where}: {file!r} has more than {_MOST_BYTES} bytes; give a YAML file that a person wrote")
     try:
         content = _load_yaml(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
@@ -47,12 +50,13 @@ def _load_yaml(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for number, key in enumerate(keys):
-                if key.value in {earlier.value for earlier in keys[:number]}:
+            seen: set[str] = set()
+            for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+                if key.value in seen:
                     raise yaml.constructor.ConstructorError(
                         problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
                     )
+                seen.add(key.value)
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)

@@ -225,6 +225,15 @@ def test_a_config_written_as_yaml_is_read_back_as_it_was(tmp_path: Path, task: s
     assert parse(task, ["--config", file, *(["resnet18"] if task == "swap" else [])]) == config
 
 
+def test_a_config_file_of_many_keys_or_bytes_is_refused(tmp_path: Path) -> None:
+    file = _write(tmp_path / "c.yaml", "".join(f"k{number}: 1\n" for number in range(12_000)))
+    with pytest.raises(InputError, match="holds more than 10000 values"):
+        parse("finetune", ["--config", file])
+    file = _write(tmp_path / "long.yaml", "k: " + "x" * 1_000_001)
+    with pytest.raises(InputError, match="has more than 1000000 bytes"):
+        parse("finetune", ["--config", file])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

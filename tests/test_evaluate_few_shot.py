@@ -93,3 +93,30 @@ def test_one_alphabet_a_task_is_refused_where_there_are_no_alphabets(run: str, t
     data = DataConfig(root=str(_folder(tmp_path / "d", "abcd", 12)))
     with pytest.raises(InputError, match=r"^task\.alphabets: 'one-in-test' needs characters of several alphabets"):
         evaluate(run, data, tasks=2, task=UnseenTaskConfig(alphabets="one"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--eval.every 3", "eval.every: 3 is not read by an evaluation of a meta-learner on tasks, it belongs to"),
+        ("--eval.patience 3", "eval.patience: 3 is not read"),
+        ("--eval.validation_tasks 9", "eval.validation_tasks: 9 is not read"),
+        ("--data.image_size 16", "data.image_size: 16 is not read"),
+        ("--data.rotations true", "data.rotations: True is read of other images than the run's own; give --data.root"),
+        (
+            "--support S --query S --eval.against centroid",
+            "eval.against: 'centroid' is not read by an evaluation with a",
+        ),
+        ("--support S --query S --eval.tasks 5", "eval.tasks: 5 is not read by an evaluation with a support and a"),
+        ("--support S --query S --task.shots 2", "task.shots: 2 is not read by an evaluation with a support and a"),
+        ("--support S --query S --data.root S", "data.root: 'S' is not read by an evaluation with a support and a"),
+        ("--support S --query S --run.precision bf16", "run.precision: 'bf16' is not read by an evaluation with a"),
+    ],
+)
+def test_what_an_evaluation_does_not_read_is_refused(
+    run: str, words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", run, *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {says}")
+    assert error.count("\n") == 1

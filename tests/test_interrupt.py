@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from arelu_meta import cli
+from arelu_meta.runs.interrupts import terminated_as_by_ctrl_c
+
 ARGUMENTS = ["--model.name", "mnist_linear", "--model.pretrained", "false", "--data.image_size", "8"]
 
 
@@ -49,14 +52,14 @@ def test_an_interrupt_exits_130_in_one_line_that_names_a_checkpoint_from_which_t
     assert checkpoint.parent == folder / "checkpoints"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=str)
 def test_an_interrupt_while_a_task_is_imported_exits_130_at_once(number: signal.Signals) -> None:
     # torch swallows the exception where it imports NumPy, and would go on with half of it.
     code = (
         "import os, time\n"
         "from arelu_meta import cli\n"
         f"def swallow(): os.kill(os.getpid(), {int(number)}); time.sleep(0.1); print('went on')\n"
-        "with cli._interrupted_at_once():\n"
+        "with cli.terminated_as_by_ctrl_c(), cli._interrupted_at_once():\n"
         "    try: swallow()\n"
         "    except KeyboardInterrupt: pass\n"
     )
@@ -75,3 +78,15 @@ def test_a_run_whose_reader_stops_is_no_success_and_names_a_checkpoint(tmp_path:
     assert "epoch-0000.pt is written" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (folder / "results.json").exists()
+
+
+def test_who_handles_a_warning_already_is_left_to_it_while_a_task_is_imported() -> None:
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    try:
+        mine = signal.getsignal(signal.SIGUSR1)
+        with terminated_as_by_ctrl_c(), cli._interrupted_at_once():
+            assert signal.getsignal(signal.SIGUSR1) is mine
+            assert signal.getsignal(signal.SIGUSR2) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGUSR1) is mine
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -17,6 +17,7 @@ _IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 
 MOST_PIXELS = 2**27  # half a gigabyte decoded; the largest cameras and telephones take some 108 million
 THINNEST = 200  # the shorter side is scaled to the model's, and the longer with it: 100,000 x 1 would take gigabytes
+_AT_ONCE = 8  # images that are decoded side by side: each may take as much memory as the largest one allowed
 _RUN_BY_OTHERS = {"EPS", "WMF"}  # Pillow hands these to Ghostscript and to Windows
 
 # Without a handler of the user's, Pillow would print its remarks on broken files to stderr.
@@ -126,7 +127,7 @@ def find_broken(paths: Sequence[Path]) -> list[Path]:
         Those that Pillow cannot read to the end, in the order given.
     """
     broken: list[Path] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")
         with progress("checking images", len(paths), "images") as bar:
             for path, bad in zip(paths, pool.map(_is_broken, paths), strict=True):

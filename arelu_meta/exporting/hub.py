@@ -10,7 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from arelu_meta.backbones.saving import ModelSpec, load_model, load_tensors, parse_spec, read_spec, read_tensors
+from arelu_meta.backbones.saving import (
+    ModelSpec,
+    check_size,
+    load_model,
+    load_tensors,
+    parse_spec,
+    read_spec,
+    read_tensors,
+)
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.exporting.card import TAGS, card_body, results_beside, without_paths
 
@@ -121,6 +129,7 @@ def load_from_hub(source: str | Path) -> tuple[nn.Module, ModelSpec]:
         content = json.loads(config.read_text(encoding="utf-8"))
         spec = parse_spec(content["arelu_meta"])
         tensors = read_tensors(weights)
+        check_size(spec, sum(tensor.numel() for tensor in tensors.values()))
     except KeyError as error:
         raise InputError(f"{where} was not pushed by arelu_meta; timm.create_model may load it") from error
     except Exception as error:  # the network, a missing or a damaged file

@@ -74,7 +74,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     Args:
         model: parameters that need no gradient are left out.
         config: the rates; the decay of the rate by layer; the weight decay, from which 1-D parameters and those that
-            the model names itself (timm's `no_weight_decay`, as position embeddings) are spared.
+            the model or a part of it names itself (timm's `no_weight_decay`, as position embeddings) are spared.
 
     Returns:
         Groups for a PyTorch optimiser, each with a `group_name`; empty ones are left out.
@@ -104,7 +104,13 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def _spared(model: nn.Module) -> set[str]:
-    return set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    """Name what the model, or a part of it, says of itself that it is not to decay."""
+    return {
+        f"{place}.{name}".removeprefix(".")
+        for place, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
 
 
 def _layer_scales(model: nn.Module, decay: float | None) -> dict[int, float]:

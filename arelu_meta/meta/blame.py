@@ -2,19 +2,26 @@
 
 import contextlib
 
+from torch import nn
+
 from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.meta.engines import Engine
+from arelu_meta.meta.inner import InnerLoop
 from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.nonfinite import watching
 
 
-def first_nonfinite_step(engine: Engine, task: TaskBatch) -> str | None:
+def first_nonfinite_step(
+    model: nn.Module, loop: InnerLoop, task: TaskBatch, steps: int, precision: str = "float32"
+) -> str | None:
     """Adapt to one task again, watching every layer; called once, when a run has diverged already.
 
     Args:
-        engine: its model stands as it did when the task's loss was computed.
+        model: it stands as it did when the task's loss was computed.
+        loop: its inner loop.
         task: one, on the model's device.
+        steps: inner steps.
+        precision: float32, bf16 or fp16.
 
     Returns:
         As in `layer 'fc' (Linear: its weight is not finite) after 2 of 5 inner steps`; None where every layer is
@@ -23,13 +30,12 @@ def first_nonfinite_step(engine: Engine, task: TaskBatch) -> str | None:
     for name, images in (("support", task.support_images), ("query", task.query_images)):
         if not images.isfinite().all():
             return f"the {name} images themselves"
-    inner = engine.inner
-    stack = Stack(engine.model, engine.loop, 1)
-    steps = inner.steps if engine.loop.names else 0
+    stack = Stack(model, loop, 1)
+    steps = steps if loop.names else 0
     weights, step = stack.start(), 0
     where = task.support_images.device
     # What cannot run again has said enough.
-    with watching(engine.model) as found, autocast(engine.precision, where), contextlib.suppress(RuntimeError):
+    with watching(model) as found, autocast(precision, where), contextlib.suppress(RuntimeError):
         while step < steps and not found:
             weights = [weight.detach().requires_grad_() for weight in weights]
             weights = stack.step(weights, task.support_images, task.support_labels, step, False)

@@ -21,8 +21,16 @@ from arelu_meta.runs.compute import random_state, restore_random_state
 from arelu_meta.runs.folder import RunFolder, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.restoring import check_kinds
 from arelu_meta.runs.results import report_results
 from arelu_meta.runs.savepoints import SavePoints
+
+_KINDS = {
+    "step": int,
+    "best": float,
+    "seconds": float,
+    "model_digest": str,
+}  # of a checkpoint, beside weights and lists
 
 
 class Course:
@@ -203,11 +211,12 @@ class Course:
             raise InputError(f"{where} is not one of a meta-training run; give one of arelu-meta metatrain")
         with restoring(where, state, self.config.optim.name):
             self.outer.check_same(state)
+            check_kinds(state, _KINDS)
             load_tensors(self.model, state["model"], where)
             self.outer.restore(state)
             self.best, self.seconds = state["best"], state["seconds"]
-            self.best_step, self.model_digest = state["best_step"], state["model_digest"]
-            self.losses, self.accuracies = list(state["losses"]), list(state["accuracies"])
+            self.best_step, self.model_digest = int(state["best_step"]), state["model_digest"]
+            self.losses, self.accuracies = ([float(one) for one in state[name]] for name in ("losses", "accuracies"))
             restore_random_state(state["random"][self.ranks.rank % len(state["random"])])
         self.checkpoint = str(self.folder.resumed_from)
 

@@ -10,6 +10,7 @@ from torch import nn
 from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.intervals import mean_interval
+from arelu_meta.meta.blame import first_nonfinite_step
 from arelu_meta.meta.chunking import tasks_at_once
 from arelu_meta.meta.engines import why_not_vectorized
 from arelu_meta.meta.feature_pool import with_features
@@ -104,8 +105,13 @@ def adaptation_curves(
             probabilities = adaptation(model, batch, loop, inner_steps, every=every)
         finite = probabilities[-1].isfinite().flatten(1).all(1)
         if not finite.all():
-            task = tasks[start + int(finite.int().argmin())]
-            raise RunError(f"the predictions for task {task} became NaN or infinite after {inner_steps} inner steps")
+            place = int(finite.int().argmin())
+            one = sampler.batch([tasks[start + place]]).to(device)
+            where = first_nonfinite_step(model, loop, one, inner_steps, precision)
+            raise RunError(
+                f"the predictions for task {tasks[start + place]} became NaN or infinite"
+                + (f" after {inner_steps} inner steps" if where is None else f", first in {where}")
+            )
         accuracies += (probabilities.argmax(3) == batch.query_labels).double().mean(2).T.tolist()
         if bar is not None:
             bar.advance(len(batch), accuracy=sum(row[-1] for row in accuracies) / len(accuracies))

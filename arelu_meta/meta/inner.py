@@ -102,6 +102,10 @@ class InnerLoop(nn.Module):
                 start = parameter if inner.algorithm == "metasgd" else parameter.new_empty(inner.steps)
                 self.learned[_key(name)] = nn.Parameter(torch.full_like(start, self.fixed[name]))
 
+    def no_weight_decay(self) -> set[str]:
+        """Name the learned rates, as timm asks models: decay would pull them to zero, and tasks with them."""
+        return {name for name, _ in self.named_parameters()}
+
     def rate(self, name: str, step: int) -> Tensor | float:
         """Return the rate of a parameter in an inner step.
 

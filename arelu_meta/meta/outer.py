@@ -120,7 +120,9 @@ class OuterLoop:
     def _query_loss_diverged(self, losses: torch.Tensor, tasks: Sequence[int], draw: Draw) -> RunError:
         """Name the task and, by adapting to it once more, the inner step and the layer."""
         first = int(losses.isfinite().int().argmin())
-        where = first_nonfinite_step(self.engine, draw([tasks[first]]))
+        where = first_nonfinite_step(
+            self.model, self.engine.loop, draw([tasks[first]]), self.inner.steps, self.engine.precision
+        )
         what = f"the query loss of task {tasks[first]} became {losses[first].item()}"
         return self.diverged(what, self.step + 1, where, SharedRunError)
 

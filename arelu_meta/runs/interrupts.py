@@ -11,7 +11,7 @@ from typing import Any
 # What Slurm sends ahead of the end of a job's time or its pre-emption: SIGTERM, or by `sbatch --signal` any other;
 # SIGUSR1 and SIGUSR2 are what people and submitit choose.
 WARNINGS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
-_HEARD = ("SIGINT", *WARNINGS)
+HEARD = ("SIGINT", *WARNINGS)
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -58,7 +58,7 @@ def held_back() -> Iterator[Interrupts]:
     """
     found, before = Interrupts(), {}
     if threading.current_thread() is threading.main_thread():
-        for name in _HEARD:
+        for name in HEARD:
             number = getattr(signal, name, None)  # Windows has not all of them
             handler = None if number is None else signal.getsignal(number)
             if number is not None and callable(handler):

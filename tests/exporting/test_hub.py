@@ -165,6 +165,16 @@ def test_a_repository_that_is_none_of_ours_is_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_small_repository_cannot_ask_for_a_huge_model(hub: Path, run: Path) -> None:
+    push(run, "me/x")
+    path = hub / "me" / "x" / "config.json"
+    content = json.loads(path.read_text())
+    content["arelu_meta"]["name"] = "vit_giant_patch14_224"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"its header's model has [\d,]+ parameters, and it holds [\d,]+ numbers"):
+        load_from_hub("me/x")
+
+
 def test_a_spec_from_a_stranger_is_checked(hub: Path, run: Path) -> None:
     push(run, "me/x")
     path = hub / "me" / "x" / "config.json"

@@ -15,6 +15,7 @@ from arelu_meta.finetuning.optimizer import (
     parameter_groups,
     peak_rate,
 )
+from arelu_meta.meta.inner import Inner, attach_loop
 
 
 @pytest.fixture
@@ -144,6 +145,17 @@ def test_what_a_model_names_itself_is_spared_from_weight_decay() -> None:
         for parameter in group["params"]:
             if id(parameter) in spared:
                 assert group["weight_decay"] == 0
+
+
+def test_learned_rates_of_an_inner_loop_are_spared_from_weight_decay() -> None:
+    backbone = create_backbone("mnist_linear", num_classes=4, in_chans=1, img_size=8)
+    loop = attach_loop(backbone, Inner(0.1, 2, algorithm="metasgd"))
+    rates = {id(p) for p in loop.parameters() if p.ndim > 1}
+    decays = {id(p): group["weight_decay"] for group in parameter_groups(backbone, OptimConfig(weight_decay=0.5))
+              for p in group["params"]}  # fmt: skip
+    assert rates
+    assert {decays[key] for key in rates} == {0}
+    assert 0.5 in decays.values()
 
 
 def test_a_rate_that_was_not_looked_for_is_refused() -> None:

@@ -47,6 +47,18 @@ def test_a_diverging_inner_loop_is_named_by_task_inner_step_and_layer(tmp_path: 
     assert re.search(r"first in layer '\S+' \(\w+: .*\) after 1 of 2 inner steps; the last good", said), said
 
 
+def test_an_outer_step_that_leads_to_nan_is_named_by_its_layer(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run")
+    config.optim.name, config.optim.lr, config.optim.schedule = "sgd", 1e30, "constant"
+    config.meta.steps, config.eval.every = 1, 1
+    with pytest.raises(RunError) as error:
+        metatrain(config)
+    said = str(error.value)
+    assert re.search(
+        r"predictions for task \d became NaN or infinite, first in layer '\S+' \(\w+: .*\) after \d of", said
+    ), said
+
+
 def _broken(task: TaskBatch, model: torch.nn.Module) -> None:
     task.query_images[0, 0] = torch.nan
 
@@ -70,7 +82,7 @@ def test_images_and_weights_that_are_broken_are_told_apart(
     model, task = _net(), _task()
     engine = VectorizedEngine(model, Inner(0.1, 2))
     spoil(task, model)
-    assert first_nonfinite_step(engine, task) == expected
+    assert first_nonfinite_step(engine.model, engine.loop, task, engine.inner.steps) == expected
 
 
 def test_float16_meta_training_scales_its_loss_and_learns_as_float32_does(tmp_path: Path) -> None:

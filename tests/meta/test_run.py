@@ -300,3 +300,21 @@ def test_a_new_head_on_pretrained_features_starts_at_zero_unless_told_otherwise(
     config.data.image_size, config.task.queries, config.meta.inner_lr = 32, 1, 0.01
     model, _ = load_model(metatrain(config)["folder"])
     assert model.get_classifier().weight.any() != is_zero  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("change", [{"best": "x"}, {"losses": ["x"]}, {"seconds": None}, {"best_step": [1]}], ids=str)
+def test_a_checkpoint_that_no_meta_training_wrote_is_refused_in_a_sentence(
+    digits: Make, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], tmp_path: Path
+) -> None:
+    from arelu_meta.meta.course import Course
+
+    def stop(self: Course) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Course, "_train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        metatrain(digits("whole"))
+    (written,) = (tmp_path / "whole" / "checkpoints").glob("*.pt")
+    torch.save(torch.load(written, weights_only=True) | change, tmp_path / "strange.pt")
+    with pytest.raises(InputError, match=r"^run\.resume: .* does not fit this config"):
+        metatrain(digits("other", run_resume=str(tmp_path / "strange.pt")))
