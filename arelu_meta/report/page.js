@@ -103,6 +103,7 @@
       for (const entry of entries) {
         if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
       }
+      document.documentElement.setAttribute("data-opened", "true");  // what can be seen is drawn
     }, { rootMargin: "400px" });
     places.forEach((place) => seen.observe(place));
     // The others follow while nobody waits, so that scrolling never does.
