@@ -32,7 +32,9 @@ def main(pages: list[str]) -> None:
             executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"), args=["--no-sandbox"]
         )
         for page in map(Path, pages):
-            painted, opened, drawn = [], [], []
+            painted: list[float] = []
+            opened: list[float] = []
+            drawn: list[float] = []
             for _ in range(ROUNDS):
                 tab = browser.new_page()
                 started = time.perf_counter()
