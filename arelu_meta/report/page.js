@@ -132,6 +132,7 @@
     window.addEventListener("beforeprint", () => setPrinting(true));
     window.addEventListener("afterprint", () => setPrinting(false));
     print.addEventListener("change", (event) => setPrinting(event.matches));
+    return setPrinting;
   }
 
   // -- tables ---------------------------------------------------------------------------------------------------------
@@ -232,6 +233,19 @@
     }
   });
   document.querySelectorAll("details.data").forEach((one) => one.addEventListener("toggle", () => fill(one)));
-  if (places.length) waitForCharts();
-  else document.documentElement.setAttribute("data-drawn", "true");
+  // The library takes a second or two to start: text, tables and sorting do not wait for it.
+  function startCharts() {
+    const held = document.getElementById("plotly");
+    if (!held) return () => {};
+    const started = document.createElement("script");
+    started.textContent = held.textContent;
+    held.remove();
+    document.body.append(started);
+    return waitForCharts();
+  }
+  if (places.length) {
+    window.addEventListener("beforeprint", () => startCharts()(true));
+    window.addEventListener("load", () => requestAnimationFrame(() => setTimeout(startCharts)));
+    setTimeout(startCharts, 3000);  // no frame comes in a tab that is not shown
+  } else ["data-opened", "data-drawn"].forEach((name) => document.documentElement.setAttribute(name, "true"));
 })();

@@ -91,6 +91,26 @@ def test_a_column_sorts_up_and_down_by_its_numbers(study: Opened) -> None:
     assert orders == [[92.0, 91.0, 90.0], [90.0, 91.0, 92.0]]
 
 
+def test_a_page_is_readable_and_sorts_before_its_charts_start_and_prints_them_all_the_same(
+    browser: Any, study_page: Path
+) -> None:
+    context = browser.new_context()
+    context.add_init_script(
+        "const later = setTimeout; window.requestAnimationFrame = () => 0;"
+        "window.setTimeout = (work, wait, ...rest) => wait === 3000 ? 0 : later(work, wait, ...rest);"
+    )
+    page = context.new_page()
+    page.goto(study_page.as_uri())
+    assert page.evaluate("typeof Plotly") == "undefined"
+    head = page.locator("th button").first
+    head.click()
+    assert head.locator("xpath=..").get_attribute("aria-sort") in ("ascending", "descending")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".plot").count() > 0
+    assert page.locator(".plot .main-svg").count() >= page.locator(".plot").count()
+    context.close()
+
+
 def test_a_click_on_the_legend_hides_a_line_and_its_band(study: Opened) -> None:
     plot = study.page.locator(".plot").first
     traces = "[...document.querySelector('.plot')._fullData].map(one => [one.legendgroup, one.visible])"
