@@ -1,7 +1,8 @@
 """How large a report's page is and how long it takes to open, in the machine's Chromium: `opening.py PAGE …`.
 
-A page is readable when its text is painted (its tables sort when it has loaded, in the same breath), open when everything in sight is drawn and answers, and whole when the
-charts further down are drawn, which happens while nobody waits. Nearly all of it is the evaluation of plotly.js.
+A page is readable when its text is painted (its tables sort when it has loaded, right after), open when everything in
+sight is drawn and answers, and whole when the charts further down are drawn, which happens while nobody waits. Nearly
+all of it is the evaluation of plotly.js.
 """
 
 import os
