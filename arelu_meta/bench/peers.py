@@ -1,12 +1,13 @@
 """MAML as other packages do it, for `bench maml`; none of them is needed elsewhere."""
 
 import importlib
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.episodes import Episode, TaskBatch
 from arelu_meta.meta.algorithms import adapt, build_maml
 from arelu_meta.meta.engines import Inner
 from arelu_meta.meta.head_alone import HeadAlone, head_inputs
@@ -22,7 +23,34 @@ def has_torchopt() -> bool:
     return True
 
 
-class TorchoptEngine:
+class TaskAfterTask(ABC):
+    """An engine that adapts to one task after the other."""
+
+    @abstractmethod
+    def query_logits(self, episode: Episode) -> Tensor:
+        """Adapt to a task's support set, and return its queries' logits, shape (queries, ways), with their graph."""
+
+    def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the mean query loss to the `.grad` of the model's parameters; see `Engine`."""
+        found = []
+        for one in tasks.split(1):
+            loss, accuracy = self.query_losses(one)
+            (loss.sum() / len(tasks)).backward()
+            found.append((loss.detach(), accuracy))
+        losses, accuracies = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(accuracies)
+
+    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Adapt to each task's support set, and measure on its query set; see `Engine`."""
+        losses, accuracies = [], []
+        for number in range(len(tasks)):
+            labels, logits = tasks[number].query_labels, self.query_logits(tasks[number])
+            losses.append(F.cross_entropy(logits, labels))
+            accuracies.append((logits.argmax(1) == labels).double().mean())
+        return torch.stack(losses), torch.stack(accuracies)
+
+
+class TorchoptEngine(TaskAfterTask):
     """MAML with TorchOpt's differentiable optimiser, task after task, as its documentation shows.
 
     Args:
@@ -41,26 +69,17 @@ class TorchoptEngine:
         self.optimizer = torchopt.MetaSGD(model, lr=inner.lr)
         self.start = [torchopt.extract_state_dict(part, by="reference") for part in (model, self.optimizer)]
 
-    def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-        """Add the gradient of the mean query loss to the `.grad` of the model's parameters; see `Engine`."""
-        return _task_after_task(self, tasks)
-
-    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-        """Adapt to each task's support set, and measure on its query set; see `Engine`."""
-        losses, accuracies = [], []
-        for number in range(len(tasks)):
-            episode = tasks[number]
-            for _ in range(self.inner.steps):
-                self.optimizer.step(F.cross_entropy(self.model(episode.support_images), episode.support_labels))
-            logits = self.model(episode.query_images)
-            losses.append(F.cross_entropy(logits, episode.query_labels))
-            accuracies.append((logits.argmax(1) == episode.query_labels).double().mean())
-            for part, state in zip((self.model, self.optimizer), self.start, strict=True):
-                self.torchopt.recover_state_dict(part, state)
-        return torch.stack(losses), torch.stack(accuracies)
+    def query_logits(self, episode: Episode) -> Tensor:
+        """See `TaskAfterTask`."""
+        for _ in range(self.inner.steps):
+            self.optimizer.step(F.cross_entropy(self.model(episode.support_images), episode.support_labels))
+        logits: Tensor = self.model(episode.query_images)
+        for part, state in zip((self.model, self.optimizer), self.start, strict=True):
+            self.torchopt.recover_state_dict(part, state)
+        return logits
 
 
-class Learn2learnAnil:
+class Learn2learnAnil(TaskAfterTask):
     """ANIL through learn2learn's MAML on the head, a task's images passing the body once: its examples' way.
 
     Args:
@@ -77,34 +96,15 @@ class Learn2learnAnil:
         self.head = HeadAlone(model, loop_of(model, inner))
         self.maml = build_maml(self.head, inner.lr, inner.first_order)
 
-    def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-        """Add the gradient of the mean query loss to the `.grad` of the model's parameters; see `Engine`."""
-        return _task_after_task(self, tasks)
-
-    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-        """Adapt to each task's support set, and measure on its query set; see `Engine`."""
-        losses, accuracies = [], []
-        for number in range(len(tasks)):
-            episode = tasks[number]
-            known, asked = (self._features(images) for images in (episode.support_images, episode.query_images))
-            learner = self.maml.clone()
-            adapt(learner, known, episode.support_labels, self.inner.steps)
-            logits = learner(asked)
-            losses.append(F.cross_entropy(logits, episode.query_labels))
-            accuracies.append((logits.argmax(1) == episode.query_labels).double().mean())
-        return torch.stack(losses), torch.stack(accuracies)
+    def query_logits(self, episode: Episode) -> Tensor:
+        """See `TaskAfterTask`."""
+        known, asked = (self._features(images) for images in (episode.support_images, episode.query_images))
+        learner = self.maml.clone()
+        adapt(learner, known, episode.support_labels, self.inner.steps)
+        logits: Tensor = learner(asked)
+        return logits
 
     def _features(self, images: Tensor) -> Tensor:
         found = head_inputs(self.model, self.head.path, images)
         assert found is not None
         return found
-
-
-def _task_after_task(engine: TorchoptEngine | Learn2learnAnil, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-    found = []
-    for one in tasks.split(1):
-        loss, accuracy = engine.query_losses(one)
-        (loss.sum() / len(tasks)).backward()
-        found.append((loss.detach(), accuracy))
-    losses, accuracies = zip(*found, strict=True)
-    return torch.cat(losses), torch.cat(accuracies)
