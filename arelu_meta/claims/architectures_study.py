@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
+from arelu_meta.claims.amounts import amount
 from arelu_meta.claims.architectures_tables import conclude
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import amount, names, numbers, seeds
+from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.small_lr_study import Trial, check_contender, estimate, model_config, work
 from arelu_meta.config import ClaimsConfig

@@ -12,12 +12,13 @@ import torch
 
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import load_model, read_spec
+from arelu_meta.claims.amounts import amount
 from arelu_meta.claims.focus_maps import Seen, import_grad_cam, last_map, look
 from arelu_meta.claims.focus_regions import read_regions
 from arelu_meta.claims.focus_tables import conclude
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import amount, names, numbers, seeds
+from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_study import Trial, check_contender, finetune_config, model_config

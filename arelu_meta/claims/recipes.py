@@ -4,18 +4,14 @@ import math
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
-
 from arelu_meta.checking import flatten
 from arelu_meta.config import ClaimsConfig
-from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError
 
 _PAPER = (
     "apl,arelu,celu,elu,gelu,leaky_relu,maxout,mixture,pau,prelu,relu,relu6,rrelu,selu,sigmoid,slaf,softplus,swish,tanh"
 )
 _DEEPEST = 200
-_FEWEST = 5  # training images a class that the quick size may leave
 _COMMON = frozenset({"study", "size", "run.folder", "run.seed", "run.device", "run.resume", "margin", "processes"})
 
 READS: dict[str, frozenset[str]] = {
@@ -256,37 +252,6 @@ def _brings(config: ClaimsConfig, name: str) -> bool:
     """Whether a person names data of their own: the recipe's name, size and number of images are not for it."""
     own = config.data.root is not None or config.data.name is not None
     return own and name in {"data.name", "data.root", "data.per_class"}
-
-
-def thinned(config: ClaimsConfig) -> ClaimsConfig:
-    """Keep the quick size quick on a person's own images: as many of each class as the recipe takes, or as there are.
-
-    Args:
-        config: resolved.
-
-    Returns:
-        It, or a copy with `data.per_class`; a class of fewer than 5 training images asks for all there are.
-
-    Raises:
-        InputError: if the images cannot be read.
-    """
-    trained = config.study in ("architectures", "focus", "small-lr") and config.focus.runs is None
-    if config.size != "quick" or not trained or config.pipeline == "maml" or config.data.per_class is not None:
-        return config
-    smallest = min(
-        int(np.bincount(images.labels, minlength=len(images.classes)).min())
-        for images in (load_images(config.data, seed).train for seed in seeds(config))
-    )
-    if smallest < _FEWEST:
-        return config
-    filled = deepcopy(config)
-    filled.data.per_class = min(smallest, RECIPES[config.study]["quick"]["data.per_class"])
-    return filled
-
-
-def amount(config: ClaimsConfig) -> str:
-    """Say how many training images there are of each class."""
-    return f"{'all' if config.data.per_class is None else config.data.per_class} training images a class"
 
 
 def _set(config: ClaimsConfig, name: str, value: Any) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from arelu_meta.backbones.from_config import check_model_config
+from arelu_meta.claims.amounts import amount
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import amount, names, numbers, seeds
+from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import probe, side_by_side
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude

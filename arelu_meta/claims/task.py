@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from arelu_meta.checking import validate
+from arelu_meta.claims.amounts import thinned
 from arelu_meta.claims.ledger import Ledger, write_rows
 from arelu_meta.claims.outcome import Outcome, print_outcome
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import resolve, thinned
+from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.running import announce, run_missing
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError

@@ -13,9 +13,10 @@ import torch
 from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.claims import small_lr_study
+from arelu_meta.claims.amounts import amount
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import amount, names, numbers, seeds
+from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import one_thread, side_by_side
 from arelu_meta.claims.small_lr_study import check_contender, model_config, small_rate
 from arelu_meta.claims.tensors import Shelf, opened, shelved

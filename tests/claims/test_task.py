@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from arelu_meta.arguments import parse
 from arelu_meta.claims import small_nets
 from arelu_meta.claims.mnist_tables import conclude, published
-from arelu_meta.claims.recipes import READS, RECIPES, numbers, resolve, thinned
+from arelu_meta.claims.recipes import READS, RECIPES, numbers, resolve
 from arelu_meta.claims.task import claims_task
 from arelu_meta.cli import main
 from arelu_meta.config import ClaimsConfig
@@ -105,37 +104,6 @@ def test_every_recipe_sets_only_what_its_study_reads() -> None:
             name, _, pipeline = study.partition("/")
             filled = resolve(ClaimsConfig(name, size, pipeline=pipeline or "finetune"))  # type: ignore[arg-type]
             assert filled.train.repeats is not None
-
-
-@pytest.mark.parametrize(
-    ("words", "kept"),
-    [
-        (["small-lr", "--data.name", "digits"], 16),
-        (["focus", "--data.name", "digits"], 10),
-        (["small-lr", "--data.name", "digits", "--data.per_class", "7"], 7),
-        (["small-lr", "--data.name", "digits", "--size", "full"], None),
-        (["small-lr", "--data.name", "digits", "--pipeline", "maml"], None),
-        (["mnist", "--data.name", "digits"], None),
-    ],
-)
-def test_the_quick_size_stays_quick_on_data_of_ones_own(words: list[str], kept: int | None) -> None:
-    assert thinned(resolve(parse("claims", words))).data.per_class == kept
-
-
-def test_a_small_class_bounds_the_quick_size_and_a_tiny_one_leaves_all(tmp_path: Path) -> None:
-    for count in (12, 3):
-        for name, images in (("a", count), ("b", 40)):
-            for number in range(images):
-                (tmp_path / str(count) / name).mkdir(parents=True, exist_ok=True)
-                colour = (number, 0, len(name))
-                Image.new("RGB", (8, 8), colour).save(tmp_path / str(count) / name / f"{number}.png")
-    found = {}
-    for count in (12, 3):
-        config = resolve(parse("claims", ["small-lr", "--data.root", str(tmp_path / str(count))]))
-        found[count] = thinned(config).data.per_class
-        assert config.data.per_class is None
-    assert 5 <= (found[12] or 0) < 12
-    assert found[3] is None
 
 
 def test_a_flag_wins_over_the_recipe() -> None:
