@@ -21,13 +21,14 @@ def conclude(rows: Mapping[str, Sequence[Row]], small: float, margin: float) -> 
         What `small-lr` concludes of each pair, Holm's correction made over all of them.
     """
     whole = Outcome(notes=["Learning rates are those on the target; every network learned its source at the same one."])
-    for pair, some in rows.items():
-        found = conclude_pair(some, small, margin, None)
+    by_pair = {pair: conclude_pair(some, small, margin, None) for pair, some in rows.items()}
+    shared = [note for note in next(iter(by_pair.values())).notes if all(note in one.notes for one in by_pair.values())]
+    whole.notes += shared
+    for pair, found in by_pair.items():
         whole.comparisons += [replace(one, claim=f"{pair}: {one.claim}") for one in found.comparisons]
         for name in ("tables", "curves", "heatmaps"):
             titled = [replace(one, title=f"{pair}: {one.title}") for one in getattr(found, name)]
             setattr(whole, name, getattr(whole, name) + titled)
-        notes = [f"{pair}: {note}" if note.startswith("The best rate") else note for note in found.notes]
-        whole.notes += [note for note in notes if note not in whole.notes]
+        whole.notes += [f"{pair}: {note}" for note in found.notes if note not in shared]
     whole.comparisons = judge(whole.comparisons)
     return whole

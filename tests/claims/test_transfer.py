@@ -121,6 +121,18 @@ def test_each_pair_is_judged_and_corrected_for_all_of_them() -> None:
     assert all(table.title.startswith(("a-to-b: ", "a-to-c: ")) for table in outcome.tables)
 
 
+def test_a_note_on_one_pair_names_it_and_one_on_all_stands_once() -> None:
+    def pair(arelu_at_larger: float) -> list[dict[str, Any]]:
+        slow = [*_rows("original", [0.5, 0.51]), *_rows("arelu", [0.6, 0.61])]
+        fast = [*_rows("original", [0.7, 0.71]), *_rows("arelu", [arelu_at_larger, arelu_at_larger])]
+        return [*slow, *({**row, "lr": 1e-2} for row in fast)]
+
+    notes = conclude({"a-to-b": pair(0.8), "a-to-c": pair(0.2)}, 1e-3, 1.0).notes
+    assert sum("not be the best choice" in note for note in notes) == 1
+    assert "a-to-c: The best rate of arelu is the smallest that was tried; a better one may lie beyond it." in notes
+    assert not any(note.startswith("The best rate") for note in notes)
+
+
 def test_a_small_study_runs_to_its_page_and_goes_on_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
