@@ -108,6 +108,18 @@ def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(digits: Make, mo
     assert resumed["test_accuracy"] == whole["test_accuracy"]
 
 
+def _interrupt(config: MetatrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run that is interrupted before its first meta-step."""
+    from arelu_meta.meta.course import Course
+
+    def stop(self: Course) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Course, "_train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        metatrain(config)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -118,14 +130,7 @@ def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(digits: Make, mo
 def test_a_run_does_not_go_on_as_another_learner(
     digits: Make, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], says: str
 ) -> None:
-    from arelu_meta.meta.course import Course
-
-    def stop(self: Course) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Course, "_train", stop)
-    with pytest.raises(KeyboardInterrupt):
-        metatrain(digits())
+    _interrupt(digits(), monkeypatch)
     with pytest.raises(InputError, match=rf"^run\.resume: .* does not fit this config \({re.escape(says)}\)"):
         metatrain(digits(run_resume="auto", **change))
 
@@ -306,14 +311,7 @@ def test_a_new_head_on_pretrained_features_starts_at_zero_unless_told_otherwise(
 def test_a_checkpoint_that_no_meta_training_wrote_is_refused_in_a_sentence(
     digits: Make, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], tmp_path: Path
 ) -> None:
-    from arelu_meta.meta.course import Course
-
-    def stop(self: Course) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Course, "_train", stop)
-    with pytest.raises(KeyboardInterrupt):
-        metatrain(digits("whole"))
+    _interrupt(digits("whole"), monkeypatch)
     (written,) = (tmp_path / "whole" / "checkpoints").glob("*.pt")
     torch.save(torch.load(written, weights_only=True) | change, tmp_path / "strange.pt")
     with pytest.raises(InputError, match=r"^run\.resume: .* does not fit this config"):
