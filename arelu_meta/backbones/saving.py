@@ -21,7 +21,7 @@ from arelu_meta.runs.folder import write_atomically
 
 _HEADER = "arelu_meta"
 _MOST_STEPS = 1000
-_FEW = 1_000_000  # numbers
+_SMALL = 1_000_000  # parameters that any model may have, however few numbers its file holds
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -138,7 +138,7 @@ def check_size(spec: ModelSpec, held: int) -> None:
     check_model_name(spec.name)
     needed = _count_parameters(spec.name, spec.num_classes, spec.inputs.channels, spec.inputs.image_size)
     # Activations and normalisations that were taken out leave fewer behind, never many.
-    if needed > 2 * held + _FEW:
+    if needed > 2 * held + _SMALL:
         raise TypeError(f"its header's model has {needed:,} parameters, and it holds {held:,} numbers")
 
 
