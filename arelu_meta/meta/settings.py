@@ -6,6 +6,7 @@ from torch import nn
 
 from arelu_meta.checking import flatten
 from arelu_meta.config import MetatrainConfig
+from arelu_meta.data.episodes import ClassSplits
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters
 from arelu_meta.meta.inner import BASELINES, COMPARING, Inner, InnerLoop
@@ -60,6 +61,28 @@ def check_read(config: MetatrainConfig) -> None:
         raise InputError(
             f"model.head_init: 'random' is for a new head, and {model.pretrained!r} brings its own; give "
             "--model.reset_head true with it"
+        )
+
+
+def check_patience(config: MetatrainConfig, splits: ClassSplits) -> None:
+    """Refuse to stop early by validations that there are none of.
+
+    Args:
+        config: validated.
+        splits: the classes.
+
+    Raises:
+        InputError: naming eval.patience and what would let it be read.
+    """
+    patience, algorithm = config.eval.patience, config.meta.algorithm
+    if patience is None:
+        return
+    if algorithm in BASELINES:
+        raise InputError(f"eval.patience: {patience} would not be read: {algorithm} takes no meta-steps; leave it out")
+    if splits.validation is None:
+        raise InputError(
+            f"eval.patience: {patience} would not be read: there are no classes to validate on; name some in "
+            "task.split_file, or leave it out"
         )
 
 

@@ -266,6 +266,10 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
             {"meta_algorithm": "protonet", "meta_adapt": "head"},
             r"meta\.adapt: 'head' would not be read: protonet compares features",
         ),
+        (
+            {"meta_algorithm": "centroid", "eval_patience": 2},
+            r"eval\.patience: 2 would not be read: centroid takes no meta-steps",
+        ),
         ({"meta_inner_steps": 1001}, r"meta\.inner_steps: 1001 is not allowed; give at most 1000"),
         ({"meta_inner_act_lr": 0.1}, r"meta\.inner_act_lr: 0\.1 would not be read: .* give --model\.activation arelu"),
     ],
@@ -273,6 +277,15 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
 def test_what_meta_training_does_not_read_is_refused(digits: Make, changes: dict[str, Any], message: str) -> None:
     config = digits(**changes)
     with pytest.raises(InputError, match=message):
+        metatrain(config)
+    assert not Path(config.run.folder or "").exists()
+
+
+def test_patience_without_classes_to_validate_on_is_refused(digits: Make, tmp_path: Path) -> None:
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps({"train": list("01234"), "test": list("56789")}), encoding="utf-8")
+    config = digits(task_split_file=str(file), eval_patience=2)
+    with pytest.raises(InputError, match=r"eval\.patience: 2 would not be read: .* name some in task\.split_file"):
         metatrain(config)
     assert not Path(config.run.folder or "").exists()
 
