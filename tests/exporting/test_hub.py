@@ -183,7 +183,6 @@ def test_a_spec_from_a_stranger_is_checked(hub: Path, run: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"cannot be loaded \(TypeError: its header says -1 for image_size\)"):
         load_from_hub("me/x")
-    assert "arelu_meta" in sys.modules
 
 
 @pytest.mark.parametrize("name", ["../x", "me/../x", "../../me/x", "/me/x", "me/x/../../y", "me\\x"])
