@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.errors import InputError, RunError, SharedRunError
+from arelu_meta.errors import RunError, SharedRunError
+from arelu_meta.meta.averages import averages_in_order
 from arelu_meta.meta.engines import Engine
 from arelu_meta.runs.ranks import Ranks
 
@@ -28,9 +28,14 @@ def share_of(tasks: Sequence[int], rank: int, processes: int) -> Sequence[int]:
         processes: how many there are.
 
     Returns:
-        Every `processes`-th; none where there are fewer tasks than processes.
+        As many as any other's, or one fewer, and those that follow the process's before: in the end none where there
+        are fewer tasks than processes.
     """
-    return tasks[rank::processes]
+    return tasks[_first(len(tasks), rank, processes) : _first(len(tasks), rank + 1, processes)]
+
+
+def _first(tasks: int, rank: int, processes: int) -> int:
+    return -(-tasks * rank // processes)
 
 
 def shared_meta_gradient(
@@ -52,9 +57,11 @@ def shared_meta_gradient(
     if ranks.processes == 1:
         return engine.meta_gradient(draw(own))
     measures = torch.zeros(2, len(tasks), dtype=torch.float64)
-    if own:
-        losses, accuracies = engine.meta_gradient(draw(own))
-        measures[:, ranks.rank :: ranks.processes] = torch.stack([losses.double().cpu(), accuracies.double().cpu()])
+    with averages_in_order(model, ranks):
+        if own:
+            losses, accuracies = engine.meta_gradient(draw(own))
+            columns = share_of(range(len(tasks)), *ranks.share)
+            measures[:, columns] = torch.stack([losses.double().cpu(), accuracies.double().cpu()])
     reduce_meta_gradient(model, len(own), len(tasks), ranks)
     losses, accuracies = ranks.total(measures)
     return losses, accuracies
@@ -107,22 +114,4 @@ def gather_shares(compute: Callable[[Sequence[int]], list[T]], tasks: Sequence[i
     parts = ranks.gather((found, None if failure is None else str(failure)))
     if message := next((message for _, message in parts if message is not None), None):
         raise SharedRunError(message) from failure
-    return [parts[place % ranks.processes][0][place // ranks.processes] for place in range(len(tasks))]
-
-
-def check_shareable(model: nn.Module, ranks: Ranks) -> None:
-    """Refuse what several processes cannot do as one would.
-
-    Args:
-        model: in training mode as its normalisation asks for.
-        ranks: the processes.
-
-    Raises:
-        InputError: if running averages are updated task after task, each process's by its own tasks.
-    """
-    averaging = any(isinstance(m, _BatchNorm) and m.training and m.track_running_stats for m in model.modules())
-    if ranks.processes > 1 and averaging:
-        raise InputError(
-            f"meta.normalization: 'running' updates its averages task after task, and {ranks.processes} processes "
-            "share the tasks; give transductive, support, frozen, group or none, or start it without torchrun"
-        )
+    return [value for values, _ in parts for value in values]

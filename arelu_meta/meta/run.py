@@ -11,7 +11,6 @@ from arelu_meta.extras import import_learn2learn
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta.course import Course
 from arelu_meta.meta.preparing import make_model
-from arelu_meta.meta.ranks import check_shareable
 from arelu_meta.meta.settings import check_patience, check_read, settle_head
 from arelu_meta.runs.folder import check_apart, open_run
 from arelu_meta.runs.ranks import join
@@ -48,6 +47,5 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     splits = load_class_splits(config.data, config.task, config.run.seed)
     check_patience(config, splits)
     model, spec = make_model(config, splits)
-    check_shareable(model, ranks)
     ranks.wait()  # before the first of them writes: the others would take its files for an older run
     return Course(config, folder, splits, spec, model.to(ranks.device), ranks).go()
