@@ -160,6 +160,16 @@ def check_gates(model: nn.Module, open_gates: float | None) -> None:
         )
 
 
+def heads_of(model: nn.Module) -> list[nn.Module]:
+    """List a model's heads: timm models have one or, where distilled, two.
+
+    Args:
+        model: with timm's `get_classifier`.
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]
+    return list(classifier) if isinstance(classifier, tuple | list) else [classifier]
+
+
 def zero_head(model: nn.Module) -> None:
     """Start a new head on pretrained features at zero, so that its noise does not shake them in the first steps.
 
@@ -168,8 +178,7 @@ def zero_head(model: nn.Module) -> None:
 
     Source: the fine-tuning of Kolesnikov et al. 2020 (Big Transfer).
     """
-    classifier = model.get_classifier()  # type: ignore[operator]
-    for head in classifier if isinstance(classifier, tuple | list) else [classifier]:
+    for head in heads_of(model):
         for module in head.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.zeros_(module.weight)
@@ -247,8 +256,6 @@ def _without_the_learner(model: nn.Module, old: ModelSpec, tensors: dict[str, Te
 
 
 def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Name the head's parameters; timm models have one head or, where distilled, two."""
-    classifier = model.get_classifier()  # type: ignore[operator]
-    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
-    found = {id(parameter) for head in heads for parameter in head.parameters()}
+    """Name the head's parameters."""
+    found = {id(parameter) for head in heads_of(model) for parameter in head.parameters()}
     return tuple(name for name, parameter in model.named_parameters() if id(parameter) in found)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.backbones.from_config import heads_of
 from arelu_meta.config import OptimConfig
 from arelu_meta.errors import InputError, nearest_names
 
@@ -36,9 +37,7 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
     Args:
         model: with timm's `get_classifier`; a distilled model has two heads.
     """
-    classifier = model.get_classifier()  # type: ignore[operator]
-    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
-    return [parameter for head in heads for parameter in head.parameters()]
+    return [parameter for head in heads_of(model) for parameter in head.parameters()]
 
 
 def activation_parameters(model: nn.Module) -> list[nn.Parameter]:

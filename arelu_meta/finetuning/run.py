@@ -8,7 +8,14 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, check_model_config
+from arelu_meta.backbones.from_config import (
+    build_backbone,
+    check_forward,
+    check_gates,
+    check_model_config,
+    heads_of,
+    zero_head,
+)
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.checking import validate
@@ -182,11 +189,9 @@ def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, split
         if strength is not None:
             return f"head: logistic regression on the frozen features (C {strength:g}, by validation)"
         asked = "zero"
-    for module in model.get_classifier().modules():  # type: ignore[operator]
-        if asked == "zero" and isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.zeros_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif asked == "random" and hasattr(module, "reset_parameters"):
+    if asked == "zero":
+        zero_head(model)
+    for module in (module for head in heads_of(model) for module in head.modules()):
+        if asked == "random" and hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return f"head: {asked}"

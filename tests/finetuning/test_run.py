@@ -262,3 +262,13 @@ def test_statistics_taken_over_gpus_leave_a_swapped_model_what_it_is() -> None:
         assert sum(isinstance(module, GatedAReLU) for module in converted.modules()) == scalars
         assert list(converted.state_dict()) == names
         torch.testing.assert_close(converted(images), before)
+
+
+@pytest.mark.parametrize("start", ["probe", "random"])
+def test_a_distilled_model_starts_both_its_heads(digits: Make, start: str) -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    config = digits(model_name=name, model_head_init=start, data_image_size=32, data_per_class=2, train_epochs=1)
+    config.optim.lr, config.data.batch_size = 1e-12, 128
+    tensors = read_tensors(Path(finetune(config)["folder"]) / "model.safetensors")
+    for head in ("head.weight", "head_dist.weight"):
+        assert (tensors[head].abs().max() < 1e-6) == (start != "random")
