@@ -114,14 +114,15 @@ def thin(images: ImageSet, per_class: int, seed: int) -> ImageSet:
     Raises:
         InputError: if a class has fewer.
     """
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    if (fewest := int(counts.min())) < per_class:
+        name = images.classes[int(counts.argmin())]
+        raise InputError(
+            f"data.per_class: {per_class} is more than class {name!r} leaves for training; give at most {fewest}"
+        )
     random = np.random.default_rng([seed, 1])
     kept: list[int] = []
-    for label, name in enumerate(images.classes):
+    for label in range(len(images.classes)):
         members = np.flatnonzero(images.labels == label)
-        if len(members) < per_class:
-            raise InputError(
-                f"data.per_class: {per_class} is more than class {name!r} leaves for training; "
-                f"give at most {len(members)}"
-            )
         kept += random.permutation(members)[:per_class].tolist()
     return images.subset(sorted(kept))

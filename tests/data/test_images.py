@@ -318,6 +318,14 @@ def test_more_images_a_class_than_there_are_is_refused_with_the_most_there_are(
         flowers(most + 1)
 
 
+def test_of_classes_that_are_all_too_small_the_smallest_is_named(tmp_path: Path) -> None:
+    root = _tree(tmp_path, ash=20, birch=8, cedar=12)
+    with pytest.raises(
+        InputError, match=r"per_class: 15 is more than class 'birch' leaves for training; give at most 5"
+    ):
+        load_images(DataConfig(root=str(root), per_class=15), seed=0)
+
+
 # -- where the folder is looked for -----------------------------------------------------------------------------------
 
 
