@@ -7,11 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
 from arelu_meta.backbones.drift import reestimate_batch_norm
-from arelu_meta.backbones.inits import OPENED
+from arelu_meta.backbones.inits import OPENED, is_gate_that_learns
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
 from arelu_meta.backbones.swap import swap_activations
@@ -151,11 +150,11 @@ def check_gates(model: nn.Module, open_gates: float | None) -> None:
         open_gates: optim.open_gates.
 
     Raises:
-        InputError: if a schedule is asked for and the model has no gated residual.
+        InputError: if a schedule is asked for and the model has no gated residual that learns.
     """
-    if open_gates is not None and not any(isinstance(module, GatedAReLU) for module in model.modules()):
+    if open_gates is not None and not any(is_gate_that_learns(module) for module in model.modules()):
         raise InputError(
-            f"optim.open_gates: {open_gates} opens the gates of preserve, and this model has none; "
+            f"optim.open_gates: {open_gates} opens the gates of preserve, and this model has none that learns; "
             "give --model.activation arelu --model.init preserve with it"
         )
 

@@ -217,7 +217,7 @@ def gate_schedule(model: nn.Module, share: float | None) -> Callable[[float], fl
     """Take a model's gates from its optimiser, for a schedule to open them.
 
     Args:
-        model: its gates stop learning and are shut.
+        model: those of its gates that learn stop it and are shut; frozen layers stay as they are.
         share: over which share of the training they open; None leaves them to learn.
 
     Returns:
@@ -225,8 +225,14 @@ def gate_schedule(model: nn.Module, share: float | None) -> Callable[[float], fl
     """
     if share is None:
         return None
-    open_gates(model, 0.0, share)
-    return partial(open_gates, model, share=share)
+    learning = nn.ModuleList(module for module in model.modules() if is_gate_that_learns(module))
+    open_gates(learning, 0.0, share)
+    return partial(open_gates, learning, share=share)
+
+
+def is_gate_that_learns(module: nn.Module) -> bool:
+    """Say whether a module is a gated residual whose gate is trained."""
+    return isinstance(module, GatedAReLU) and module.t.requires_grad
 
 
 def move_hooks(source: nn.Module, target: nn.Module) -> None:

@@ -154,10 +154,10 @@ def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Modu
         partial(unlabelled_batches, splits.train),
     )
     set_drop_rate(model, config.model.drop_rate)
-    check_gates(model, config.optim.open_gates)
     smallest = None if keeps_features(config.train.mode) else min(config.data.batch_size, len(splits.train))
     check_forward(model, spec, smallest)
     set_learning(model, config.train)
+    check_gates(model, config.optim.open_gates)
     check_probe(model, config)
     return splits, model, spec
 
@@ -193,5 +193,5 @@ def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, split
         zero_head(model)
     for module in (module for head in heads_of(model) for module in head.modules()):
         if asked == "random" and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+            module.reset_parameters()  # type: ignore[operator]
     return f"head: {asked}"

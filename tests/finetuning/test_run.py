@@ -76,6 +76,20 @@ def test_gates_open_on_schedule_and_stay_where_the_best_epoch_had_them(digits: M
     assert all(0 < abs(tensor.item()) < 1 for name, tensor in saved.items() if name.endswith(".t"))
 
 
+def test_a_schedule_leaves_the_gates_of_frozen_stages_alone(digits: Make) -> None:
+    resnet: dict[str, Any] = {"model_name": "test_resnet", "data_image_size": 32, "data_per_class": 4}
+    config = digits("start", model_activation="arelu", model_init="preserve", train_epochs=1, **resnet)
+    start = finetune(config)["folder"]
+    config = digits(model_pretrained=start, train_mode="last-1", data_augmentation="none", optim_open_gates=0.5)
+    config.model.name, config.data.image_size, config.data.per_class = "test_resnet", 32, 4
+    folder = Path(finetune(config)["folder"])
+    last = torch.load(sorted((folder / "checkpoints").glob("*.pt"))[-1], weights_only=True)["model"]
+    before = read_tensors(Path(start) / "model.safetensors")
+    gates = [name for name in last if name.endswith(".t")]
+    assert {last[name].item() for name in gates if name.startswith("layer4")} == {1.0}
+    assert all(last[name] == before[name] for name in gates if not name.startswith("layer4"))
+
+
 def test_a_schedule_without_gates_is_refused_and_nothing_is_written(digits: Make) -> None:
     config = digits(model_activation="arelu", optim_open_gates=0.5)
     with pytest.raises(
