@@ -28,7 +28,9 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
     """
     kept = keeps_function(config)
     model, optim, train = config.model, config.optim, config.train
-    if model.head_init == "auto" and not _own_head(config):
+    if train.mode == "probe":
+        model = replace(model, head_init="probe")
+    elif model.head_init == "auto" and not _own_head(config):
         model = replace(model, head_init="probe" if kept else "zero" if model.pretrained else "random")
     if train.freeze_bn == "auto":
         # Under `activations` the statistics have to follow what the activations give.
@@ -47,11 +49,12 @@ def scalars_share(config: FinetuneConfig) -> float | None:
         config: its model and what is trained.
 
     Returns:
-        A share below 1; None where they learn as the rest does: the function is not kept, no activation learns, or
-        the scalars are what is trained.
+        A share below 1; None where they learn as the rest does (the function is not kept, or the scalars are what is
+        trained) or not at all.
     """
     learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
-    gentle = keeps_function(config) and learned and config.train.mode != "activations"
+    mode = config.train.mode
+    gentle = keeps_function(config) and learned and mode != "activations" and not keeps_features(mode)
     return _SCALARS_SHARE if gentle else None
 
 

@@ -144,7 +144,7 @@ class Course:
                 learns = "the head trains on them" if head_alone else "the last stages train on them"
                 return [f"frozen features are computed once; {learns}"]
             why = found
-        if self.config.train.compile and not head_alone:
+        if self.config.train.compile:
             self.compiled = torch.compile(model)  # type: ignore[assignment]
         self.trainer.forward = self.compiled if self.shards is not None else self.ranks.wrap(self.compiled)
         return [] if why is None else [f"features are not cached: {why}"]

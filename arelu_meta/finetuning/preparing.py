@@ -69,7 +69,7 @@ def why_not_cached(config: FinetuneConfig) -> str | None:
         return "train.mixup or train.cutmix mixes the images"
     if config.train.shard:
         return "train.shard shares the whole model out"
-    if config.train.compile and not keeps_features(config.train.mode):
+    if config.train.compile:
         return "train.compile takes the whole model"
     return None
 

@@ -73,10 +73,16 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
 
 def _check_read(config: FinetuneConfig) -> None:
     """Refuse a value that this run would not read: whoever gave it believes that it does something."""
-    mode, train = config.train.mode, config.train
+    mode, train, optim = config.train.mode, config.train, config.optim
     if mode == "probe":
         unread = {
-            "optim.lr": config.optim.lr == "auto",
+            "optim.lr": optim.lr == "auto",
+            "optim.head_lr": optim.head_lr is not None,
+            "optim.clip_grad": optim.clip_grad is not None,
+            "optim.accumulate": optim.accumulate > 1,
+            "optim.warmup_epochs": optim.warmup_epochs > 0,
+            "model.head_init": config.model.head_init not in ("auto", "probe"),
+            "train.label_smoothing": train.label_smoothing > 0,
             "train.ema": train.ema is not None,
             "train.mixup": train.mixup > 0,
             "train.cutmix": train.cutmix > 0,
@@ -85,11 +91,18 @@ def _check_read(config: FinetuneConfig) -> None:
         }
         if name := next((name for name, given in unread.items() if given), None):
             raise InputError(f"{name}: train.mode probe takes no gradient steps and does not read it; leave {name} out")
-    of_backbone = {"optim.layer_decay": config.optim.layer_decay, "model.drop_rate": config.model.drop_rate}
+    of_backbone = {
+        "optim.layer_decay": optim.layer_decay,
+        "optim.act_lr": optim.act_lr,
+        "optim.open_gates": optim.open_gates,
+        "model.drop_rate": config.model.drop_rate,
+        "train.compile": train.compile or None,
+    }
     for name, value in of_backbone.items():
         if keeps_features(mode) and value is not None:
+            shown = str(value).lower() if isinstance(value, bool) else value
             raise InputError(
-                f"{name}: {value} is read where the backbone learns, and train.mode is {mode!r}; leave it out"
+                f"{name}: {shown} is read where the backbone learns, and train.mode is {mode!r}; leave it out"
             )
     learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
     if config.optim.act_lr is not None and not learned:

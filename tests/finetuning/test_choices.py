@@ -36,6 +36,8 @@ def _chosen(**changes: Any) -> tuple[Any, ...]:
         ({"model_pretrained": "run", "model_reset_head": True}, ("probe", True, 1.0, 3e-5)),
         ({"train_mode": "activations", "model_activation": "arelu"}, ("probe", False, 1.0, None)),
         ({"train_mode": "head"}, ("probe", True, None, None)),
+        ({"train_mode": "head", "model_activation": "arelu"}, ("probe", True, None, None)),
+        ({"train_mode": "probe", "model_pretrained": False}, ("probe", False, None, None)),
         ({"optim_lr": "auto", "model_activation": "arelu"}, ("probe", True, 1.0, None)),
     ],
 )

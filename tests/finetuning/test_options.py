@@ -11,6 +11,7 @@ import torch
 
 from arelu_meta import evaluate, finetune
 from arelu_meta.backbones.saving import load_model, read_tensors
+from arelu_meta.cli import main
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError
@@ -199,6 +200,16 @@ def test_mixing_and_smoothing_and_class_weights_train(digits: Make) -> None:
         ({"train_mode": "probe", "train_ema": 0.9}, r"train\.ema: train\.mode probe takes no gradient steps"),
         ({"train_mode": "head", "optim_layer_decay": 0.5}, r"optim\.layer_decay: 0\.5 is read where the backbone"),
         ({"train_mode": "head", "model_drop_rate": 0.5}, r"model\.drop_rate: 0\.5 is read where the backbone learns"),
+        ({"train_mode": "probe", "optim_head_lr": 0.5}, r"optim\.head_lr: train\.mode probe takes no gradient steps"),
+        ({"train_mode": "probe", "train_label_smoothing": 0.1}, r"train\.label_smoothing: train\.mode probe takes no"),
+        ({"train_mode": "probe", "model_head_init": "zero"}, r"model\.head_init: train\.mode probe takes no gradient"),
+        ({"train_mode": "probe", "train_compile": True}, r"train\.compile: true is read where the backbone learns"),
+        ({"train_mode": "head", "train_compile": True}, r"train\.compile: true is read where the backbone learns"),
+        ({"train_mode": "head", "optim_open_gates": 0.5}, r"optim\.open_gates: 0\.5 is read where the backbone learns"),
+        (
+            {"train_mode": "head", "optim_act_lr": 0.1, "model_activation": "arelu"},
+            r"optim\.act_lr: 0\.1 is read where the backbone learns",
+        ),
         ({"train_mode": "probe", "data_augmentation": "crop"}, r"data\.augmentation: train\.mode probe takes no"),
         ({"optim_act_lr": 0.1}, r"optim\.act_lr: 0\.1 is of activations that learn"),
         ({"data_fold": 1}, r"data\.fold: 1 is one of how many"),
@@ -217,6 +228,16 @@ def test_what_a_run_would_not_read_or_cannot_do_is_refused_before_anything_is_wr
     with pytest.raises(InputError, match=message):
         finetune(digits(**changes))
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("mode", ["head", "probe"])
+def test_a_run_is_done_again_from_the_config_that_it_wrote(digits: Make, mode: str, tmp_path: Path) -> None:
+    start = finetune(digits("start", model_activation="arelu", model_init="preserve"))["folder"]
+    once = finetune(digits(train_mode=mode, model_pretrained=start))
+    command = ["finetune", "--config", str(tmp_path / "run" / "config.yaml"), "--run.folder", str(tmp_path / "again")]
+    assert main(command) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["test_loss"] == once["test_loss"]
 
 
 def test_a_probe_on_a_head_that_is_no_single_linear_layer_is_refused_before_anything_is_written(
