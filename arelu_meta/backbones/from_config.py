@@ -36,6 +36,10 @@ def check_model_config(config: ModelConfig) -> None:
             raise InputError(f"model.{error}") from error
     if config.init is not None and config.activation != "arelu":
         raise InputError(f"model.init: {config.init!r} starts an AReLU; give --model.activation arelu with it")
+    if config.reset_head and not isinstance(config.pretrained, str):
+        raise InputError(
+            "model.reset_head: true is of a checkpoint's head; give --model.pretrained RUN with it, or leave it out"
+        )
     if isinstance(config.pretrained, str):
         _, spec = read_spec(config.pretrained, "model.pretrained")
         if spec.name != config.name:

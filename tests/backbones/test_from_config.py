@@ -166,6 +166,11 @@ def test_with_reset_head_the_head_is_new_and_the_features_stay(checkpoint: tuple
     assert (spec.num_classes, spec.classes) == (5, list("abcde"))
 
 
+def test_a_reset_head_without_a_checkpoint_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.reset_head: true is of a checkpoint's head"):
+        check_model_config(fresh(reset_head=True))
+
+
 def test_a_meta_learner_starts_from_a_random_head_not_from_zero(checkpoint: tuple[str, nn.Module]) -> None:
     config = fresh(pretrained=checkpoint[0], reset_head=True)
     model, spec = build(config, classes=tuple("abcde"), task="metatrain")
