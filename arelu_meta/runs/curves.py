@@ -28,6 +28,7 @@ def draw_curves(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -38,6 +39,7 @@ def draw_curves(
                 *zip(*points, strict=True), marker="o", markersize=3, color=colour, label=column.replace("_", " ")
             )
         axes.set(title=name, xlabel=x)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)

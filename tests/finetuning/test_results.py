@@ -94,6 +94,18 @@ def test_the_contact_sheet_shows_up_to_24_mistakes_and_says_so_when_there_is_non
     assert sizes[24] == sizes[40]
 
 
+def test_the_contact_sheet_enlarges_small_images(tmp_path: Path) -> None:
+    found = {}
+    for size in (8, 200):
+        green = ImageSet(
+            ("a", "b"), np.array([0]), ("a",), lambda _, size=size: Image.new("RGB", (size, size), "#008000")
+        )
+        write_results(tmp_path, one_hot([1], 2), torch.tensor([0]), green)
+        with Image.open(tmp_path / "mistakes.png") as image:
+            found[size] = int((np.asarray(image.convert("RGB")) == (0, 128, 0)).all(2).sum())
+    assert found[8] == pytest.approx(found[200], rel=0.05)
+
+
 def test_what_was_recorded_is_drawn_where_there_is_any(tmp_path: Path) -> None:
     labels, model = [0, 1], nn.Sequential(nn.Linear(2, 2), AReLU())
     scalars, gradients = ScalarRecorder(tmp_path), GradientRecorder(tmp_path, every=1)
