@@ -116,6 +116,8 @@ def _layer_scales(model: nn.Module, decay: float | None) -> dict[int, float]:
     """Say at which share of the rate each parameter learns, by timm's layers; the head learns at all of it."""
     if decay is None:
         return {}
+    if not hasattr(model, "group_matcher"):
+        raise InputError(f"optim.layer_decay: {decay} needs a timm model, which names its layers; leave it out")
     from timm.optim import param_groups_layer_decay
 
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]

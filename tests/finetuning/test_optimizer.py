@@ -137,6 +137,11 @@ def test_layers_farther_from_the_head_learn_more_slowly_and_scalars_with_their_l
             assert rate == pytest.approx(2 * named["layer1.0.conv1.weight"])
 
 
+def test_layer_decay_of_a_model_that_names_no_layers_is_refused_not_ignored() -> None:
+    with pytest.raises(InputError, match=r"optim\.layer_decay: 0\.5 needs a timm model"):
+        parameter_groups(create_backbone("conv4", num_classes=4), OptimConfig(layer_decay=0.5))
+
+
 def test_what_a_model_names_itself_is_spared_from_weight_decay() -> None:
     backbone = timm.create_model("test_vit", num_classes=4)
     spared = {id(p) for name, p in backbone.named_parameters() if name in backbone.no_weight_decay() and p.ndim > 1}
