@@ -1,6 +1,7 @@
 """One config, several runs: a run a seed, or a run a fold of cross-validation, and what they say together."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from arelu_meta.intervals import accuracy_interval
 from arelu_meta.runs.folder import open_run
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.ranks import Ranks
-from arelu_meta.runs.results import finished_results
+from arelu_meta.runs.results import finished_results, report_results
 
 # Where a run lies, how it is watched, and how its images are had.
 _DECIDE_NOTHING = (
     *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
     *("run.detect_anomaly", "data.root", "data.workers", "data.cache", "data.download"),
 )
+_OF_RUN = "test_accuracy_"  # in results.json, before a run's name
 
 
 def member_configs(config: FinetuneConfig) -> dict[str, FinetuneConfig]:
@@ -68,10 +70,11 @@ def run_members(
     """
     with ranks.agreeing():
         folder = open_run(config.run, "finetune", ranks)
-        if not folder.finished:
+        whole = folder.finished and _holds_all(folder.path, members)
+        if not whole:
             for name, member in members.items():
                 _check_same(folder.path / name, member)
-    if folder.finished:
+    if whole:
         return finished_results(folder, "finetune")
     resume = "auto" if config.run.resume == "auto" else "never"
     found: list[dict[str, Any]] = []
@@ -83,6 +86,26 @@ def run_members(
     _print(list(members), found, results)
     folder.finish(results)
     return results
+
+
+def _holds_all(folder: Path, members: Mapping[str, FinetuneConfig]) -> bool:
+    """Say whether what a folder holds is the mean of all these runs; where it lacks some, they are added.
+
+    Raises:
+        InputError: if it is of other runs, or of a single one.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        found = {name.removeprefix(_OF_RUN) for name in results if name.startswith(_OF_RUN)}
+    except (OSError, ValueError, TypeError):
+        return True  # damaged: who reads it next says so
+    if not found or not found <= members.keys():
+        of = f"the mean of {len(found)} runs" if found else "one run's results"
+        raise InputError(
+            f"run.folder: {str(folder)!r} holds {of}, which is not of these {len(members)} ({', '.join(members)}); "
+            "give another folder"
+        )
+    return found == members.keys()
 
 
 def _check_same(folder: Path, member: FinetuneConfig) -> None:
@@ -125,7 +148,7 @@ def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: lis
         "test_high": high,
         "test_n": sum(results["test_n"] for results in found),
         "runs": len(found),
-        **{f"test_accuracy_{name}": accuracy for name, accuracy in zip(names, accuracies, strict=True)},
+        **{f"{_OF_RUN}{name}": accuracy for name, accuracy in zip(names, accuracies, strict=True)},
         "model": found[0]["model"],
         "activation": found[0]["activation"],
         "init": found[0]["init"],
@@ -140,8 +163,4 @@ def _print(names: list[str], found: list[dict[str, Any]], results: dict[str, Any
         for name, one in zip(names, found, strict=True)
     ]
     print_table("", ["run", "test accuracy", "validation", "best epoch"], rows)
-    print(
-        f"mean test accuracy {results['test_accuracy']:.1%} (95 % interval over {len(found)} runs "
-        f"{results['test_low']:.1%} to {results['test_high']:.1%})\nwritten to {results['folder']}",
-        flush=True,
-    )
+    report_results(results)

@@ -18,9 +18,12 @@ def report_results(results: Mapping[str, Any]) -> None:
     judged = f"{results['test_n']} {unit}"
     if results.get("normalization"):
         judged += f", {results['normalization']} normalisation"
+    mean, over = "", ""
+    if runs := results.get("runs"):
+        mean, over, judged = "mean ", f"over {runs} runs ", f"{judged} in all"
     print(
-        f"test accuracy {results['test_accuracy']:.1%} "
-        f"(95 % interval {results['test_low']:.1%} to {results['test_high']:.1%}, {judged})"
+        f"{mean}test accuracy {results['test_accuracy']:.1%} "
+        f"(95 % interval {over}{results['test_low']:.1%} to {results['test_high']:.1%}, {judged})"
     )
     if results.get("folder"):
         print(f"written to {results['folder']}", flush=True)

@@ -114,6 +114,22 @@ def test_an_interrupted_series_goes_on_with_the_run_that_it_stopped_in(
     assert (tmp_path / "series" / "seed-0" / "results.json").stat().st_mtime_ns == first
 
 
+def test_seeds_are_added_to_a_series_that_had_ended(digits: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    two = finetune(digits("series", train_repeats=2))
+    assert "over 2 runs" in capsys.readouterr().out
+    three = finetune(digits("series", train_repeats=3, run_resume="auto"))
+    assert (two["runs"], three["runs"]) == (2, 3)
+    assert three["test_accuracy_seed-0"] == two["test_accuracy_seed-0"]
+    capsys.readouterr()
+    assert finetune(digits("series", train_repeats=3, run_resume="auto")) == three
+    assert "over 3 runs" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"holds the mean of 3 runs, which is not of these 2 \(seed-0, seed-1\)"):
+        finetune(digits("series", train_repeats=2, run_resume="auto"))
+    finetune(digits("alone"))
+    with pytest.raises(InputError, match=r"alone' holds one run's results, which is not of these 2"):
+        finetune(digits("alone", data_folds=2, run_resume="auto"))
+
+
 def test_every_image_is_tested_once_over_all_folds(digits: Make) -> None:
     config = digits(data_folds=4)
     tested: list[str] = []
