@@ -4,9 +4,11 @@ import copy
 import csv
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from arelu_meta.config import OptimConfig
@@ -17,7 +19,7 @@ from arelu_meta.runs.progress import progress
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 60
 _SMOOTHING = 0.8  # of the loss, over the steps
-_DIVERGED = 3.0  # times the best loss: the end of the test
+_DIVERGED = 3.0  # times the best loss, 1 at least: the end of the test
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Search:
 
     Args:
         rates: learning rates tried, rising.
-        losses: the smoothed loss at each.
+        losses: the loss at each, smoothed, with the differences between batches taken out.
         chosen: the rate to train with.
         steepest: where the loss fell fastest.
         lowest: where it was lowest.
@@ -57,9 +59,12 @@ def search_rate(
 ) -> Search:
     """Train a copy of a model for a few dozen steps, its learning rate rising from one to the next.
 
+    What is smoothed is how far each batch's loss lies from what it was before the first step: from batch to batch
+    losses differ by more than a small rate moves them.
+
     Args:
         model: stays as it is.
-        config: the optimiser; its own rates of the head and the activations are left out.
+        config: the optimiser and the clipping; its own rates of the head and the activations are left out.
         batches: images and labels; gone through again where they are fewer than the steps.
         loss_of: the mean loss of a model over a batch.
         prepare: puts the copy into training mode.
@@ -76,33 +81,46 @@ def search_rate(
     """
     copied = copy.deepcopy(model)
     prepare(copied)
+    start = copy.deepcopy(copied)
     optimizer = build_optimizer(copied, _plain(config))
-    rates, losses = [], []
-    smoothed, best = 0.0, math.inf
+    rates, gains, before = [], [], []
+    smoothed, best = 0.0, 0.0
     with progress("looking for a learning rate", STEPS, "steps") as bar:
         for step, (images, labels) in enumerate(_repeated(batches, STEPS)):
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
             for group in optimizer.param_groups:
                 group["lr"] = rate * (scalars_share if group.get("group_name") == "activations" else 1.0)
             optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad(), _same_draws(copied):
+                at_start = loss_of(start, images, labels).item()
             loss = loss_of(copied, images, labels)
-            value = loss.item()
-            if not math.isfinite(value):
+            gain = loss.item() - at_start
+            if not math.isfinite(gain):
                 break
-            smoothed = _SMOOTHING * smoothed + (1 - _SMOOTHING) * value
+            smoothed = _SMOOTHING * smoothed + (1 - _SMOOTHING) * gain
             rates.append(rate)
-            losses.append(smoothed / (1 - _SMOOTHING ** (step + 1)))
-            best = min(best, losses[-1])
-            if losses[-1] > _DIVERGED * best:
+            gains.append(smoothed / (1 - _SMOOTHING ** (step + 1)))
+            before.append(at_start)
+            mean = sum(before) / len(before)
+            best = min(best, gains[-1])
+            if gains[-1] > best + (_DIVERGED - 1) * max(1.0, mean + best):
                 break
             loss.backward()
+            if config.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(copied.parameters(), config.clip_grad)
             optimizer.step()
-            bar.advance(1, rate=rate, loss=losses[-1])
+            bar.advance(1, rate=rate, loss=mean + gains[-1])
     if len(rates) < 3:
         raise RunError(
             f"optim.lr auto: the loss is not finite at a rate of {LOWEST:g} already; give --optim.lr a number"
         )
-    return _choose(rates, losses)
+    return _choose(rates, [mean + gain for gain in gains])
+
+
+def _same_draws(model: nn.Module) -> AbstractContextManager[None]:
+    """Put torch's generators back afterwards: the next forward drops out what this one does."""
+    device = next(model.parameters()).device
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _plain(config: OptimConfig) -> OptimConfig:
