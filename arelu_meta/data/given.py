@@ -184,7 +184,7 @@ def in_colour(path: Path) -> bool:
 
 def _files(path: Path, where: str) -> list[Path]:
     if path.is_dir():
-        below = find_candidates(path)
+        below = find_candidates(path, where)
         if not below:
             raise InputError(f"{where}: folder {str(path)!r} holds no image; give files or folders with images")
     elif path.is_file():

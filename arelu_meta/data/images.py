@@ -56,11 +56,25 @@ def find_root(root: str) -> Path:
     """
     given = Path(os.path.expanduser(root))  # noqa: PTH111 (pathlib's raises where there is no such user)
     for candidate in (given, data_home() / given):
-        if candidate.is_dir():
+        if _is_folder_to_read(candidate):
             return candidate
     if given.is_file():
         raise InputError(f"data.root: {root!r} is a file; give a folder with one sub-folder a class")
     raise InputError(f"data.root: {root!r} does not exist; give a folder with one sub-folder a class")
+
+
+def _is_folder_to_read(path: Path) -> bool:
+    try:
+        if not path.is_dir():
+            return False
+        (path / "train").is_dir()  # raises where what lies in the folder may not be looked at
+    except PermissionError as error:
+        raise _unreadable("data.root", path, error) from error
+    return True
+
+
+def _unreadable(where: str, folder: Path | str, error: OSError) -> InputError:
+    return InputError(f"{where}: {str(folder)!r} cannot be read ({error.strerror}); give another")
 
 
 def class_holders(config: DataConfig) -> list[Path]:
@@ -209,7 +223,7 @@ def _class_folders(folder: Path, where: str = "data.root") -> list[Path]:
             if child.is_dir() and not child.name.startswith(".") and not _leads_back(child)
         )
     except OSError as error:
-        raise InputError(f"{where}: {str(folder)!r} cannot be read ({error.strerror}); give another") from error
+        raise _unreadable(where, folder, error) from error
 
 
 def _leads_back(child: Path) -> bool:
@@ -232,7 +246,7 @@ def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.
     Raises:
         InputError: naming the class or the file.
     """
-    found = {child.name: find_candidates(child) for child in _class_folders(folder, where)}
+    found = {child.name: find_candidates(child, where) for child in _class_folders(folder, where)}
     for path in itertools.chain([folder / name for name in found], *found.values()):
         check_encodable(path, where)
     if len(found) < 2:
@@ -256,17 +270,28 @@ def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.
     )
 
 
-def find_candidates(folder: Path) -> list[Path]:
+def find_candidates(folder: Path, where: str = "data.root") -> list[Path]:
     """List the files below a folder that are meant as images; hidden folders, such as editors leave, are not searched.
 
     Args:
-        folder: searched to any depth.
+        folder: searched to any depth; links to other folders in it are not followed.
+        where: the flag that named it, for errors.
+
+    Raises:
+        InputError: if a folder in it cannot be read: its images would be missing, and nobody would know.
     """
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if is_candidate(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(where, str(error.filename), error) from error
+
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place) / name for name in files]
+    try:
+        return sorted(path for path in found if is_candidate(path))
+    except PermissionError as error:  # of a folder whose names alone may be read
+        raise _unreadable(where, str(error.filename), error) from error
 
 
 def check_encodable(path: Path, where: str) -> None:

@@ -175,6 +175,43 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         load_folder(tmp_path, seed=0)
 
 
+@pytest.fixture
+def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that may not be listed, by root neither."""
+    root = _tree(tmp_path, rose=6, tulip=6)
+    _fill(root / "tulip" / "deep", 3)
+    real = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name in ("deep", ".deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return root
+
+
+def test_a_folder_within_a_class_that_cannot_be_read_is_named_not_left_out(shut: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.root: '.*tulip/deep' cannot be read \(Permission denied\)"):
+        load_folder(shut, seed=0)
+
+
+def test_a_hidden_folder_that_cannot_be_read_is_no_matter(shut: Path) -> None:
+    (shut / "tulip" / "deep").rename(shut / "tulip" / ".deep")
+    assert len(_all_names(load_folder(shut, seed=0))) == 12
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_root_that_cannot_be_read_is_bad_input(tmp_path: Path) -> None:
+    root = _tree(tmp_path / "root", rose=6, tulip=6)
+    root.chmod(0)
+    try:
+        with pytest.raises(InputError, match=r"data\.root: '.*root' cannot be read \(Permission denied\)"):
+            find_root(str(root))
+    finally:
+        root.chmod(0o700)
+
+
 # -- broken files -----------------------------------------------------------------------------------------------------
 
 
