@@ -42,10 +42,14 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        # 32-bit integers mostly hold 8 or 16 bits; floats whatever the writer meant, squeezed to fit.
+        # 32-bit integers mostly hold 8 or 16 bits; floats shares of 1, 8 bits or more, which is squeezed to fit.
         sixteen = image.mode.startswith("I;16") or (image.mode == "I" and values.max() > 255)
-        high = 65535.0 if sixteen else max(values.max(), 255.0)
+        shares = image.mode == "F" and 0 < values.max() <= 1
+        high = 65535.0 if sixteen else 1.0 if shares else max(values.max(), 255.0)
+        clear = image.info.get("transparency")  # a single grey of PNG's, which stands for none
         image = Image.fromarray(np.clip(values / high * 255, 0, 255).astype(np.uint8))
+        if isinstance(clear, int):
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if "A" in image.getbands() or "transparency" in image.info:
         coloured = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)

@@ -95,6 +95,14 @@ def test_32_bit_integers_and_floats_are_read_on_their_own_scale() -> None:
     assert _pixels(to_channels(eight_bit, 1)).tolist() == [[0, 200]]
     floats = Image.fromarray(np.array([[0, 255, 510, np.nan, -3]], dtype=np.float32))
     assert _pixels(to_channels(floats, 1)).tolist() == [[0, 127, 255, 0, 0]]
+    shares = Image.fromarray(np.array([[0, 0.5, 1, np.nan, -3]], dtype=np.float32))
+    assert _pixels(to_channels(shares, 1)).tolist() == [[0, 127, 255, 0, 0]]
+
+
+def test_the_transparent_grey_of_16_bits_lies_over_white() -> None:
+    image = Image.fromarray(np.array([[0, 500, 32896]], dtype=np.uint16))
+    image.info["transparency"] = 500
+    assert _pixels(to_channels(image, 1)).tolist() == [[0, 255, 128]]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
