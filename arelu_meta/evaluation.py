@@ -12,7 +12,7 @@ from torch import nn
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.checking import validate
 from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig
-from arelu_meta.data.given import OneImage
+from arelu_meta.data.given import OneImage, tell_skipped
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.errors import InputError, RunError, nearest_names
@@ -107,6 +107,7 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
         results["folder"] = str(folder.path)
         write_json(folder.path / "results.json", results)
     report_results(results)
+    tell_skipped(results.get("skipped", 0))
     return results
 
 

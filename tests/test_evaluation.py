@@ -55,6 +55,17 @@ def test_evaluating_on_another_folder_counts_all_its_images(classifier: dict[str
     assert found["test_accuracy"] > 0.9
 
 
+def test_files_left_out_of_an_evaluation_are_counted_aloud(
+    classifier: dict[str, object], photos: Photos, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photos("spoilt", 3)
+    (root / "red" / "notes.txt").write_text("no image")
+    assert main(["evaluate", str(classifier["folder"]), "--data.root", str(root), "--data.skip_broken"]) == 0
+    printed = capsys.readouterr()
+    assert "9 images" in printed.out
+    assert printed.err.endswith("files skipped because they are not images: 1\n")
+
+
 def test_a_test_set_that_is_not_the_run_s_any_more_is_refused(photos: Photos, tmp_path: Path) -> None:
     config = FinetuneConfig()
     config.run.folder, config.data.root = str(tmp_path / "c"), str(photos("changing", 8))
