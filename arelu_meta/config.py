@@ -170,7 +170,8 @@ class TrainConfig:
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of cutmix; 0 is off. With both, each batch draws one of them.
         class_weights: balanced weighs images so that all classes count alike.
-        patience: stop after this many epochs without a better validation accuracy; default: never.
+        patience: stop after this many epochs without a better validation accuracy, or an equal one at a lower loss;
+            default: never.
         compile: torch.compile the model.
         channels_last: keep images and weights in channels-last order.
         shard: over several processes, each keeps a part of the weights, gradients and optimiser state alone (FSDP), for

@@ -223,7 +223,7 @@ def _lines(axes: Axes, layers: Mapping[str, Sequence[tuple[Any, Any]]]) -> None:
         along = [(x, math.nan if y is None else y) for x, y in points]
         colour = colormaps["viridis"](depth / max(len(layers) - 1, 1))
         axes.plot(*zip(*along, strict=True), color=colour, marker="o", markersize=2.5, linewidth=1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
 
 

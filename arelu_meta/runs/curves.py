@@ -39,7 +39,7 @@ def draw_curves(
                 *zip(*points, strict=True), marker="o", markersize=3, color=colour, label=column.replace("_", " ")
             )
         axes.set(title=name, xlabel=x)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)
