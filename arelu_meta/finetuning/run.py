@@ -104,6 +104,8 @@ def _check_read(config: FinetuneConfig) -> None:
             raise InputError(
                 f"{name}: {shown} is read where the backbone learns, and train.mode is {mode!r}; leave it out"
             )
+    if config.data.rotations:
+        raise InputError("data.rotations: true is read by arelu-meta metatrain alone; leave data.rotations out")
     learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
     if config.optim.act_lr is not None and not learned:
         raise InputError(

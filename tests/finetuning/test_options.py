@@ -228,6 +228,7 @@ def test_mixing_and_smoothing_and_class_weights_train(digits: Make) -> None:
         ),
         ({"train_mode": "probe", "data_augmentation": "crop"}, r"data\.augmentation: train\.mode probe takes no"),
         ({"optim_act_lr": 0.1}, r"optim\.act_lr: 0\.1 is of activations that learn"),
+        ({"data_rotations": True}, r"data\.rotations: true is read by arelu-meta metatrain alone"),
         ({"data_fold": 1}, r"data\.fold: 1 is one of how many"),
         ({"data_fold": 3, "data_folds": 2}, r"data\.fold: 3 is not allowed; give a number from 1 to data\.folds, 2"),
         ({"data_folds": 2, "train_repeats": 2}, r"train\.repeats: 2 does not go with data\.folds"),
