@@ -42,6 +42,7 @@ class Trainer:
         gates: moves the activations' gates to a share of the run's updates, from 0 to 1; None leaves them to learn.
         all_updates: optimiser steps of the whole run.
         updates: optimiser steps so far.
+        last_rate: the rate of the last of them.
         accumulate: batches a step.
         clip_grad: largest norm of all gradients together.
         mix: mixup or cutmix.
@@ -62,6 +63,7 @@ class Trainer:
     gates: Callable[[float], object] | None = None
     all_updates: int = 1
     updates: int = 0
+    last_rate: float = 0.0
     accumulate: int = 1
     clip_grad: float | None = None
     mix: Mix | None = None
@@ -260,6 +262,7 @@ def _update(trainer: Trainer) -> None:
     trainer.updates += 1
     if trainer.gates is not None:
         trainer.gates(trainer.updates / trainer.all_updates)
+    trainer.last_rate = trainer.learning_rate()
     trainer.schedule.step_update(trainer.updates)
     if trainer.average is not None:
         trainer.average.update(trainer.model, step=trainer.updates)
@@ -304,7 +307,14 @@ def check_finite(
         if trainer.config.shard:
             images = None  # the other processes, which may have found no fault, would have to run the model, too
         layer = None if images is None else first_nonfinite_layer(_bare(trainer.forward), images.to(trainer.device))
-        raise diverged(f"the {kind} loss became {loss}", trainer, checkpoint, layer, step)
+        what, behind = f"the {kind} loss became {loss}", kind == "validation"
+        if behind and trainer.updates == 0:
+            first = "" if layer is None else f", first in {layer}"
+            raise RunError(
+                f"{what} before the first step{first}: the model gives no finite numbers as it starts; give another "
+                "--model.init, --model.activation or --data.image_size"
+            )
+        raise diverged(what, trainer, checkpoint, layer, step, behind)
 
 
 def _bare(forward: nn.Module) -> nn.Module:
@@ -315,7 +325,12 @@ def _bare(forward: nn.Module) -> nn.Module:
 
 
 def diverged(
-    what: str, trainer: Trainer, checkpoint: str, layer: str | None = None, step: int | None = None
+    what: str,
+    trainer: Trainer,
+    checkpoint: str,
+    layer: str | None = None,
+    step: int | None = None,
+    behind: bool = False,
 ) -> RunError:
     """Make the error of a run that has diverged.
 
@@ -325,12 +340,14 @@ def diverged(
         checkpoint: the last good one.
         layer: where it began, if that is known.
         step: when, from 1; default: the step under way.
+        behind: whether it was seen behind the last step, when the schedule holds the next one's rate already.
     """
     where = "" if layer is None else f", first in {layer}"
+    when = f"after step {trainer.updates}" if behind else f"at step {step or trainer.updates + 1}"
+    rate = trainer.last_rate if behind else trainer.learning_rate()
     return RunError(
-        f"{what} at step {step or trainer.updates + 1} (optim.lr {trainer.peak_rate:g}, "
-        f"learning rate {trainer.learning_rate():.3g} at that step){where}; the last good checkpoint is {checkpoint}; "
-        "try a smaller --optim.lr"
+        f"{what} {when} (optim.lr {trainer.peak_rate:g}, learning rate {rate:.3g} at that step){where}; "
+        f"the last good checkpoint is {checkpoint}; try a smaller --optim.lr"
     )
 
 

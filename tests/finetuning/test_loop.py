@@ -7,6 +7,7 @@ from arelu_meta.config import OptimConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning.loop import (
     Trainer,
+    check_finite,
     loss_and_accuracy,
     predict_logits,
     train_epoch,
@@ -82,3 +83,16 @@ def test_fp16_steps_are_scaled_and_unscaled() -> None:
         train_epoch(trainer, [(images, labels)], ProgressBar("", 6, "images"), "none")
     for ours, theirs in zip(half.model.parameters(), reference.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.002)
+
+
+def test_a_validation_that_is_not_finite_stands_behind_the_step_that_spoilt_it() -> None:
+    model = create_backbone("mnist_linear", num_classes=3, in_chans=1, img_size=12)
+    config = OptimConfig(name="momentum", lr=0.1, schedule="cosine")
+    optimizer = build_optimizer(model, config)
+    trainer = Trainer(model, optimizer, build_schedule(optimizer, config, 1, 1), CPU, "float32", 0.1)
+    with pytest.raises(RunError, match=r"became nan before the first step: the model gives no finite numbers"):
+        check_finite(float("nan"), "validation", trainer, "here.pt")
+    train_epoch(trainer, [_batch()], ProgressBar("", 6, "images"), "here.pt")
+    assert trainer.learning_rate() == 0  # of a step that will not come
+    with pytest.raises(RunError, match=r"became nan after step 1 \(optim\.lr 0\.1, learning rate 0\.1 at that step\)"):
+        check_finite(float("nan"), "validation", trainer, "here.pt")
