@@ -234,7 +234,16 @@ def _from_checkpoint(
     head = _head_prefixes(model) if config.reset_head else ()
     tensors = read_tensors(file)
     fitting = _without_the_learner(model, old, tensors, where) if old.task == "metatrain" else tensors
-    load_tensors(model, fitting, where, skip=head)
+    try:
+        load_tensors(model, fitting, where, skip=head)
+    except InputError as error:
+        if inputs.image_size == old.inputs.image_size:
+            raise
+        raise InputError(
+            f"data.image_size: {inputs.image_size} does not go with {where}, whose weights are those of "
+            f"{old.inputs.image_size} px ({old.name!r} has some for each place in an image); give "
+            f"{old.inputs.image_size} or leave it out"
+        ) from error
     if task == "finetune" and images is not None and fitting.keys() - tensors.keys():
         reestimate_batch_norm(model, _shuffled(images(inputs)))  # the learner had no statistics of its own
     if head and task == "finetune":

@@ -166,6 +166,16 @@ def test_with_reset_head_the_head_is_new_and_the_features_stay(checkpoint: tuple
     assert (spec.num_classes, spec.classes) == (5, list("abcde"))
 
 
+def test_a_checkpoint_of_another_image_size_is_not_taken_for_another_architecture(tmp_path: Path) -> None:
+    model, spec = build_backbone(ModelConfig(name="test_vit", pretrained=False), ("a", "b"), 3, 64, "finetune")
+    save_model(tmp_path / "model.safetensors", model, spec)
+    config = ModelConfig(name="test_vit", pretrained=str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"data\.image_size: 32 does not go with .* those of 64 px .*; give 64 or leave"
+    ):
+        build_backbone(config, ("a", "b"), 3, 32, "finetune")
+
+
 def test_a_reset_head_without_a_checkpoint_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.reset_head: true is of a checkpoint's head"):
         check_model_config(fresh(reset_head=True))
