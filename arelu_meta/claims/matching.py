@@ -49,7 +49,7 @@ def solve(change: Callable[[float], float], wanted: float) -> float:
 
     Args:
         change: its size at a factor of the rate.
-        wanted: above 0.
+        wanted: at least 0: a rate can be so small that no logit moves.
 
     Returns:
         The factor, between a thousandth and ten thousand; within 5 % in the change where it is continuous.
@@ -57,7 +57,7 @@ def solve(change: Callable[[float], float], wanted: float) -> float:
     low, high, factor = _SLOWEST, _FASTEST, 1.0
     for _ in range(_TRIES):
         found = change(factor)
-        if abs(found / wanted - 1) < _NEAR:
+        if abs(found - wanted) <= _NEAR * wanted:
             break
         if found < wanted:
             low = factor

@@ -18,6 +18,7 @@ from arelu_meta.config import FinetuneConfig, OptimConfig
         (lambda factor: math.expm1(min(factor, 700.0)), 20.0, 3.04),
         (lambda factor: factor if factor < 50 else math.inf, 40.0, 40.0),
         (lambda factor: 3.0 * factor, 0.3, 0.1),
+        (lambda factor: 0.0, 0.0, 1.0),  # a rate so small that nothing moves
     ],
 )
 def test_the_factor_is_found_at_which_a_change_is_as_large_as_wanted(
