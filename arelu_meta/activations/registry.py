@@ -121,7 +121,7 @@ def _elsa(
 ) -> nn.Module:
     """ELSA over a base given by name; a base by name is built with the same variant, device and dtype."""
     if isinstance(base, str):
-        resolved = _resolve(base, "activation base")
+        resolved = canonical_name(base, "activation base")
         options = {"variant": variant} if resolved in _WITH_VARIANT else {}
         base = create_activation(resolved, device=device, dtype=dtype, **options)
     return ELSA(base, alpha, beta, variant, device, dtype)
@@ -173,8 +173,16 @@ _ENTRIES: Mapping[str, _Entry] = {
 }
 
 
-def _resolve(name: str, where: str = "activation") -> str:
-    """The listed name behind `name`, which may be an alias or in another case."""
+def canonical_name(name: str, where: str = "activation") -> str:
+    """Return the listed name behind `name`, which may be an alias or in another case.
+
+    Args:
+        name: of an activation.
+        where: it stands, for errors.
+
+    Raises:
+        InputError: if the name is not known, or stands for what is no activation here.
+    """
     folded = name.lower()
     folded = ALIASES.get(folded, folded)
     if folded in _LEFT_OUT:
@@ -209,7 +217,7 @@ def create_activation(name: str, **kwargs: Any) -> nn.Module:
     Raises:
         InputError: if the name is not known, or the activation does not take an argument or its value.
     """
-    resolved = _resolve(name)
+    resolved = canonical_name(name)
     entry = _ENTRIES[resolved]
     build = entry.load()
     takes = _arguments(build)

@@ -14,7 +14,7 @@ from arelu_meta.claims.architectures_tables import conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
-from arelu_meta.claims.small_lr_study import Trial, check_contender, estimate, model_config, work
+from arelu_meta.claims.small_lr_study import Trial, contenders_of, estimate, model_config, work
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError
@@ -54,7 +54,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     Raises:
         InputError: naming the unknown model, activation, start or optimiser.
     """
-    contenders = [check_contender(name) for name in names("model.activation", config.model.activation)]
+    contenders = contenders_of(config)
     if len(contenders) < 2:
         raise InputError(
             f"model.activation: {config.model.activation!r} leaves nothing to compare; give two, as original,arelu"

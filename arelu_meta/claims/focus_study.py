@@ -21,7 +21,7 @@ from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.scratch import run_apart
-from arelu_meta.claims.small_lr_study import Trial, check_contender, finetune_config, model_config
+from arelu_meta.claims.small_lr_study import Trial, contenders_of, finetune_config, model_config
 from arelu_meta.config import ClaimsConfig, DataConfig
 from arelu_meta.data.images import ImageSet, find_candidates, load_images
 from arelu_meta.data.reading import read_image
@@ -112,7 +112,7 @@ def list_trials(config: ClaimsConfig) -> list[FocusTrial]:
     )
     if config.focus.runs is not None:
         return _of_runs(config.focus.runs, first)
-    contenders = [check_contender(name) for name in names("model.activation", config.model.activation)]
+    contenders = contenders_of(config)
     if len(contenders) < 2:
         raise InputError(f"model.activation: {config.model.activation!r} leaves nothing to compare; give two")
     check_optimizer_name(optimizers[0])

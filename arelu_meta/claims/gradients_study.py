@@ -9,12 +9,11 @@ from time import perf_counter
 
 import torch
 
-from arelu_meta.activations.registry import create_activation
 from arelu_meta.claims.gradients_tables import conclude
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plain_nets import PLAIN_NETS, GradientTrial, train
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import depths, names, numbers, seeds
+from arelu_meta.claims.recipes import activation_names, depths, names, numbers, seeds
 from arelu_meta.claims.running import one_thread, side_by_side
 from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, opened, shelved
 from arelu_meta.config import ClaimsConfig
@@ -64,9 +63,7 @@ def list_trials(config: ClaimsConfig) -> list[GradientTrial]:
     rates = numbers("optim.lr", config.optim.lr)
     if len(rates) > 1:
         raise InputError(f"optim.lr: {config.optim.lr!r} is not allowed; gradients takes one learning rate a study")
-    activations = names("model.activation", config.model.activation)
-    for name in activations:
-        create_activation(name)  # says what is wrong
+    activations = activation_names(config)
     place = str(config.data.name or config.data.root)
     return [
         GradientTrial(place, network, depth, name, optimizer, rates[0], seed, config.train.epochs or 1)

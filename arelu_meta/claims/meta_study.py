@@ -8,13 +8,12 @@ from functools import partial
 
 import torch
 
-from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.meta_runs import ALL, BATCH_TASKS, DIVIDED, WAYS, MetaTrial, run
 from arelu_meta.claims.meta_tables import conclude
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import names, numbers, seeds
+from arelu_meta.claims.recipes import activation_names, names, numbers, seeds
 from arelu_meta.claims.running import probe, side_by_side
 from arelu_meta.config import ClaimsConfig, DataConfig, TaskConfig
 from arelu_meta.data.episodes import load_class_splits
@@ -67,9 +66,7 @@ def list_trials(config: ClaimsConfig) -> list[MetaTrial]:
     if networks[0] not in PAPER_NETS:
         raise InputError(f"model.name: {networks[0]!r} is not known to meta; {nearest_names(networks[0], PAPER_NETS)}")
     check_optimizer_name(str(config.optim.name))
-    activations = names("model.activation", config.model.activation)
-    for name in activations:
-        create_activation(name)  # says what is wrong
+    activations = activation_names(config)
     return [
         MetaTrial(
             data=data,

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from arelu_meta.activations.registry import create_activation
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.mnist_tables import conclude
 from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import names, numbers, seeds
+from arelu_meta.claims.recipes import activation_names, names, numbers, seeds
 from arelu_meta.claims.running import cores, one_thread
 from arelu_meta.claims.small_nets import Trial, stackable, train_one, train_stacked
 from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, opened, shelved
@@ -63,9 +62,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     """
     networks = _known("model.name", config.model.name, _NETWORKS)
     optimizers = _known("optim.name", config.optim.name, _OPTIMIZERS)
-    activations = names("model.activation", config.model.activation)
-    for name in activations:
-        create_activation(name)  # says what is wrong
+    activations = activation_names(config)
     rates = numbers("optim.lr", config.optim.lr)
     return [
         Trial(str(config.data.name or config.data.root), network, name, config.variant, optimizer, lr, seed, epochs)

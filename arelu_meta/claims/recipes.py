@@ -278,6 +278,18 @@ def names(flag: str, text: str | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def activation_names(config: ClaimsConfig) -> list[str]:
+    """List a resolved config's activations, each once, by the name under which tables and claims know it.
+
+    Raises:
+        InputError: naming one that is unknown.
+    """
+    from arelu_meta.activations.registry import canonical_name
+
+    found = names("model.activation", config.model.activation)
+    return list(dict.fromkeys(canonical_name(name, "model.activation") for name in found))
+
+
 def numbers(flag: str, text: float | str | None) -> list[float]:
     """Read numbers above 0 with commas between.
 

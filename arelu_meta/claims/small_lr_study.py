@@ -112,7 +112,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     Raises:
         InputError: naming the unknown model, activation, start or optimiser.
     """
-    contenders = [check_contender(name) for name in names("model.activation", config.model.activation)]
+    contenders = contenders_of(config)
     optimizers, models = names("optim.name", config.optim.name), names("model.name", config.model.name)
     for name in optimizers:
         check_optimizer_name(name)
@@ -145,26 +145,38 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     return trials
 
 
+def contenders_of(config: ClaimsConfig) -> list[str]:
+    """List a resolved config's contenders, each once.
+
+    Raises:
+        InputError: as `check_contender`.
+    """
+    found = names("model.activation", config.model.activation)
+    return list(dict.fromkeys(check_contender(name) for name in found))
+
+
 def check_contender(name: str) -> str:
     """Refuse an unknown activation or start.
 
     Args:
         name: `original`, an activation, or `arelu:START`.
 
+    Returns:
+        It, the activation under the name by which it is listed.
+
     Raises:
         InputError: with what is allowed.
     """
-    activation, colon, start = name.partition(":")
     if name == ORIGINAL:
         return name
-    if colon and activation != "arelu":
+    activation, colon, start = name.partition(":")
+    if colon and activation.lower() != "arelu":
         raise InputError(f"model.activation: {name!r} has a start, and only arelu has starts; give {activation}")
     if colon and start not in _STARTS:
         raise InputError(f"model.activation: {name!r} is not known; {nearest_names(start, _STARTS)}")
-    from arelu_meta.activations.registry import create_activation
+    from arelu_meta.activations.registry import canonical_name
 
-    create_activation(activation)
-    return name
+    return canonical_name(activation, "model.activation") + colon + start
 
 
 def small_rate(config: ClaimsConfig) -> float:

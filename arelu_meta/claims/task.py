@@ -32,6 +32,11 @@ _MODULES = {
     "focus": "arelu_meta.claims.focus_study",
 }
 
+_NOTHING_JUDGED = (
+    "No claim is judged: that takes two contenders with two values in common; mnist, gradients and meta judge arelu "
+    "against others."
+)
+
 
 def claims_task(config: ClaimsConfig) -> dict[str, Any]:
     """Run a study, or what is left of it, and judge its claims.
@@ -67,6 +72,8 @@ def _run(config: ClaimsConfig, plan: Plan, ledger: Ledger, folder: Path) -> dict
     announce(len(missing), len(plan.trials), plan.seconds(missing) if missing else 0.0, plan.processes)
     run_missing(ledger, plan.groups, plan.work, plan.processes)
     outcome = plan.conclude(ledger, folder)
+    if not outcome.comparisons:
+        outcome.notes.insert(0, _NOTHING_JUDGED)
     write_rows(folder / "runs.csv", ledger.of_all(plan.trials))
     results = _results(config, plan, outcome, folder, monotonic() - started)
     write_json(folder / "results.json", results)

@@ -18,7 +18,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import one_thread, side_by_side
-from arelu_meta.claims.small_lr_study import check_contender, model_config, small_rate
+from arelu_meta.claims.small_lr_study import contenders_of, model_config, small_rate
 from arelu_meta.claims.tensors import Shelf, opened, shelved
 from arelu_meta.claims.transfer_data import PRETRAINED, PairData, backbone_config, load_pair, read_pairs
 from arelu_meta.claims.transfer_nets import Trial, transfer
@@ -88,7 +88,7 @@ def list_trials(
     Raises:
         InputError: naming the unknown model, activation, start or optimiser.
     """
-    contenders = [check_contender(name) for name in names("model.activation", config.model.activation)]
+    contenders = contenders_of(config)
     optimizers = names("optim.name", config.optim.name)
     if len(contenders) < 2 or len(optimizers) > 1:
         raise InputError(

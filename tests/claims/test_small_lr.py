@@ -24,6 +24,11 @@ def test_every_contender_runs_at_every_rate_and_the_matched_one_at_the_small_rat
     assert len(trials) == 2 * len(found)
 
 
+def test_a_contender_in_another_spelling_is_the_same_contender() -> None:
+    trials = _trials("--model.activation", "original,GELU,gelu,AReLU:paper,arelu:paper")
+    assert {one.contender for one in trials if one.lr == 0.1} == {"original", "gelu", "arelu:paper"}
+
+
 def test_the_small_rate_may_be_named() -> None:
     trials = _trials("--optim.small_lr", "0.1")
     assert {one.lr for one in trials if one.contender.startswith("matched")} == {0.1}

@@ -7,6 +7,7 @@ import pytest
 
 from arelu_meta.arguments import parse
 from arelu_meta.claims import small_nets
+from arelu_meta.claims.mnist_study import list_trials
 from arelu_meta.claims.mnist_tables import conclude, published
 from arelu_meta.claims.recipes import READS, RECIPES, numbers, resolve
 from arelu_meta.claims.task import claims_task
@@ -16,6 +17,8 @@ from arelu_meta.errors import InputError
 
 _SMALL = ["mnist", "--data.name", "digits", "--model.name", "mnist_linear", "--optim.lr", "0.1,0.01"]
 _SMALL += ["--train.epochs", "2", "--train.repeats", "2", "--processes", "1", "--run.folder"]
+
+_SPELLED = ["--model.activation", "ReLU,AReLU,PAU,LeakyReLU,leaky_relu"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,19 @@ def test_a_finished_study_s_runs_count_for_a_larger_one(study: Path, capsys: pyt
     words = [*_SMALL, str(study), "--run.resume", "auto", "--train.repeats", "3"]
     assert claims_task(parse("claims", words))["seeds"] == [0, 1, 2]
     assert "6 of 18 runs to do" in capsys.readouterr().out
+
+
+def test_activations_in_any_spelling_are_those_of_the_claims_and_of_the_authors() -> None:
+    found = {one.activation for one in list_trials(resolve(parse("claims", [*_SMALL, "x", *_SPELLED])))}
+    assert found == {"relu", "arelu", "pau", "leaky_relu"}
+
+
+def test_a_study_without_anything_to_judge_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*_SMALL, str(tmp_path / "study"), "--optim.lr", "0.1", "--train.epochs", "1", "--model.activation", "relu"]
+    results = claims_task(parse("claims", words))
+    assert results["verdicts"] == []
+    assert "No claim is judged: that takes two contenders" in capsys.readouterr().out
+    assert "No claim is judged" in (tmp_path / "study/report.md").read_text()
 
 
 def test_a_folder_that_holds_a_study_is_not_overwritten(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
