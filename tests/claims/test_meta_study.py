@@ -143,7 +143,7 @@ def test_the_two_readings_are_judged_apart_and_stand_side_by_side() -> None:
 
 
 def test_a_run_that_diverged_counts_as_nothing_and_is_said() -> None:
-    rows = _made_up({"relu": [80.0, 81.0], "arelu": [95.0, 96.0]}, {"relu": [50.0, 51.0], "arelu": [48.0, 49.0]})
+    rows = _made_up({"relu": [80.0, 81.0], "arelu": [95.0, 96.0]}, {"relu": [50.0, 51.0], "arelu": [48.0, 49.01]})
     lost = {"step": 0, "accuracy": 0.0, "low": 0.0, "high": 0.0, "curve": [], "diverged": "NaN"}
     kept = [row for row in rows if row["activation"] == "relu" or (row["step"] == 2 and row["classes"] == DIVIDED)]
     gone = [{**row, **lost} for row in rows if row["activation"] == "arelu" and row["step"] == 1]

@@ -74,13 +74,37 @@ def test_two_runs_that_differ_by_much_and_unevenly_cannot_tell_and_say_with_how_
     assert found.seeds_needed > 1000
 
 
-def test_equal_differences_are_judged_without_a_test() -> None:
+def _equal(difference: float, pairs: int) -> Comparison:
+    return compare("", {seed: 3.0 + seed + difference for seed in range(pairs)}, {s: 3.0 + s for s in range(pairs)})
+
+
+def test_equal_differences_are_judged_by_the_sign_test() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ahead = compare("", {0: 5.0, 1: 7.0}, {0: 3.0, 1: 5.0})
-        same = compare("", {0: 3.1, 1: 5.2}, {0: 3.1, 1: 5.2})
-    assert (ahead.verdict, ahead.low, ahead.p, ahead.effect_size) == ("holds", 2.0, 0.0, None)
+        two, six, behind, same = _equal(2.0, 2), _equal(2.0, 6), _equal(-2.0, 2), _equal(0.0, 2)
+    assert (two.verdict, two.low, two.p, two.effect_size) == ("cannot tell", 2.0, 0.5, None)
+    assert "all differences are the same, so their interval says nothing" in two.sentence
+    assert "about 6 pairs" in two.sentence
+    assert (six.verdict, six.p) == ("holds", stats.binomtest(6, 6).pvalue)
+    assert (behind.verdict, _equal(-2.0, 6).verdict) == ("cannot tell", "does not hold")
     assert (same.verdict, same.difference, same.p) == ("does not hold", 0.0, 1.0)
+
+
+def test_two_seeds_on_few_images_seldom_find_a_difference_that_is_not_there() -> None:
+    # Accuracies on 16 images take 17 values, so that both seeds often differ by as much.
+    random = np.random.default_rng(0)
+    found = 0
+    for _ in range(200):
+        drawn = random.binomial(16, 0.6, (4, 2, 2)) * 100 / 16
+        studied = judge([compare("", dict(enumerate(ours)), dict(enumerate(theirs))) for ours, theirs in drawn])
+        found += any(one.verdict == "holds" for one in studied)
+    assert found <= stats.binom.ppf(0.999, 200, 0.05)
+
+
+def test_who_has_as_many_pairs_as_are_needed_is_not_told_to_take_so_many() -> None:
+    one = compare("", {0: 1.1, 1: 1.11, 2: 1.09}, {0: 0.0, 1: 0.0, 2: 0.0}, margin=1.1)
+    assert (one.verdict, one.seeds_needed) == ("cannot tell", 2)
+    assert "pairs would show" not in one.sentence
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [({0: 1.0}, {0: 2.0}), ({0: 1.0, 1: 2.0}, {2: 1.0}), ({}, {})])
