@@ -58,6 +58,11 @@ def _of_boxes(path: Path) -> Regions:
             return None
         drawn = Image.new("L", image.size)
         for x0, y0, x1, y1 in found:
+            if x0 >= image.width or y0 >= image.height:
+                raise InputError(
+                    f"focus.boxes: {x0:g},{y0:g},{x1:g},{y1:g} in {str(path)!r} lies outside {name!r} of "
+                    f"{image.width} x {image.height} pixels; give boxes in pixels of the images as they lie there"
+                )
             # Pillow counts the last pixel in; a box ends before it.
             corners = (round(x0), round(y0), max(round(x0), round(x1) - 1), max(round(y0), round(y1) - 1))
             ImageDraw.Draw(drawn).rectangle(corners, fill=255)

@@ -71,7 +71,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
     """
     import_grad_cam()
     trials = list_trials(config)
-    _check_images(config, trials[0])
+    _check_images(config, trials)
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),
@@ -191,10 +191,17 @@ def _spread(length: int, count: int) -> list[int]:
     return places
 
 
-def _check_images(config: ClaimsConfig, trial: FocusTrial) -> None:
+def _check_images(config: ClaimsConfig, trials: Sequence[FocusTrial]) -> None:
     """Refuse, before the first run, images that cannot be read and places of objects that fit none of them."""
-    regions, seen = read_regions(trial.boxes, trial.masks), images_of(config, trial)
-    if regions is not None and not any(regions(one.name, one.image) is not None for one in seen):
+    regions, seen = read_regions(trials[0].boxes, trials[0].masks), images_of(config, trials[0])
+    if regions is None:
+        return
+    trial, others = trials[0], {one.seed: one for one in reversed(trials) if one.seed != trials[0].seed}
+    known = [regions(one.name, one.image) is not None for one in seen]
+    for other in others.values() if trial.images is None else ():  # a seed has test images of its own
+        for one in images_of(config, other):
+            regions(one.name, one.image)
+    if not any(known):
         flag, value = ("boxes", trial.boxes) if trial.boxes is not None else ("masks", trial.masks)
         raise InputError(
             f"focus.{flag}: {value!r} has none of the images, such as {seen[0].name!r}; name them as they lie below "

@@ -82,6 +82,18 @@ def test_a_mask_is_found_by_its_path_whatever_its_ending(tmp_path: Path) -> None
         regions("a/b.jpg", Image.new("RGB", (9, 9)))
 
 
+def test_a_box_outside_its_image_is_refused_and_one_that_reaches_out_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("image,x0,y0,x1,y1\na.png,8,8,99,10\nb.png,10,0,12,4\n")
+    regions = read_regions(str(tmp_path / "boxes.csv"), None)
+    assert regions is not None
+    image = Image.new("L", (10, 10))
+    cut = regions("a.png", image)
+    assert cut is not None
+    assert (np.asarray(cut) > 0).sum() == 4
+    with pytest.raises(InputError, match=r"^focus\.boxes: 10,0,12,4 in .* lies outside 'b\.png' of 10 x 10 pixels"):
+        regions("b.png", image)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
