@@ -11,6 +11,7 @@ import yaml
 
 from arelu_meta.checking import validate
 from arelu_meta.claims.amounts import thinned
+from arelu_meta.claims.inputs import check_inputs, inputs_of
 from arelu_meta.claims.ledger import Ledger, write_rows
 from arelu_meta.claims.outcome import Outcome, print_outcome
 from arelu_meta.claims.plan import Plan
@@ -61,7 +62,8 @@ def claims_task(config: ClaimsConfig) -> dict[str, Any]:
     study = importlib.import_module(_MODULES[config.study])
     with study.plan(thinned(config), device) as plan:
         ledger = Ledger(folder.path / "runs.jsonl")
-        _start(folder.path, config)
+        inputs = inputs_of(config)
+        _start(folder.path, config, check_inputs(inputs, folder.path) if ledger.rows else inputs)
         return _run(config, plan, ledger, folder.path)
 
 
@@ -82,7 +84,7 @@ def _run(config: ClaimsConfig, plan: Plan, ledger: Ledger, folder: Path) -> dict
     return results
 
 
-def _start(folder: Path, config: ClaimsConfig) -> None:
+def _start(folder: Path, config: ClaimsConfig, inputs: dict[str, str]) -> None:
     import shlex
     import sys
 
@@ -94,6 +96,7 @@ def _start(folder: Path, config: ClaimsConfig) -> None:
     content = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
     write_text(folder / "config.yaml", f"# {command}\n{content}")
     write_json(folder / "environment.json", environment() | {"command": command})
+    write_json(folder / "inputs.json", inputs)
 
 
 def _results(config: ClaimsConfig, plan: Plan, outcome: Outcome, folder: Path, seconds: float) -> dict[str, Any]:
