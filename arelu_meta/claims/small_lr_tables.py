@@ -126,8 +126,12 @@ def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
         "Test accuracy in per cent, over learning rates and at each one's best",
         ["contender", *(f"{lr:g}" for lr in runs.rates), "best rate", "there"],
         rows,
-        f"Mean ± standard deviation over seeds; the small rate is {small:g}; the best rate is chosen on validation. A "
-        f"row {MATCHED}X is the original at the rate at which its first steps move the logits as far as X's.",
+        f"Mean ± standard deviation over seeds; the small rate is {small:g}; the best rate is chosen on validation."
+        + (
+            f" A row {MATCHED}X is the original at the rate at which its first steps move the logits as far as X's."
+            if runs.matched
+            else ""
+        ),
     )
 
 
@@ -213,7 +217,9 @@ def _map(runs: Runs) -> Heatmap:
 
 
 def _notes(runs: Runs, small: float, best: dict[str, float]) -> list[str]:
-    notes = ["A claim can hold at the small rate and still not be the best choice: read both, and the matched one."]
+    others = ["at each one's best rate"] * (len(runs.rates) > 1) + ["with the steps matched"] * bool(runs.matched)
+    read = f"read it {' and '.join(others)} as well" if others else "other rates were not tried"
+    notes = [f"A claim can hold at the small rate and still not be the best choice: {read}."]
     if runs.diverged(runs.contenders[0], small) or any(
         runs.diverged(name, lr) for name in runs.contenders for lr in runs.rates
     ):

@@ -141,3 +141,11 @@ def test_the_recipes_in_configs_are_read_and_say_their_command(file: Path) -> No
     assert command[1:3] == ["arelu-meta", "claims"]
     assert str(file).endswith(command[command.index("--config") + 1])
     assert resolve(parse("claims", [command[3], "--config", str(file)])).train.repeats == 5
+
+
+def test_a_study_of_one_rate_without_matched_runs_does_not_speak_of_them() -> None:
+    rows = [row for row in _study() if row["lr"] == 0.001 and not row["contender"].startswith("matched")]
+    found = conclude(rows, 0.001, 1.0, None)
+    assert "matched" not in " ".join([*found.notes, *(table.note for table in found.tables)])
+    assert "other rates were not tried" in found.notes[0]
+    assert "with the steps matched as well" in conclude(_study(), 0.001, 1.0, None).notes[0]
