@@ -171,10 +171,15 @@ def _ranked(groups: Sequence[Group]) -> list[Group]:
 
 
 def _headline(groups: list[Group], runs: list[Run]) -> str:
+    studies = [run for run in runs if run.task == "claims"]
     ended = [run for run in runs if run.number("test_accuracy") is not None]
+    waiting = len(runs) - len(ended) - len(studies)
+    left = f" {waiting} {'has' if waiting == 1 else 'have'} not ended." if waiting else ""
+    if studies:
+        what = "is a study, which has" if len(studies) == 1 else "are studies, which have"
+        left = f" {len(studies)} {what} no test accuracy but verdicts: see each one's own report.{left}"
     if not ended:
-        return f"None of {len(runs)} runs has ended."
-    left = f" {len(runs) - len(ended)} have not ended." if len(ended) < len(runs) else ""
+        return left.strip() if studies else f"None of {len(runs)} runs has ended."
     if len(groups) == 1:
         mean, low, high = groups[0].interval()
         over = f" (95\u00a0% interval over runs {percent(low)} to {percent(high)})" if len(ended) > 1 else ""

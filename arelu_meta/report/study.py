@@ -115,8 +115,10 @@ def _joined(parts: Sequence[str]) -> str:
 def _facts(run: Run) -> list[Fact]:
     rows = run.rows("runs.csv")
     found = [Fact("Size", run.text("size"))] if run.text("size") else []
+    told = run.results.get("runs")
     if rows:
         named = len({tuple(row.get(name, "") for name in _identity(rows[0])) for row in rows})
+        named = told if isinstance(told, int) and not isinstance(told, bool) else named
         found.append(Fact("Runs", f"{named:,}", "all of them in runs.csv"))
     seeds = run.results.get("seeds")
     counted = len(seeds) if isinstance(seeds, list) else seeds

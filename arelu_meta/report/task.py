@@ -92,6 +92,8 @@ def make_page(folders: Sequence[str | Path], compare: bool = False) -> Page:
         if len(found) != 2:
             raise InputError(f"compare: {len(found)} folders are given; give two, as in --compare A B")
         for run in found:
+            if run.task == "claims":
+                raise InputError(f"compare: {str(run.folder)!r} holds a study; give the folder of a run")
             if not holds_run(run.folder):
                 raise InputError(f"compare: {str(run.folder)!r} holds several runs; give the folder of one")
         return compare_page(*found)

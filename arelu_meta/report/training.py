@@ -92,7 +92,8 @@ def learning_section(run: Run) -> Section:
     rows = run.rows("metrics.csv")
     blocks: list[Block] = list(metric_curves(rows))
     if not blocks:
-        blocks = [Paragraph("metrics.csv is missing or empty, so there are no curves.", warning=not run.results)]
+        text = "metrics.csv is missing, empty or without numbers, so there are no curves."
+        blocks = [Paragraph(text, warning=not run.results)]
     return Section("Learning curves", blocks)
 
 

@@ -307,7 +307,7 @@ def test_a_sweep_s_folder_shows_its_runs_and_its_own_table(make: Any, tmp_path: 
     (sweep / "results.csv").write_text("run,optim.lr,status\nabc,0.1,finished\ndef,0.2,failed\n")
     page = make_page([sweep])
     assert page.kind == "Sweep"
-    assert "1 have not ended" in page.headline
+    assert "1 has not ended" in page.headline
     assert _table(page, "The sweep’s own table (results.csv)").rows[1] == ["def", 0.2, "failed"]
 
 
@@ -335,6 +335,23 @@ def test_a_moved_folder_can_still_be_reported(make: Any, tmp_path: Path) -> None
     run = make.finetune(tmp_path / "run")
     shutil.move(run, tmp_path / "elsewhere")
     assert make_page([tmp_path / "elsewhere"]).title == "elsewhere"
+
+
+def test_studies_among_runs_are_not_called_unfinished_and_are_not_compared(make: Any, tmp_path: Path) -> None:
+    study = make.study(tmp_path / "study")
+    make.finetune(tmp_path / "run")
+    headline = make_page([tmp_path]).headline
+    assert "1 is a study, which has no test accuracy but verdicts" in headline
+    assert "not ended" not in headline
+    with pytest.raises(InputError, match=r"^compare: '.*study' holds a study; give the folder of a run"):
+        make_page([tmp_path / "run", study], compare=True)
+
+
+def test_a_study_s_runs_are_counted_as_the_study_does(make: Any, tmp_path: Path) -> None:
+    study = make.study(tmp_path / "study")
+    results = json.loads((study / "results.json").read_text())
+    (study / "results.json").write_text(json.dumps({**results, "runs": 2}))  # rows may be images of a run
+    assert [one.value for one in make_page([study]).facts if one.label == "Runs"] == ["2"]
 
 
 def test_no_run_among_folders_is_an_error_of_input(tmp_path: Path) -> None:
