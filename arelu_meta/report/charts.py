@@ -18,6 +18,7 @@ _FEW = 15
 _LONGEST_NAME = 44
 _SUBJECT = "arelu"  # what this toolkit is about stands out among many
 _CROWDED = 6  # lines; with more their bands are paler
+_TICKS = ".2~%"  # as many decimals as an axis needs: one from 0 to 1 % would say 0, 0, 1, 1
 _WRITTEN_CELLS = 450  # a heat map of more has no numbers in its cells
 _DIGITS = 6
 _FORMATS = {"percent": ".1%", "plain": ""}
@@ -92,7 +93,7 @@ def curves(
         "showlegend": len(series) > 1,
     }
     if percent:
-        layout["yaxis"]["tickformat"] = ".0%"
+        layout["yaxis"]["tickformat"] = _TICKS
         layout["yaxis"]["hoverformat"] = ".1%"
     if log_y:
         layout["yaxis"]["type"] = "log"
@@ -233,7 +234,7 @@ def heatmap(
     if written and len(x) * len(y) <= _WRITTEN_CELLS:
         trace["texttemplate"] = "%{text}"
     if form.endswith("%"):
-        trace["colorbar"]["tickformat"] = ".0%"
+        trace["colorbar"]["tickformat"] = _TICKS
     if limits is not None:
         trace["zmin"], trace["zmax"] = limits
     if colours == "diverging":
@@ -326,7 +327,7 @@ def dots(
         "meta": {"series": 0},
     }
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": plotly_text(x_label)}} | ({"tickformat": ".0%"} if percent else {}),
+        "xaxis": {"title": {"text": plotly_text(x_label)}} | ({"tickformat": _TICKS} if percent else {}),
         "yaxis": _named_axis("", names, longest=36) | {"range": [len(names) - 0.5, -0.5], "showgrid": True},
         "showlegend": False,
     }

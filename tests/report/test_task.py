@@ -13,6 +13,7 @@ from arelu_meta.cli import main
 from arelu_meta.errors import InputError
 from arelu_meta.report import make_page, write_report
 from arelu_meta.report.blocks import Chart, Page, Paragraph, Table
+from arelu_meta.report.charts import Series, curves
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -335,6 +336,11 @@ def test_a_moved_folder_can_still_be_reported(make: Any, tmp_path: Path) -> None
     run = make.finetune(tmp_path / "run")
     shutil.move(run, tmp_path / "elsewhere")
     assert make_page([tmp_path / "elsewhere"]).title == "elsewhere"
+
+
+def test_an_axis_of_a_few_thousandths_has_different_numbers_at_its_ticks() -> None:
+    chart = curves("a", "epoch", "accuracy", [Series("b", [1, 2], [0.003, 0.005])], percent=True)
+    assert chart.layout["yaxis"]["tickformat"] == ".2~%"  # 0.3%, 0.35%, 0.4%; plotly shows 50% as ever
 
 
 def test_studies_among_runs_are_not_called_unfinished_and_are_not_compared(make: Any, tmp_path: Path) -> None:
