@@ -71,7 +71,15 @@ def _run(config: ClaimsConfig, plan: Plan, ledger: Ledger, folder: Path) -> dict
     started = monotonic()
     missing = [trial for trial in plan.trials if trial not in ledger]
     print(plan.headline, flush=True)
-    announce(len(missing), len(plan.trials), plan.seconds(missing) if missing else 0.0, plan.processes)
+    try:
+        seconds = plan.seconds(missing) if missing else 0.0
+    except KeyboardInterrupt:  # what the run says that was measured is of a folder that is gone
+        done = len(plan.trials) - len(missing)
+        raise KeyboardInterrupt(
+            f"while the time was being estimated; {done} of {len(plan.trials)} runs are finished; the same command "
+            "with --run.resume auto goes on"
+        ) from None
+    announce(len(missing), len(plan.trials), seconds, plan.processes)
     run_missing(ledger, plan.groups, plan.work, plan.processes)
     outcome = plan.conclude(ledger, folder)
     if not outcome.comparisons:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from arelu_meta.arguments import parse
-from arelu_meta.claims import small_nets
+from arelu_meta.claims import mnist_study, small_nets
 from arelu_meta.claims.mnist_study import list_trials
 from arelu_meta.claims.mnist_tables import conclude, published
 from arelu_meta.claims.recipes import READS, RECIPES, numbers, resolve
@@ -77,6 +77,17 @@ def test_a_study_without_anything_to_judge_says_so(tmp_path: Path, capsys: pytes
     assert results["verdicts"] == []
     assert "No claim is judged: that takes two contenders" in capsys.readouterr().out
     assert "No claim is judged" in (tmp_path / "study/report.md").read_text()
+
+
+def test_who_interrupts_the_estimate_is_told_how_to_go_on_with_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt("/tmp/gone/checkpoints/step-000004.pt is written")
+
+    monkeypatch.setattr(mnist_study, "estimate", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"^while the time was being estimated; 0 of 12 runs .* --run.resume"):
+        claims_task(parse("claims", [*_SMALL, str(tmp_path / "study")]))
 
 
 def test_a_folder_that_holds_a_study_is_not_overwritten(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
