@@ -59,7 +59,7 @@
     // (The margin above is for the buttons that plotly lays there: they would cover the legend.)
     // Below the chart the legend gets a height of its own, so that the chart keeps its.
     const beneath = below && chart.layout.showlegend ? 24 * Math.ceil(legends / Math.max(1, Math.floor(width / 190))) : 0;
-    const extra = beneath + turned(chart.layout.xaxis, width);
+    const extra = beneath + turned(chart.layout, width);
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", uirevision: "kept", hovermode: "closest",
       margin: { l: 58, r: 12, t: 34, b: 48 }, font: { family: getComputedStyle(document.body).fontFamily, size: 13 },
@@ -75,9 +75,11 @@
   }
 
   // Names too long to stand side by side are turned by plotly: they get a height of their own too.
-  function turned(given, width) {
-    const names = given.ticktext || [], longest = Math.max(0, ...names.map((name) => plain(name).length));
-    return longest * 7 > (width - 160) / names.length ? Math.max(0, 6.5 * longest - 30) : 0;
+  function turned(layout, width) {
+    const longestOf = (axis) => Math.max(0, ...(axis.ticktext || []).map((name) => plain(name).length));
+    const names = layout.xaxis.ticktext || [], longest = longestOf(layout.xaxis);
+    const beside = Math.max(160, 7 * longestOf(layout.yaxis) + 130);  // the rows' names, and the colours' own axis
+    return longest * 7 > (width - beside) / names.length ? Math.max(0, 6.5 * longest - 30) : 0;
   }
 
   const holder = document.getElementById("charts");

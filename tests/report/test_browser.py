@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from arelu_meta.report import write_report
+from arelu_meta.report.blocks import Page, Section
+from arelu_meta.report.charts import heatmap
+from arelu_meta.report.html import render_html
 
 SCRIPT = "<script>alert(1)</script>"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -129,6 +132,16 @@ def test_a_chart_s_numbers_open_as_a_table(study: Opened) -> None:
     table.wait_for()
     assert table.locator("thead th").all_text_contents() == ["epoch", "AReLU", "ReLU", SCRIPT]
     assert table.locator("tbody tr").count() == 20
+
+
+def test_long_names_on_both_sides_leave_a_map_its_height(browser: Any, tmp_path: Path) -> None:
+    names = [f"{letter}{'a' * 40}" for letter in "bcde"]
+    chart = heatmap("Map", "predicted", "true", names, names, [[0.5] * 4] * 4, ".0%", "share of the true class")
+    path = tmp_path / "map.html"
+    path.write_text(render_html(Page("a", "b", "c", sections=[Section("d", [chart])])), encoding="utf-8")
+    opened = Opened(browser, path, viewport={"width": 1200, "height": 900})
+    assert opened.page.locator(".plot .heatmaplayer").bounding_box()["height"] > 100
+    assert opened.complaints == []
 
 
 def test_a_narrow_dark_page_does_not_scroll_sideways_and_is_dark(browser: Any, study_page: Path) -> None:
