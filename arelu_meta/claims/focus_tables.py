@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def _comparisons(runs: Runs, reference: str, margin: float) -> Iterator[Comparis
     for name in runs.contenders:
         ours, theirs = runs.focus(name), runs.focus(reference)
         if name != reference and len(set(ours) & set(theirs)) > 1:
-            yield compare(f"The Grad-CAM of {name} {what} that of {reference}", ours, theirs, margin)
+            found = compare(f"The Grad-CAM of {name} {what} that of {reference}", ours, theirs, margin)
+            yield replace(found, runs="images") if runs.given else found
 
 
 def _table(runs: Runs) -> Table:

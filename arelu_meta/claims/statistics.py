@@ -39,6 +39,7 @@ class Comparison:
         seeds_needed: pairs with which a difference of 1 `unit` is found four times in five; where all differences are
             the same, pairs with which the sign test finds what all of them show.
         unit: of the difference.
+        runs: what the pairs are of, in the plural.
     """
 
     claim: str
@@ -52,6 +53,7 @@ class Comparison:
     margin: float
     seeds_needed: int
     unit: str = "points"
+    runs: str = "runs"
 
     @property
     def verdict(self) -> Verdict:
@@ -75,7 +77,7 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """Say the verdict and the numbers behind it in one sentence."""
-        verdict = f"cannot tell with {self.n} runs" if self.verdict == "cannot tell" else self.verdict
+        verdict = f"cannot tell with {self.n} {self.runs}" if self.verdict == "cannot tell" else self.verdict
         numbers = f"{self.difference:+.1f} {self.unit} (95 % interval {self.low:+.1f} to {self.high:+.1f}"
         test = f"{self.n} pairs, p = {self.p:.2g}, {self.p_holm:.2g} after Holm"
         margin = f"{self.margin:g} {self.unit.rstrip('s') if self.margin == 1 else self.unit}"

@@ -157,6 +157,13 @@ def test_without_boxes_less_entropy_is_more_focus(tmp_path: Path) -> None:
     assert (one.claim, one.verdict) == ("The Grad-CAM of arelu is less spread than that of original", "holds")
 
 
+def test_where_the_pairs_are_images_of_given_runs_they_are_not_called_runs(tmp_path: Path) -> None:
+    rows = _made_up({"original": [0.5], "arelu": [0.5]}, run="somewhere")
+    rows[-1]["inside"] = 0.9
+    (one,) = conclude(rows, 1.0, tmp_path).comparisons
+    assert "cannot tell with 2 images" in one.sentence
+
+
 def test_a_study_fine_tunes_looks_draws_and_goes_on(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
