@@ -480,7 +480,7 @@ def test_the_process_s_own_arguments_are_the_default(
 
 
 def test_the_status_is_the_process_s() -> None:
-    done = subprocess.run([sys.executable, "-m", "arelu_meta.cli", "finetun"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "arelu_meta", "finetun"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: task: ")
 

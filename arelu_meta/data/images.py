@@ -255,7 +255,8 @@ def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.
     if broken and not skip_broken:
         first = min(broken)
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise InputError(f"{where}: {str(first)!r}{more} is not a whole image; remove it or give --data.skip_broken")
+        fault = "is not a whole image" if os.access(first, os.R_OK) else "may not be read by this user"
+        raise InputError(f"{where}: {str(first)!r}{more} {fault}; remove it or give --data.skip_broken")
     for name, paths in found.items():
         found[name] = [path for path in paths if path not in broken]
         if not found[name]:

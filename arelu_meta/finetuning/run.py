@@ -1,5 +1,6 @@
 """Fine-tuning from a config: what must hold before anything is written, then one run, or one a seed or a fold."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from arelu_meta.backbones.from_config import (
     zero_head,
 )
 from arelu_meta.backbones.paper_nets import PAPER_NETS
-from arelu_meta.backbones.saving import ModelSpec
+from arelu_meta.backbones.saving import ModelSpec, read_spec
 from arelu_meta.checking import validate
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.caching import keep_decoded
@@ -194,7 +195,7 @@ def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, split
     if config.train.mode == "probe":
         return "head: logistic regression on the frozen features, and nothing else"
     if asked == "auto":  # what `settle` leaves open
-        return "head: as the checkpoint has it"
+        return _own_head(str(config.model.pretrained), splits.train.classes)
     if asked == "probe":
         balanced = config.train.class_weights == "balanced"
         precision = config.run.precision
@@ -210,3 +211,12 @@ def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, split
         if asked == "random" and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
     return f"head: {asked}"
+
+
+def _own_head(pretrained: str, classes: Sequence[str]) -> str:
+    """Say whose head a checkpoint's is: for classes of other names it may be the wrong one, though as many fit."""
+    _, old = read_spec(pretrained, "model.pretrained")
+    if list(old.classes) == list(classes):
+        return "head: as the checkpoint has it"
+    named = ", ".join(old.classes[:3]) + (", …" if len(old.classes) > 3 else "")
+    return f"head: as the checkpoint has it, for the classes {named}; --model.reset_head true starts a new one"

@@ -223,6 +223,12 @@ def spoilt(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_file_that_this_user_may_not_read_is_not_called_broken(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path.name != "broken.jpg")  # root may read all
+    with pytest.raises(InputError, match=r"rose/broken\.jpg' \(and 1 more\) may not be read by this user"):
+        load_folder(spoilt, seed=0)
+
+
 def test_a_file_that_is_no_image_is_named_with_the_number_of_others(spoilt: Path) -> None:
     with pytest.raises(InputError, match=r"rose/broken\.jpg' \(and 1 more\) is not a whole image; .*skip_broken"):
         load_folder(spoilt, seed=0)

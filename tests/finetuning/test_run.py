@@ -216,9 +216,23 @@ def test_a_checkpoint_can_start_another_run_with_a_new_head(digits: Make, tmp_pa
     assert finetune(config)["classes"] == 2
 
 
-def _two_class_folder(root: Path) -> Path:
+def test_a_head_for_as_many_classes_of_other_names_says_whose_it_is(
+    digits: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = _two_class_folder(tmp_path / "first")
+    run = finetune(digits("a", data_root=str(first), data_per_class=None))["folder"]
+    again = digits("b", data_root=str(first), data_per_class=None, model_pretrained=run)
+    finetune(again)
+    assert "head: as the checkpoint has it\n" in capsys.readouterr().out
+    other = _two_class_folder(tmp_path / "other", ("low", "high"))
+    finetune(digits("c", data_root=str(other), data_per_class=None, model_pretrained=run))
+    said = capsys.readouterr().out
+    assert "head: as the checkpoint has it, for the classes bright, dark; --model.reset_head true starts a new" in said
+
+
+def _two_class_folder(root: Path, names: tuple[str, str] = ("dark", "bright")) -> Path:
     random = np.random.default_rng(0)
-    for name, low in (("dark", 0), ("bright", 128)):
+    for name, low in zip(names, (0, 128), strict=True):
         (root / name).mkdir(parents=True)
         for index in range(8):
             pixels = random.integers(low, low + 127, (20, 20, 3), dtype=np.uint8)
