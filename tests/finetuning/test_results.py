@@ -1,5 +1,6 @@
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +95,14 @@ def test_the_contact_sheet_shows_up_to_24_mistakes_and_says_so_when_there_is_non
     assert sizes[24] == sizes[40]
 
 
+def _green(size: int, _: int) -> Image.Image:
+    return Image.new("RGB", (size, size), "#008000")
+
+
 def test_the_contact_sheet_enlarges_small_images(tmp_path: Path) -> None:
     found = {}
     for size in (8, 200):
-        green = ImageSet(
-            ("a", "b"), np.array([0]), ("a",), lambda _, size=size: Image.new("RGB", (size, size), "#008000")
-        )
+        green = ImageSet(("a", "b"), np.array([0]), ("a",), partial(_green, size))
         write_results(tmp_path, one_hot([1], 2), torch.tensor([0]), green)
         with Image.open(tmp_path / "mistakes.png") as image:
             found[size] = int((np.asarray(image.convert("RGB")) == (0, 128, 0)).all(2).sum())
