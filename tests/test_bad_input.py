@@ -272,7 +272,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "architecture, size": _case(
         *["--model.pretrained", "run", "--data.image_size", "12"],
         task=FINETUNE,
-        says=r"model\.pretrained: 'run' is of another architecture .* has shape \(512, 64\), not \(512, 144\)",
+        says=r"data\.image_size: 12 does not go with model\.pretrained: 'run', .* of 8 px .*; give 8 or leave it out",
     ),
     "architecture, classes": _case(
         *["--model.pretrained", "run", "--data.root", "good"],
