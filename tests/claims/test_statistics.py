@@ -1,3 +1,4 @@
+import gc
 import warnings
 
 import numpy as np
@@ -13,6 +14,12 @@ from arelu_meta.claims.statistics import (
     judge,
     seeds_needed,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """statsmodels collects garbage at each correction, which in a large process takes nearly all of the time."""
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
 
 
 def _by_seed(values: NDArray[np.float64]) -> dict[int, float]:
