@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import RunError, SharedRunError
-from arelu_meta.meta.averages import averages_in_order
 from arelu_meta.meta.engines import Engine
+from arelu_meta.meta.shared_averages import averages_in_order
 from arelu_meta.runs.ranks import Ranks
 
 T = TypeVar("T")
@@ -60,8 +60,9 @@ def shared_meta_gradient(
     with averages_in_order(model, ranks):
         if own:
             losses, accuracies = engine.meta_gradient(draw(own))
-            columns = share_of(range(len(tasks)), *ranks.share)
-            measures[:, columns] = torch.stack([losses.double().cpu(), accuracies.double().cpu()])
+            measures[:, share_of(range(len(tasks)), *ranks.share)] = torch.stack(
+                [losses.double().cpu(), accuracies.double().cpu()]
+            )
     reduce_meta_gradient(model, len(own), len(tasks), ranks)
     losses, accuracies = ranks.total(measures)
     return losses, accuracies
