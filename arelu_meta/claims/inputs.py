@@ -19,15 +19,11 @@ def inputs_of(config: ClaimsConfig) -> dict[str, str]:
     Returns:
         By flag and value a digest; of a folder by its images' paths and sizes.
     """
-    paths = {
-        f"focus.{name}": Path(value).expanduser()
-        for name in ("images", "boxes", "masks")
-        if (value := getattr(config.focus, name)) is not None
-    }
+    given = {f"focus.{name}": getattr(config.focus, name) for name in ("images", "boxes", "masks")}
+    paths = {f"{flag}: {value!r}": Path(value).expanduser() for flag, value in given.items() if value is not None}
     if config.data.root is not None and config.data.name in (None, "folder") and config.study != "transfer":
-        paths["data.root"] = find_root(config.data.root)
-    values = {"data.root": config.data.root, **{f"focus.{name}": value for name, value in vars(config.focus).items()}}
-    return {f"{flag}: {values[flag]!r}": _digest(path) for flag, path in paths.items()}
+        paths[f"data.root: {config.data.root!r}"] = find_root(config.data.root)
+    return {flag: _digest(path) for flag, path in paths.items()}
 
 
 def _digest(path: Path) -> str:
