@@ -17,7 +17,7 @@ MARGIN = 1.0
 POWER = 0.8
 _SEEN = 1.0  # the difference that `seeds_needed` is about, in points
 _MOST_SEEDS, _EXACT_BELOW = 100_000, 500
-_ENOUGH = 3  # pairs whose equal differences are no chance: of null studies on 16 images 0.5 % have them, with two 5 %
+_ENOUGH = 3  # pairs whose equal differences are hardly chance, on few images either
 
 
 @dataclass(frozen=True)
