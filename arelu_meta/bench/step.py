@@ -13,6 +13,7 @@ from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.bench.op import GATE, PEER, PlainAReLU
 from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
+from arelu_meta.runs.compute import autocast
 
 MODELS = ("resnet18", "tf_efficientnet_lite0")
 CLASSES = 10
@@ -24,6 +25,7 @@ def step_rows(
     batch_size: int = 32,
     rounds: int = 15,
     device: torch.device | str = "cpu",
+    precision: str = "float32",
 ) -> list[Row]:
     """Time one training step (forward, loss, backward, SGD with momentum) of every contender in every model.
 
@@ -33,24 +35,28 @@ def step_rows(
         batch_size: images a step.
         rounds: over which medians are taken.
         device: where to compute.
+        precision: float32, bf16 or fp16.
 
     Returns:
         One row for each model and contender: `relu` (the model as it came, whatever activation that is),
-        `arelu-plain`, `arelu`, and `preserve`, whose gates stand open at 0.1. Case ids read `resnet18/128px/batch32`.
+        `arelu-plain`, `arelu`, and `preserve`, whose gates stand open at 0.1. Case ids read `resnet18/128px/batch32`,
+        and `resnet18/224px/batch256/bf16` in another precision than float32.
     """
     rows = []
     for name in models:
-        case = f"{name}/{image_size}px/batch{batch_size}"
-        rows += _case_rows(case, name, image_size, batch_size, rounds, torch.device(device))
+        case = f"{name}/{image_size}px/batch{batch_size}" + ("" if precision == "float32" else f"/{precision}")
+        shape = (batch_size, 3, image_size, image_size)
+        rows += _case_rows(case, name, shape, rounds, torch.device(device), precision)
     return rows
 
 
-def _case_rows(case: str, name: str, image_size: int, batch_size: int, rounds: int, device: torch.device) -> list[Row]:
+def _case_rows(
+    case: str, name: str, shape: tuple[int, ...], rounds: int, device: torch.device, precision: str
+) -> list[Row]:
     torch.manual_seed(0)
-    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    images, labels = torch.randn(shape, device=device), torch.randint(CLASSES, shape[:1], device=device)
     built = {contender: build(name).to(device).train() for contender, build in CONTENDERS.items()}
-    steps = {contender: _step(model, images, labels) for contender, model in built.items()}
+    steps = {contender: _step(model, images, labels, precision) for contender, model in built.items()}
     times = time_in_turns({contender: Contender(step) for contender, step in steps.items()}, rounds, device)
     rows = []
     for contender, model in built.items():
@@ -58,7 +64,7 @@ def _case_rows(case: str, name: str, image_size: int, batch_size: int, rounds: i
             peak = cuda_peak_bytes(partial(steps[contender], None))
         else:
             owned = [*model.parameters(), *model.buffers(), images, labels]
-            peak = kept_bytes(partial(_loss, model, images, labels), owned)
+            peak = kept_bytes(partial(_loss, model, images, labels, precision), owned)
         rows.append(make_row(case, contender, PEER, times, peak))
     return rows
 
@@ -130,17 +136,18 @@ def _determinism() -> Iterator[None]:
         torch.backends.cudnn.deterministic = before[1]
 
 
-def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(model(images), labels)
+def _loss(model: nn.Module, images: Tensor, labels: Tensor, precision: str = "float32") -> Tensor:
+    with autocast(precision, images.device):
+        return F.cross_entropy(model(images), labels)
 
 
-def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[object], None]:
+def _step(model: nn.Module, images: Tensor, labels: Tensor, precision: str = "float32") -> Callable[[object], None]:
     # A rate so small that a random network stays finite over any number of rounds.
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
     def step(_: object) -> None:
         optimiser.zero_grad()
-        _loss(model, images, labels).backward()
+        _loss(model, images, labels, precision).backward()
         optimiser.step()
 
     return step

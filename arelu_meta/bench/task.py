@@ -122,10 +122,15 @@ def _op_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:
 
 def _step_cases(device: torch.device, rounds: int | None, deterministic: bool = False) -> dict[str, Measure]:
     measure = deterministic_rows if deterministic else step_rows
-    return {
-        f"{name}/128px/batch32": lambda name=name: measure([name], rounds=rounds or 15, device=device)  # type: ignore[misc]
-        for name in MODELS
+    cases: dict[str, Measure] = {
+        f"{name}/128px/batch32": partial(measure, [name], rounds=rounds or 15, device=device) for name in MODELS
     }
+    if device.type == "cuda" and not deterministic:
+        cases |= {
+            f"{name}/224px/batch256/bf16": partial(step_rows, [name], 224, 256, rounds or 15, device, "bf16")
+            for name in MODELS
+        }
+    return cases
 
 
 def _maml_cases(device: torch.device, rounds: int | None) -> dict[str, Measure]:

@@ -80,3 +80,13 @@ def test_a_named_set_keeps_all_its_training_images(data_root: object) -> None:
     whole = load_tensors(DataConfig(name="mnist", download=False), 0)
     assert (whole.train_images.shape, whole.test_images.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
     assert whole.train_images.dtype == torch.uint8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("network", ["mnist_linear", "mnist_conv"])
+def test_networks_stacked_on_a_gpu_have_the_curves_of_single_ones_on_a_cpu(digits: Tensors, network: str) -> None:
+    trials = _trials(network=network)
+    there = train_stacked(trials, digits.to(torch.device("cuda")))
+    for mine, theirs in zip(there, [train_one(trial, digits) for trial in trials], strict=True):
+        assert [row["train_loss"] for row in mine] == pytest.approx([row["train_loss"] for row in theirs], rel=1e-2)
+        assert [row["accuracy"] for row in mine] == pytest.approx([row["accuracy"] for row in theirs], abs=0.03)
