@@ -21,7 +21,10 @@ __all__ = ["arelu_backward", "arelu_double_backward", "arelu_forward", "gated_ba
 # ruff: noqa: ANN001, ANN202
 
 _BLOCK = 2048
+_LARGEST_INT32 = 2**31 - 1
 _MOST_TILES = 8  # blocks to a program, so that the sums of a large tensor are few
+# These are torch's own to the last bit (tests/activations/test_on_gpu.py); the others' forward is left to torch.
+_FUSED = ("relu", "relu6", "gelu")
 _KINDS = {"given": 0, "arelu": 1, "relu": 2, "relu6": 3, "hardswish": 4, "silu": 5, "gelu": 6, "gelu_tanh": 7}
 _GIVEN, _ARELU, _RELU, _RELU6 = (tl.constexpr(number) for number in range(4))
 _HARDSWISH, _SILU, _GELU, _GELU_TANH = (tl.constexpr(number) for number in range(4, 8))
@@ -66,6 +69,9 @@ def _gated_forward(
         base = tl.where(x < 0, 0.0, x)
     elif kind == _RELU6:
         base = tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
+    elif kind == _GELU:
+        # As torch's own kernel has it, in its order: no product is added to, so that nothing can be contracted.
+        base = (x * 0.5) * (1.0 + tl.erf(x * 0.7071067811865476))
     else:
         base = tl.load(other_ptr + offsets, mask=mask, other=0.0).to(wide)
     total = base + t * tl.where(x >= 0, sigmoid, negative) * x
@@ -137,7 +143,7 @@ def _backward(
     tl.store(sums_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(below))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def _finish(
     sums_ptr, to_alpha_ptr, to_beta_ptr, to_t_ptr, alpha_ptr, beta_ptr, t_ptr, programs, low, high,
     kind: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
@@ -160,23 +166,85 @@ def _finish(
     tl.store(to_beta_ptr, to_beta.to(to_beta_ptr.dtype.element_ty))
 
 
-def _launch(kernel: Any, programs: int, x: Tensor, *arguments: Any, **constants: Any) -> None:
-    if programs:
-        wide = tl.float64 if x.dtype == torch.float64 else tl.float32
-        with torch.cuda.device_of(x):
-            # Said in so many words, or Triton 3.9 warns that its default will change.
-            kernel[(programs,)](*arguments, wide=wide, block=_BLOCK, enable_fp_fusion=True, **constants)
+_Key = tuple[Any, ...]
+_compiled: dict[_Key, Any] = {}
+
+
+def _launch(
+    kernel: Any,
+    programs: int,
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int | float, ...],
+    constants: tuple[Any, ...],
+    types: tuple[Any, ...],
+) -> None:
+    """Launch a kernel, the second time without Triton's look-up, which takes longer than a small kernel itself.
+
+    Args:
+        kernel: takes the other arguments in this order, and the block's size at the end.
+        programs: how many.
+        tensors: the first says on which device.
+        numbers: an integer, and floats.
+        constants: known when compiling; plain integers, which with the tensors' dtypes say what must be compiled.
+        types: likewise; the dtypes say them.
+    """
+    device = tensors[0].get_device()
+    # Below 0 it is a CPU, in Triton's interpreter.
+    if programs and (device < 0 or device == torch.cuda.current_device()):
+        _launch_here(kernel, programs, device, tensors, numbers, constants, types)
+    elif programs:
+        with torch.cuda.device(device):
+            _launch_here(kernel, programs, device, tensors, numbers, constants, types)
+
+
+def _launch_here(
+    kernel: Any,
+    programs: int,
+    device: int,
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int | float, ...],
+    constants: tuple[Any, ...],
+    types: tuple[Any, ...],
+) -> None:
+    arguments = (*numbers, *constants, *types, _BLOCK)
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    size = int(numbers[0]) if kernel is not _finish else 0  # which is compiled alike for any number
+    key = _key(kernel, device, tensors, pointers, size, constants)
+    if key is not None and (known := _compiled.get(key)) is not None:
+        known[(programs, 1, 1)](*pointers, *arguments)
+        return
+    # Said in so many words, or Triton 3.9 warns that its default will change.
+    compiled = kernel[(programs,)](*tensors, *arguments, enable_fp_fusion=True)
+    if key is not None and compiled is not None:
+        _compiled[key] = compiled
+
+
+def _key(
+    kernel: Any, device: int, tensors: tuple[Tensor, ...], pointers: list[int], size: int, constants: tuple[Any, ...]
+) -> _Key | None:
+    """Name what Triton compiles anew for; None for rare cases that are left to it: odd addresses, a single element."""
+    union = 0
+    for pointer in pointers:
+        union |= pointer
+    if union % 16 or size == 1:
+        return None
+    dtypes = [tensor.dtype for tensor in tensors]
+    return (kernel.__name__, device, size % 16 == 0, size > _LARGEST_INT32, *constants, *dtypes)
+
+
+def _wide(x: Tensor) -> Any:
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
     """Do what `aten_kernels.arelu_forward` does, for dense tensors that are laid out alike."""
-    limits = alpha_limits(alpha.dtype)
-    _launch(_arelu_forward, triton.cdiv(x.numel(), _BLOCK), x, x, out, alpha, beta, x.numel(), *limits)
+    numbers = (x.numel(), *alpha_limits(alpha.dtype))
+    _launch(_arelu_forward, -(-x.numel() // _BLOCK), (x, out, alpha, beta), numbers, (), (_wide(x),))
 
 
 def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Do what `aten_kernels.arelu_backward` does, in one pass over dense tensors that are laid out alike."""
-    grad_x, to_alpha, to_beta, _ = _gradients("arelu", y, grad, alpha, beta, beta)
+    grad_x, to_alpha, to_beta, _ = _gradients("arelu", y, grad, alpha, beta, None)
     return grad_x, to_alpha, to_beta
 
 
@@ -184,17 +252,13 @@ def gated_forward(
     kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
 ) -> Tensor:
     """Do what `aten_kernels.gated_forward` does, for dense tensors that are laid out alike."""
-    # relu and relu6 are exact whatever the compiler does; the others are torch's own, to the last bit.
-    fused = kind in ("relu", "relu6")
+    fused = kind in _FUSED
     base: Callable[[Tensor], Tensor] = torch.empty_like if fused or kind is None else BASES[kind]
     out = base(x)
     in_place = activated is None and not fused
-    _launch(
-        *(_gated_forward, triton.cdiv(x.numel(), _BLOCK), x),
-        *(x, out if activated is None else activated, out, alpha, beta, t, x.numel(), *alpha_limits(alpha.dtype)),
-        kind=_KINDS[kind or "given"],
-        in_place=in_place,
-    )
+    tensors = (x, out if activated is None else activated, out, alpha, beta, t)
+    numbers, constants = (x.numel(), *alpha_limits(alpha.dtype)), (_KINDS[kind or "given"], in_place)
+    _launch(_gated_forward, -(-x.numel() // _BLOCK), tensors, numbers, constants, (_wide(x),))
     return out
 
 
@@ -206,19 +270,16 @@ def gated_backward(
 
 
 def _gradients(
-    kind: str, values: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
+    kind: str, values: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x = torch.empty_like(values)
-    to_alpha, to_beta, to_t = torch.empty_like(alpha), torch.empty_like(beta), torch.empty_like(t)
-    blocks = triton.cdiv(values.numel(), _BLOCK)
+    grad_x, to_alpha, to_beta = torch.empty_like(values), torch.empty_like(alpha), torch.empty_like(beta)
+    to_t = to_beta if t is None else torch.empty_like(t)  # AReLU has none, and its kernels neither read nor write it
+    blocks = -(-values.numel() // _BLOCK)
     tiles = _MOST_TILES if blocks >= 4096 else 1
-    programs = triton.cdiv(blocks, tiles)
-    sums = grad_x.new_empty(2 * programs, dtype=torch.promote_types(values.dtype, torch.float32))
-    scalars, limits = (alpha, beta, t), alpha_limits(alpha.dtype)
-    number = _KINDS[kind]
-    _launch(
-        *(_backward, programs, values, values, grad, grad_x, sums, *scalars, values.numel(), *limits),
-        **{"kind": number, "tiles": tiles, "word": _WORDS[values.dtype]},
-    )
-    _launch(_finish, 1, values, sums, to_alpha, to_beta, to_t, *scalars, programs, *limits, kind=number)
+    programs = -(-blocks // tiles)
+    sums = values.new_empty(2 * programs, dtype=torch.float64 if values.dtype == torch.float64 else torch.float32)
+    scalars, limits, wide = (alpha, beta, beta if t is None else t), alpha_limits(alpha.dtype), _wide(values)
+    tensors, constants = (values, grad, grad_x, sums, *scalars), (_KINDS[kind], tiles)
+    _launch(_backward, programs, tensors, (values.numel(), *limits), constants, (_WORDS[values.dtype], wide))
+    _launch(_finish, 1, (sums, to_alpha, to_beta, to_t, *scalars), (programs, *limits), (_KINDS[kind],), (wide,))
     return grad_x, to_alpha, to_beta, to_t

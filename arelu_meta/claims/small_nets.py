@@ -13,6 +13,7 @@ from arelu_meta.activations.registry import PAPER_ACTIVATIONS, create_activation
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.tensors import Tensors, scaled
+from arelu_meta.runs.replay import Replay
 
 MOMENTUM = 0.9
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -217,14 +218,20 @@ def train_stacked(trials: Sequence[Trial], data: Tensors) -> list[list[Row]]:
     rates = torch.tensor([trial.lr for trial in trials], device=device)
     update = _StackedAdam(weights, rates) if first.optimizer == "adam" else _StackedSGD(weights, rates)
     rows: list[list[Row]] = [[] for _ in trials]
+    totals = torch.zeros(len(trials), device=device)
+
+    def step(picked: Tensor) -> tuple[Tensor, ...]:
+        found, losses = gradients(weights, scaled(data.train_images[picked]), data.train_labels[picked])
+        update.step(found)
+        return (totals.add_(losses * picked.shape[1]),)
+
+    fast_step = Replay(step)
     for epoch in range(1, first.epochs + 1):
         skeleton.train()
+        totals.zero_()
         orders = torch.stack([epoch_order(len(data.train_labels), trial.seed, epoch) for trial in trials]).to(device)
-        totals = torch.zeros(len(trials), device=device)
         for picked in orders.split(first.batch_size, dim=1):
-            found, losses = gradients(weights, scaled(data.train_images[picked]), data.train_labels[picked])
-            update.step(found)
-            totals += losses * picked.shape[1]
+            fast_step(picked)
         skeleton.eval()
         right = torch.zeros(len(trials), device=device)
         with torch.no_grad():
@@ -254,19 +261,22 @@ class _StackedAdam:
     """`torch.optim.Adam`, each network at its own rate."""
 
     def __init__(self, weights: dict[str, Tensor], rates: Tensor) -> None:
-        self.weights, self.rates, self.steps = weights, rates, 0
+        self.weights, self.rates = weights, rates
+        # On the device, where a recorded step finds them: the betas to the power of the steps taken.
+        self.powers = torch.ones(2, dtype=torch.float64, device=rates.device)
+        self.betas = torch.tensor(BETAS, dtype=torch.float64, device=rates.device)
         self.first = {name: torch.zeros_like(value) for name, value in weights.items()}
         self.second = {name: torch.zeros_like(value) for name, value in weights.items()}
 
     @torch.no_grad()
     def step(self, gradients: dict[str, Tensor]) -> None:
-        self.steps += 1
+        early, late = 1 - self.powers.mul_(self.betas)
         for name, value in self.weights.items():
             gradient = gradients[name]
             first = self.first[name].lerp_(gradient, 1 - BETAS[0])
             second = self.second[name].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-            size = (second / (1 - BETAS[1] ** self.steps)).sqrt_().add_(EPSILON)
-            value.sub_(first / (1 - BETAS[0] ** self.steps) / size * _along(self.rates, value))
+            size = (second / late).sqrt_().add_(EPSILON)
+            value.sub_(first / early / size * _along(self.rates, value))
 
 
 def _along(rates: Tensor, value: Tensor) -> Tensor:

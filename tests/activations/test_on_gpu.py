@@ -50,10 +50,7 @@ def results(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
 
 def exact(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
     """The same, in float64 on the CPU."""
-    twin = type(module)() if isinstance(module, AReLU) else None
-    if twin is None:
-        assert isinstance(module, GatedAReLU)
-        twin = GatedAReLU(module.base, t=0.3)
+    twin = GatedAReLU(module.base, t=0.3) if isinstance(module, GatedAReLU) else AReLU()
     twin.load_state_dict(module.state_dict())
     return results(twin.double().cpu(), x.cpu().double(), grad.cpu().double())
 
@@ -78,6 +75,21 @@ def test_a_gpu_computes_what_float64_says(name: str, dtype: torch.dtype) -> None
                 slack = NEAR[dtype] * (max(1.0, size) if scale is None else 4 * scale / max(1, x.numel()) ** 0.5 + 1e-3)
                 error = (found[key].double().cpu() - value).abs()
                 assert error.le(slack).all(), (shape, layout, key, error.max().item(), slack)
+
+
+@pytest.mark.parametrize("dtype", NEAR, ids=str)
+@pytest.mark.parametrize("name", BASES)
+def test_a_shut_gate_gives_what_the_base_gives_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    base = BASES[name]()
+    module = GatedAReLU(base, t=0.0).to("cuda", dtype)
+    ends = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 3.0, -3.0, 6.0, 1e-7, -1e-7, 100.0])
+    for scale in (0.01, 1.0, 5.0, 1e4):
+        x = torch.cat([scale * torch.randn(1 << 20), ends]).to("cuda", dtype)
+        # Sign bits and the place of each nan included.
+        words = torch.int64 if dtype == torch.float64 else torch.int32 if dtype == torch.float32 else torch.int16
+        y, expected = module(x).detach(), base(x)
+        same = (y.view(words) == expected.view(words)) | (y.isnan() & expected.isnan())
+        assert same.all(), (scale, x[~same][:5], y[~same][:5], expected[~same][:5])
 
 
 @pytest.mark.parametrize("name", MAKES)
