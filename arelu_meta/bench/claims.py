@@ -22,7 +22,7 @@ from arelu_meta.data.images import data_home
 
 PEER = "dataloader"
 RATES = (1e-2, 1e-3, 1e-4, 1e-5)
-CASES = {f"mnist-conv/arelu/5seeds-4rates/{images}images": images for images in (6000, 60000)}
+CASES = {f"mnist-conv/arelu/5seeds-4rates/{images}images": images for images in (6000, 20000, 60000)}
 
 
 def claims_rows(case: str, rounds: int = 1, device: torch.device | str = "cpu", seeds: int = 5) -> list[Row]:

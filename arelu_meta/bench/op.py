@@ -93,8 +93,8 @@ def _case_rows(
     target = torch.empty_like(x)
     timed = {**contenders, "copy": Contender(lambda _: target.copy_(x))}
     times = time_in_turns(timed, rounds, device)
-    one = x.flatten()[:1].reshape((1,) * len(size))
-    tiny = {name: _contender(module, one, backward) for name, module in modules.items()}
+    few = x.flatten()[:16].reshape((1,) * (len(size) - 1) + (16,))
+    tiny = {name: _contender(module, few, backward) for name, module in modules.items()}
     dispatch = time_in_turns(tiny, max(3, rounds // 5), device)
     # Forward reads one tensor and writes one, as a copy does; backward reads two and writes one.
     copies = 2.5 if backward else 1.0

@@ -5,11 +5,11 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-_CALLS_BEFORE = 3  # that compile kernels, choose algorithms and make libraries ready, none of which can be recorded
+_CALLS_BEFORE = 2  # that compile kernels, choose algorithms and make libraries ready, none of which can be recorded
 
 
 class Replay:
-    """A function of tensors whose kernels a GPU gets as one graph from the fourth call on.
+    """A function of tensors whose kernels a GPU gets as one graph from the third call on.
 
     A host takes longer to launch a small network's kernels one by one than a GPU takes to run them. On other devices,
     and where the function does what cannot be recorded (it waits for the GPU, say), every call is an ordinary one.
@@ -48,42 +48,31 @@ class Replay:
         if self._graph is None or key != self._recorded:
             self._calls = self._calls + 1 if key == self._last else 1
             self._last = key
-            if self._calls < _CALLS_BEFORE:
-                return self.function(*inputs)
-            if self._calls == _CALLS_BEFORE:
-                return self._on_a_stream_of_its_own(inputs)
-            self._record(inputs, key)
-            if self._graph is None:
+            if self._calls > _CALLS_BEFORE:
+                self._record(inputs, key)
+            if self._graph is None or key != self._recorded:
                 return self.function(*inputs)
         for mine, given in zip(self._inputs, inputs, strict=True):
             mine.copy_(given)
         self._graph.replay()
         return self._outputs
 
-    def _on_a_stream_of_its_own(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Make ready what libraries keep for each stream that is not the default one, as PyTorch's notes ask for."""
-        stream = torch.cuda.Stream(inputs[0].device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            found = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        # Their memory must not be handed out again before both streams are done with it.
-        for tensor in found:
-            tensor.record_stream(torch.cuda.current_stream())
-        return found
+    def forget(self) -> None:
+        """Free what was recorded, and the memory that it works in."""
+        self._graph, self._recorded, self._last, self._calls = None, None, None, 0
+        self._inputs = self._outputs = ()
 
     def _record(self, inputs: tuple[Tensor, ...], key: Hashable) -> None:
-        self._inputs = tuple(x.clone() for x in inputs)
-        self._graph = None
+        self.forget()
+        mine = tuple(x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
         try:
             # Of this thread alone: others, which page-lock batches, say, may go on meanwhile.
             recording = torch.cuda.graph(graph, capture_error_mode="thread_local")
             with torch.cuda.device(inputs[0].device), recording:
-                self._outputs = self.function(*self._inputs)
+                outputs = self.function(*mine)
         except RuntimeError as error:
             self.refused = str(error).splitlines()[0]
-            self._inputs = self._outputs = ()
             torch.cuda.synchronize()
             return
-        self._graph, self._recorded = graph, key
+        self._graph, self._recorded, self._inputs, self._outputs = graph, key, mine, outputs
