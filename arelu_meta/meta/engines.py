@@ -3,7 +3,7 @@
 Same initial weights and tasks, same losses and meta-gradient (to 1e-8 in float64; tests/meta/test_engines.py).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from arelu_meta.data.episodes import Episode, TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.extras import import_learn2learn
-from arelu_meta.meta.algorithms import (
-    build_maml,
-    check_labels,
-    prototype_loss,
-    query_loss,
-    reptile_loss,
-    with_gradient_of,
-)
+from arelu_meta.meta.algorithms import build_maml, prototype_loss, query_loss, reptile_loss, with_gradient_of
 from arelu_meta.meta.averages import averages_kept, updates_averages
 from arelu_meta.meta.chunking import tasks_at_once
 from arelu_meta.meta.head_alone import HeadAlone, head_that_adapts_alone
@@ -27,7 +20,6 @@ from arelu_meta.meta.inner import Inner, InnerLoop, loop_of
 from arelu_meta.meta.stack import Stack, adapted_probabilities, forgetful_step, task_losses
 from arelu_meta.meta.stacked import twin
 from arelu_meta.runs.compute import autocast
-from arelu_meta.runs.replay import Replay
 
 __all__ = [
     "ENGINES",
@@ -40,7 +32,6 @@ __all__ = [
 ]
 
 ENGINES = ("auto", "learn2learn", "vectorized")
-_REPLAYED = ("maml", "fomaml", "anil", "metasgd")
 
 
 class Engine(Protocol):
@@ -150,54 +141,14 @@ class VectorizedEngine:
         self.scaler: torch.amp.GradScaler | None = None
         self.loop = loop_of(model, inner)
         self.twin = twin(model)
-        self.replay = Replay(self._gradients, self._fixed)
         self._head: HeadAlone | None = None
         self._tried_head = False
-        self._outputs = 0
-        self._learning: list[nn.Parameter] = []
 
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
         self.settle_chunk(tasks)
         assert self.task_chunk is not None
-        return self._replayed(tasks) if self._may_replay(tasks) else _accumulate(self, tasks, self.task_chunk)
-
-    def _may_replay(self, tasks: TaskBatch) -> bool:
-        """Say whether a GPU may get the meta-step's kernels as one graph: nothing but tensors changes in between."""
-        assert self.task_chunk is not None
-        return (
-            tasks.support_images.is_cuda
-            and self.task_chunk >= len(tasks) > 1
-            and self.inner.algorithm in _REPLAYED
-            and self.step_weights is None
-            and (self.scaler is None or not self.scaler.is_enabled())
-            and not torch.are_deterministic_algorithms_enabled()
-            and not any(map(updates_averages, self.model.modules()))
-        )
-
-    def _replayed(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-        if self._outputs:
-            check_labels(tasks.support_labels, self._outputs)
-        parts = (tasks.support_images, tasks.support_labels, tasks.query_images, tasks.query_labels)
-        losses, accuracies, *gradients = self.replay(*parts)
-        for parameter, gradient in zip(self._learning, gradients, strict=True):
-            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
-        return losses.clone(), accuracies.clone()
-
-    def _gradients(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """Compute each task's query loss and accuracy, and the gradients of `_learning`."""
-        tasks = TaskBatch(*parts)
-        losses, accuracies = self.query_losses(tasks)
-        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        found = torch.autograd.grad(losses.sum() / len(tasks), learning, allow_unused=True)
-        pairs = [(one, gradient) for one, gradient in zip(learning, found, strict=True) if gradient is not None]
-        self._learning = [one for one, _ in pairs]
-        return losses.detach(), accuracies, *(gradient for _, gradient in pairs)
-
-    def _fixed(self) -> Hashable:
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        modes = tuple(module.training for module in self.model.modules())
-        return modes, tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors)
+        return _accumulate(self, tasks, self.task_chunk)
 
     def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
@@ -211,7 +162,6 @@ class VectorizedEngine:
             else:
                 losses, logits = self._adapted(stack, tasks)
         stack.update_averages()
-        self._outputs = logits.shape[2]
         return losses, (logits.argmax(2) == tasks.query_labels).double().mean(1)
 
     def _adapted(self, stack: Stack, tasks: TaskBatch) -> tuple[Tensor, Tensor]:

@@ -57,13 +57,8 @@ class Replay:
         self._graph.replay()
         return self._outputs
 
-    def forget(self) -> None:
-        """Free what was recorded, and the memory that it works in."""
-        self._graph, self._recorded, self._last, self._calls = None, None, None, 0
-        self._inputs = self._outputs = ()
-
     def _record(self, inputs: tuple[Tensor, ...], key: Hashable) -> None:
-        self.forget()
+        self._graph = None
         mine = tuple(x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
         try:

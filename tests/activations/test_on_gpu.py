@@ -52,9 +52,10 @@ def exact(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
     """The same in float64, by torch's own operators."""
     leaf = x.detach().double().requires_grad_()
     scalars = {name: value.detach().double().requires_grad_() for name, value in module.named_parameters()}
-    attention = torch.where(leaf >= 0, torch.sigmoid(scalars["beta"]), scalars["alpha"]) * leaf
-    gated = isinstance(module, GatedAReLU)
-    y = module.base(leaf) + scalars["t"] * attention if gated else attention + leaf.relu()
+    alpha, beta = scalars["alpha"].reshape(()), scalars["beta"].reshape(())
+    attention = torch.where(leaf >= 0, torch.sigmoid(beta), alpha) * leaf
+    base, gate = (module.base, scalars["t"].reshape(())) if isinstance(module, GatedAReLU) else (torch.relu, 1.0)
+    y = base(leaf) + gate * attention
     gradients = torch.autograd.grad(y, [leaf, *scalars.values()], grad.double())
     return {"y": y.detach(), **dict(zip(["x", *scalars], gradients, strict=True))}
 

@@ -80,33 +80,3 @@ def test_a_run_on_a_gpu_learns_to_learn(model: str, precision: str, tmp_path: Pa
     config.optim.lr, config.eval.tasks, config.eval.every = 0.003, 100, 20
     results = metatrain(config)
     assert results["test_accuracy"] > 0.3
-
-
-@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "anil", "metasgd"])
-@pytest.mark.parametrize("model", ["mnist_conv", "conv4_32"])
-def test_a_replayed_meta_step_is_the_ordinary_one(model: str, algorithm: str) -> None:
-    networks, engines = [], []
-    for _ in range(2):
-        torch.manual_seed(0)
-        network = create_backbone(model, num_classes=3, in_chans=1, img_size=28, activation="arelu").cuda()
-        set_normalization(network, "transductive")
-        train_mode(network, "transductive")
-        networks.append(network)
-        engines.append(VectorizedEngine(network, Inner(0.05, 3, algorithm == "fomaml", algorithm)))
-    engines[0].replay.refused = "not asked for"
-    steps = [torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9) for network in networks]
-    for number in range(8):
-        torch.manual_seed(number)
-        labels = torch.arange(3).repeat_interleave(2).repeat(4, 1)
-        images = torch.rand(2, 4, 6, 1, 28, 28)
-        tasks = TaskBatch(images[0], labels, images[1], labels).to(torch.device("cuda"))
-        found = []
-        for engine, step in zip(engines, steps, strict=True):
-            step.zero_grad(set_to_none=True)
-            found.append(engine.meta_gradient(tasks))
-            step.step()
-        assert torch.allclose(found[0][0], found[1][0], rtol=1e-3, atol=1e-4), number
-    assert engines[1].replay.refused is None
-    assert engines[1].replay._graph is not None
-    for one, other in zip(*(network.parameters() for network in networks), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
