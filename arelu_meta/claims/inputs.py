@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from arelu_meta.claims.transfer_data import backbone_config, read_pairs
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.data.images import find_candidates, find_root
 from arelu_meta.errors import InputError
@@ -23,6 +24,10 @@ def inputs_of(config: ClaimsConfig) -> dict[str, str]:
     paths = {f"{flag}: {value!r}": Path(value).expanduser() for flag, value in given.items() if value is not None}
     if config.data.root is not None and config.data.name in (None, "folder") and config.study != "transfer":
         paths[f"data.root: {config.data.root!r}"] = find_root(config.data.root)
+    if config.study == "transfer":
+        for pair, (_, target) in read_pairs(config.pairs).items():
+            if (root := backbone_config(config, target).data.root) == target:
+                paths[f"pairs: {pair!r}"] = find_root(root)
     return {flag: _digest(path) for flag, path in paths.items()}
 
 

@@ -53,6 +53,15 @@ def test_other_boxes_behind_the_same_path_are_noticed_and_another_path_is_not_he
         check_inputs(found("--focus.boxes", str(boxes)), tmp_path)
 
 
+def test_a_folder_that_a_pair_of_transfer_names_is_remembered(tmp_path: Path) -> None:
+    root = _images(tmp_path / "photographs")
+    config = resolve(parse("claims", ["transfer", "--pairs", f"mnist-to-mnist-m,imagenet-to-{root}"]))
+    before = inputs_of(config)
+    assert list(before) == [f"pairs: 'imagenet-to-{root}'"]
+    (root / "yes/0.png").unlink()
+    assert inputs_of(config) != before
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
 def test_a_study_begun_before_this_was_noted_is_gone_on_with(text: str, tmp_path: Path) -> None:
     (tmp_path / "inputs.json").write_text(text)
