@@ -54,7 +54,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     Raises:
         InputError: naming the unknown model, activation, start or optimiser.
     """
-    contenders = contenders_of(config)
+    contenders = contenders_of(config, pretrained=False)
     if len(contenders) < 2:
         raise InputError(
             f"model.activation: {config.model.activation!r} leaves nothing to compare; give two, as original,arelu"

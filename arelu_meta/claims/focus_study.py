@@ -112,7 +112,7 @@ def list_trials(config: ClaimsConfig) -> list[FocusTrial]:
     )
     if config.focus.runs is not None:
         return _of_runs(config.focus.runs, first)
-    contenders = contenders_of(config)
+    contenders = contenders_of(config, bool(config.model.pretrained))
     if len(contenders) < 2:
         raise InputError(f"model.activation: {config.model.activation!r} leaves nothing to compare; give two")
     check_optimizer_name(optimizers[0])

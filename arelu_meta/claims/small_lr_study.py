@@ -112,7 +112,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     Raises:
         InputError: naming the unknown model, activation, start or optimiser.
     """
-    contenders = contenders_of(config)
+    contenders = contenders_of(config, bool(config.model.pretrained))
     optimizers, models = names("optim.name", config.optim.name), names("model.name", config.model.name)
     for name in optimizers:
         check_optimizer_name(name)
@@ -145,14 +145,22 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     return trials
 
 
-def contenders_of(config: ClaimsConfig) -> list[str]:
+def contenders_of(config: ClaimsConfig, pretrained: bool | None = None) -> list[str]:
     """List a resolved config's contenders, each once.
 
+    Args:
+        config: of the study.
+        pretrained: whether all networks are, which says how an AReLU without a start starts; None where some are.
+
     Raises:
-        InputError: as `check_contender`.
+        InputError: as `check_contender`; and if two contenders are one.
     """
     found = names("model.activation", config.model.activation)
-    return list(dict.fromkeys(check_contender(name) for name in found))
+    contenders = list(dict.fromkeys(check_contender(name) for name in found))
+    default = f"arelu:{'preserve' if pretrained else 'paper'}"
+    if pretrained is not None and {"arelu", default} <= {*contenders}:
+        raise InputError(f"model.activation: 'arelu' and {default!r} are the same here; leave one of them out")
+    return contenders
 
 
 def check_contender(name: str) -> str:

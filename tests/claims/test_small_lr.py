@@ -42,6 +42,8 @@ def test_the_small_rate_may_be_named() -> None:
         (["--model.activation", "gelu:paper"], "only arelu has starts"),
         (["--model.activation", "arelu:papper"], "'arelu:papper' is not known; nearest: 'paper'"),
         (["--model.activation", "rellu"], "rellu"),
+        (["--model.activation", "arelu,arelu:paper"], "'arelu' and 'arelu:paper' are the same here; leave one"),
+        (["--model.pretrained", "true", "--model.activation", "arelu,arelu:preserve"], "'arelu:preserve' are the same"),
         (["--optim.name", "sdg"], "optim.name: 'sdg' is not known"),
         (["--model.name", "mnist_linear,conv4"], "one backbone"),
         (["--pipeline", "maml", "--train.epochs", "3"], "train.epochs: the study small-lr/maml does not read it"),
