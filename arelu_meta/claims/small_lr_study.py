@@ -1,6 +1,7 @@
 """The study `small-lr`: is an activation ahead at a small learning rate, and still when each has its best one?"""
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,7 +18,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
-from arelu_meta.claims.running import probe, side_by_side
+from arelu_meta.claims.running import one_thread, probe, side_by_side
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
 from arelu_meta.config import (
@@ -39,7 +40,8 @@ from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta import metatrain
 
 _INNER_STEPS = 5
-_PROBED = {"finetune": (1, 2), "maml": (4, 8)}  # both of maml's have four validations, as whole runs have
+_VALIDATIONS, _VALIDATION_TASKS = 4, 50
+_PROBED_TASKS = (2, 8)  # to be judged on; a whole run's hundreds take minutes on a large backbone
 _STARTS = ("paper", "preserve", "leak", "open", "nearest", "fit")
 
 
@@ -290,7 +292,11 @@ def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
             model=model_config(trial.model, trial.pretrained, trial.contender),
             optim=OptimConfig(name=trial.optimizer, lr=1e-3, weight_decay=0.0, schedule="constant"),
             meta=MetaConfig(inner_lr=trial.lr, inner_steps=_INNER_STEPS, steps=trial.length, batch_tasks=8),
-            eval=EvalConfig(tasks=trial.tasks, every=max(1, trial.length // 4), validation_tasks=50),
+            eval=EvalConfig(
+                tasks=trial.tasks,
+                every=max(1, trial.length // _VALIDATIONS),
+                validation_tasks=min(_VALIDATION_TASKS, trial.tasks),
+            ),
         )
     )
     validation = [float(row["validation_accuracy"] or 0.0) for row in _metrics(folder)]
@@ -316,5 +322,28 @@ def estimate(config: ClaimsConfig, trials: Sequence[Trial]) -> float:
         Seconds.
     """
     like = next((one for one in trials if not one.contender.startswith(MATCHED)), trials[0])
-    seconds = probe(lambda length: work(config, [replace(like, length=length)]), _PROBED[config.pipeline])
+    if config.pipeline == "maml":
+        return _estimate_maml(config, like, trials)
+    seconds = probe(lambda length: work(config, [replace(like, length=length)]))
     return sum(seconds(trial.length) for trial in trials)
+
+
+def _estimate_maml(config: ClaimsConfig, like: Trial, trials: Sequence[Trial]) -> float:
+    """As `estimate`, from one and two steps and few tasks; so short runs validate after each step."""
+    few, more = (min(count, like.tasks) for count in _PROBED_TASKS)
+
+    def run(length: int, tasks: int = few) -> object:
+        return work(config, [replace(like, length=length, tasks=tasks)])
+
+    seconds = probe(run)
+    one, two = seconds(1), seconds(2)
+    a_task = 0.0
+    if more > few:
+        with one_thread():
+            started = time.perf_counter()
+            run(1, more)
+            a_task = max(0.0, time.perf_counter() - started - one) / (2 * (more - few))
+    a_step = max(0.0, two - one - few * a_task)
+    start = max(0.0, one - a_step - 2 * few * a_task)
+    judged = like.tasks + _VALIDATIONS * min(_VALIDATION_TASKS, like.tasks)
+    return sum(start + trial.length * a_step + judged * a_task for trial in trials)

@@ -71,6 +71,8 @@ def _run(config: ClaimsConfig, plan: Plan, ledger: Ledger, folder: Path) -> dict
     started = monotonic()
     missing = [trial for trial in plan.trials if trial not in ledger]
     print(plan.headline, flush=True)
+    if missing:
+        print(f"trying a few short runs, to say how long {len(missing)} runs will take", flush=True)
     try:
         seconds = plan.seconds(missing) if missing else 0.0
     except KeyboardInterrupt:  # what the run says that was measured is of a folder that is gone

@@ -1,9 +1,11 @@
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arelu_meta.arguments import parse
+from arelu_meta.claims import small_lr_study
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_lr_study import finetune_config, list_trials
 from arelu_meta.claims.small_lr_tables import conclude
@@ -151,3 +153,22 @@ def test_a_study_of_one_rate_without_matched_runs_does_not_speak_of_them() -> No
     assert "matched" not in " ".join([*found.notes, *(table.note for table in found.tables)])
     assert "other rates were not tried" in found.notes[0]
     assert "with the steps matched as well" in conclude(_study(), 0.001, 1.0, None).notes[0]
+
+
+def test_the_time_of_mamls_runs_is_told_from_few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["small-lr", "--pipeline", "maml", "--model.name", "conv4_32", "--optim.lr", "0.1", "--meta.tasks", "600"]
+    config = resolve(parse("claims", [*words, "--data.name", "digits"]))
+    trials, clock, judged = list_trials(config), [0.0], 0
+
+    def work(_: Any, found: Any) -> None:
+        nonlocal judged
+        (trial,) = found
+        tasks = trial.tasks + min(4, trial.length) * min(50, trial.tasks)
+        judged += tasks
+        clock[0] += 3 + 2 * trial.length + tasks / 4
+
+    monkeypatch.setattr(small_lr_study, "work", work)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    expected = sum(3 + 2 * trial.length + (600 + 4 * 50) / 4 for trial in trials)
+    assert small_lr_study.estimate(config, trials) == pytest.approx(expected)
+    assert judged < 50
