@@ -94,10 +94,8 @@ def _holds_all(folder: Path, members: Mapping[str, FinetuneConfig]) -> bool:
     Raises:
         InputError: if it is of other runs, or of a single one.
     """
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        found = {name.removeprefix(_OF_RUN) for name in results if name.startswith(_OF_RUN)}
-    except (OSError, ValueError, TypeError):
+    found = _names_in(folder)
+    if found is None:
         return True  # damaged: who reads it next says so
     if not found or not found <= members.keys():
         of = f"the mean of {len(found)} runs" if found else "one run's results"
@@ -106,6 +104,31 @@ def _holds_all(folder: Path, members: Mapping[str, FinetuneConfig]) -> bool:
             "give another folder"
         )
     return found == members.keys()
+
+
+def _names_in(folder: Path) -> set[str] | None:
+    """Name the runs whose mean a folder holds; none for a single run's results, and None for damaged ones."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return {name.removeprefix(_OF_RUN) for name in results if name.startswith(_OF_RUN)}
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def check_single(folder: Path) -> None:
+    """Refuse to take the mean of several runs for one run's results.
+
+    Args:
+        folder: of a run that has ended.
+
+    Raises:
+        InputError: if it holds that of several.
+    """
+    if found := _names_in(folder):
+        raise InputError(
+            f"run.folder: {str(folder)!r} holds the mean of {len(found)} runs ({', '.join(sorted(found))}), and one is "
+            "asked for; give another folder, or the train.repeats or data.folds that they had"
+        )
 
 
 def _check_same(folder: Path, member: FinetuneConfig) -> None:

@@ -28,7 +28,7 @@ from arelu_meta.errors import InputError
 from arelu_meta.finetuning.choices import settle
 from arelu_meta.finetuning.course import Course
 from arelu_meta.finetuning.heads import check_probe, start_with_probe
-from arelu_meta.finetuning.members import member_configs, run_members
+from arelu_meta.finetuning.members import check_single, member_configs, run_members
 from arelu_meta.finetuning.modes import count_learning, keeps_features, set_drop_rate, set_learning
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.finetuning.sharding import check_sharding
@@ -131,6 +131,8 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     """Do one run, of one seed and one split."""
     with ranks.agreeing():
         folder = open_run(config.run, "finetune", ranks)
+        if folder.finished:
+            check_single(folder.path)
     ranks.same(
         (folder.finished, str(folder.resumed_from)),
         f"run.folder: {str(folder.path)!r} does not hold the same for every process; give one on a disk that all share",

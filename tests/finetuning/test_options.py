@@ -125,6 +125,8 @@ def test_seeds_are_added_to_a_series_that_had_ended(digits: Make, capsys: pytest
     assert "over 3 runs" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"holds the mean of 3 runs, which is not of these 2 \(seed-0, seed-1\)"):
         finetune(digits("series", train_repeats=2, run_resume="auto"))
+    with pytest.raises(InputError, match=r"holds the mean of 3 runs \(seed-0, seed-1, seed-2\), and one is asked for"):
+        finetune(digits("series", run_resume="auto"))
     finetune(digits("alone"))
     with pytest.raises(InputError, match=r"alone' holds one run's results, which is not of these 2"):
         finetune(digits("alone", data_folds=2, run_resume="auto"))
