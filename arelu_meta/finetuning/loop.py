@@ -196,7 +196,8 @@ def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], s
     """Add up the gradients of the mean loss over all images of a step, in whatever processes they are."""
     trainer.optimizer.zero_grad(set_to_none=True)
     images_here = sum(len(labels) for _, labels in step)
-    everywhere = trainer.ranks.total(torch.tensor(float(images_here), device=trainer.device))
+    # Filled in there: a number copied over would make the host wait for all that a GPU has still to do.
+    everywhere = trainer.ranks.total(torch.full((), float(images_here), device=trainer.device))
     scale = trainer.ranks.processes / everywhere  # gradients are averaged over the processes
     for number, (images, labels) in enumerate(step, 1):
         images = images.to(trainer.device, non_blocking=True)
