@@ -5,6 +5,7 @@ a fixed order and turns them into the scalars' gradients. Nothing is atomic, so 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -187,35 +188,23 @@ def _launch(
         constants: known when compiling; plain integers, which with the tensors' dtypes say what must be compiled.
         types: likewise; the dtypes say them.
     """
+    if not programs:
+        return
     device = tensors[0].get_device()
-    # Below 0 it is a CPU, in Triton's interpreter.
-    if programs and (device < 0 or device == torch.cuda.current_device()):
-        _launch_here(kernel, programs, device, tensors, numbers, constants, types)
-    elif programs:
-        with torch.cuda.device(device):
-            _launch_here(kernel, programs, device, tensors, numbers, constants, types)
-
-
-def _launch_here(
-    kernel: Any,
-    programs: int,
-    device: int,
-    tensors: tuple[Tensor, ...],
-    numbers: tuple[int | float, ...],
-    constants: tuple[Any, ...],
-    types: tuple[Any, ...],
-) -> None:
-    arguments = (*numbers, *constants, *types, _BLOCK)
     pointers = [tensor.data_ptr() for tensor in tensors]
+    arguments = (*numbers, *constants, *types, _BLOCK)
     size = int(numbers[0]) if kernel is not _finish else 0  # which is compiled alike for any number
     key = _key(kernel, device, tensors, pointers, size, constants)
-    if key is not None and (known := _compiled.get(key)) is not None:
-        known[(programs, 1, 1)](*pointers, *arguments)
-        return
-    # Said in so many words, or Triton 3.9 warns that its default will change.
-    compiled = kernel[(programs,)](*tensors, *arguments, enable_fp_fusion=True)
-    if key is not None and compiled is not None:
-        _compiled[key] = compiled
+    # Below 0 it is a CPU, in Triton's interpreter.
+    here = device < 0 or device == torch.cuda.current_device()
+    with nullcontext() if here else torch.cuda.device(device):
+        if key is not None and (known := _compiled.get(key)) is not None:
+            known[(programs, 1, 1)](*pointers, *arguments)
+            return
+        # Said in so many words, or Triton 3.9 warns that its default will change.
+        compiled = kernel[(programs,)](*tensors, *arguments, enable_fp_fusion=True)
+        if key is not None and compiled is not None:
+            _compiled[key] = compiled
 
 
 def _key(
@@ -231,6 +220,10 @@ def _key(
     return (kernel.__name__, device, size % 16 == 0, size > _LARGEST_INT32, *constants, *dtypes)
 
 
+def _tiles_of(count: int, each: int) -> int:
+    return -(-count // each)  # rounded up, as triton.cdiv does, which takes longer
+
+
 def _wide(x: Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
@@ -238,7 +231,7 @@ def _wide(x: Tensor) -> Any:
 def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
     """Do what `aten_kernels.arelu_forward` does, for dense tensors that are laid out alike."""
     numbers = (x.numel(), *alpha_limits(alpha.dtype))
-    _launch(_arelu_forward, -(-x.numel() // _BLOCK), (x, out, alpha, beta), numbers, (), (_wide(x),))
+    _launch(_arelu_forward, _tiles_of(x.numel(), _BLOCK), (x, out, alpha, beta), numbers, (), (_wide(x),))
 
 
 def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,7 +250,7 @@ def gated_forward(
     in_place = activated is None and not fused
     tensors = (x, out if activated is None else activated, out, alpha, beta, t)
     numbers, constants = (x.numel(), *alpha_limits(alpha.dtype)), (_KINDS[kind or "given"], in_place)
-    _launch(_gated_forward, -(-x.numel() // _BLOCK), tensors, numbers, constants, (_wide(x),))
+    _launch(_gated_forward, _tiles_of(x.numel(), _BLOCK), tensors, numbers, constants, (_wide(x),))
     return out
 
 
@@ -273,9 +266,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_x, to_alpha, to_beta = torch.empty_like(values), torch.empty_like(alpha), torch.empty_like(beta)
     to_t = to_beta if t is None else torch.empty_like(t)  # AReLU has none, and its kernels neither read nor write it
-    blocks = -(-values.numel() // _BLOCK)
+    blocks = _tiles_of(values.numel(), _BLOCK)
     tiles = _MOST_TILES if blocks >= 4096 else 1
-    programs = -(-blocks // tiles)
+    programs = _tiles_of(blocks, tiles)
     sums = values.new_empty(2 * programs, dtype=torch.float64 if values.dtype == torch.float64 else torch.float32)
     scalars, limits, wide = (alpha, beta, beta if t is None else t), alpha_limits(alpha.dtype), _wide(values)
     tensors, constants = (values, grad, grad_x, sums, *scalars), (_KINDS[kind], tiles)
