@@ -148,6 +148,9 @@ def _check_together(flat: dict[str, Any]) -> None:
     """Check values that mean something only beside each other."""
     if "train.mode" in flat:
         check_mode(flat["train.mode"])
+    warmup, epochs = flat.get("optim.warmup_epochs", 0), flat.get("train.epochs")
+    if epochs is not None and warmup > epochs:
+        raise InputError(f"optim.warmup_epochs: {warmup} is more than train.epochs, {epochs}; give at most {epochs}")
     fold, folds = flat.get("data.fold"), flat.get("data.folds")
     if fold is not None and folds is None:
         raise InputError(f"data.fold: {fold} is one of how many? give --data.folds with it")

@@ -123,7 +123,9 @@ class OptimConfig:
 
     Args:
         name: any timm optimiser: sgd, momentum, adamw, adam, lamb …
-        lr: learning rate, > 0; finetune also takes auto, which looks for one (a range test) and says what it chose.
+        lr: learning rate, > 0; finetune also takes auto, which looks for one (a range test) and says what it chose;
+            default: in finetune 0.02, but 0.003 where a swap changes what was pretrained, and a twentieth of either for
+            optimisers other than SGD with its variants.
         head_lr: learning rate of the head; default: lr.
         act_lr: learning rate of the activations' scalars (alpha, beta, t); default: lr, but in finetune a hundredth of
             it where the pretrained function is kept (preserve) and not the scalars alone are trained.
@@ -139,7 +141,7 @@ class OptimConfig:
     """
 
     name: str = "sgd"
-    lr: float | Literal["auto"] = 0.003
+    lr: float | Literal["auto"] | None = None
     head_lr: float | None = None
     act_lr: float | None = None
     weight_decay: float = 1e-4
@@ -178,7 +180,7 @@ class TrainConfig:
             a backbone that does not fit one of them.
     """
 
-    epochs: int = 6
+    epochs: int = 12
     mode: str = "full"
     repeats: int = 1
     freeze_bn: bool | Literal["auto"] = "auto"

@@ -5,18 +5,19 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from arelu_meta.claims.ledger import Ledger, key_of
-from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig, TrainConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import finetune
+from arelu_meta.finetuning.choices import default_rate
 from arelu_meta.runs.progress import print_table
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-WAYS = ("defaults", "twice as long", "plain")
+RATES = (3e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+WAYS = {"defaults": RATES, "plain": RATES, "twice as long": (1e-2, 2e-2)}
 SETS: dict[str, int | None] = {"flowers17": None, "cifar10-subset": 100}  # training images a class; None: all
 _NO_LIMIT = 1e9  # of gradients
 
@@ -42,13 +43,50 @@ class DefaultsConfig:
 
 @dataclass(frozen=True)
 class Point:
-    """One run of the sweep: all that decides its figure."""
+    """One run of the sweep: all that decides its figure.
+
+    Args:
+        data: flowers17 or cifar10-subset.
+        image_size: side in pixels.
+        seed: of the split, the weights and the order.
+        plain: a new head at zero, and nothing clipped, held or slowed; else what `finetune` chooses.
+        epochs: how many.
+        lr: the learning rate.
+    """
 
     data: str
     image_size: int
     seed: int
-    way: str
+    plain: bool
+    epochs: int
     lr: float
+
+
+def default_point(data: str, image_size: int, seed: int) -> Point:
+    """Say which run the defaults are.
+
+    Args:
+        data: flowers17 or cifar10-subset.
+        image_size: side in pixels.
+        seed: of the run.
+    """
+    return Point(data, image_size, seed, False, TrainConfig().epochs, default_rate(_default_config()))
+
+
+def points_of(config: DefaultsConfig, data: str, seed: int) -> dict[tuple[str, float], Point]:
+    """List the twelve runs of a seed by way and rate, the defaults first.
+
+    Args:
+        config: the sweep.
+        data: the set.
+        seed: of the runs.
+    """
+    default = default_point(data, config.image_size, seed)
+    first = ("defaults", default.lr)
+    return {
+        (way, lr): replace(default, plain=way == "plain", epochs=default.epochs * (1 + (way == "twice as long")), lr=lr)
+        for way, lr in dict.fromkeys([first, *((way, lr) for way, rates in WAYS.items() for lr in rates)])
+    }
 
 
 def points(config: DefaultsConfig) -> Iterator[Point]:
@@ -59,9 +97,7 @@ def points(config: DefaultsConfig) -> Iterator[Point]:
     """
     for seed in range(config.seeds):
         for data in config.data:
-            default = [(WAYS[0], OptimConfig().lr)]
-            for way, lr in dict.fromkeys(default + [(way, lr) for way in WAYS for lr in RATES]):
-                yield Point(data, config.image_size, seed, way, float(lr))
+            yield from points_of(config, data, seed).values()
 
 
 def sweep_defaults(config: DefaultsConfig) -> None:
@@ -89,25 +125,25 @@ def sweep_defaults(config: DefaultsConfig) -> None:
         print(verdict(config, ledger, data), flush=True)
 
 
+def _default_config() -> FinetuneConfig:
+    return FinetuneConfig(model=ModelConfig(activation="arelu"))
+
+
 def config_of(point: Point, folder: str) -> FinetuneConfig:
-    """Make a point's config: AReLU by preserve; `plain` has a new head at zero, and nothing clipped, held or slowed.
+    """Make a point's config: AReLU by preserve.
 
     Args:
         point: the run.
         folder: of the run.
     """
-    plain, epochs = point.way == "plain", TrainConfig().epochs
-    optim = OptimConfig(lr=point.lr)
-    train = TrainConfig(epochs=2 * epochs if point.way == "twice as long" else epochs)
-    if plain:
-        optim.act_lr, optim.clip_grad, train.freeze_bn = point.lr, _NO_LIMIT, False
-    return FinetuneConfig(
-        run=RunConfig(folder=folder, seed=point.seed, pictures=False),
-        data=DataConfig(root=point.data, per_class=SETS[point.data], image_size=point.image_size),
-        model=ModelConfig(activation="arelu", head_init="zero" if plain else "auto"),
-        optim=optim,
-        train=train,
-    )
+    config = _default_config()
+    config.run = RunConfig(folder=folder, seed=point.seed, pictures=False)
+    config.data = DataConfig(root=point.data, per_class=SETS[point.data], image_size=point.image_size)
+    config.optim.lr, config.train.epochs = point.lr, point.epochs
+    if point.plain:
+        config.model.head_init, config.train.freeze_bn = "zero", False
+        config.optim.act_lr, config.optim.clip_grad = point.lr, _NO_LIMIT
+    return config
 
 
 def run_point(point: Point) -> dict[str, Any]:
@@ -130,9 +166,14 @@ def run_point(point: Point) -> dict[str, Any]:
         shutil.rmtree(folder)
 
 
-def _found(config: DefaultsConfig, ledger: Ledger, data: str, way: str, lr: float) -> list[float]:
-    found = [Point(data, config.image_size, seed, way, lr) for seed in range(config.seeds)]
-    return [100 * row["test_accuracy"] for row in ledger.of_all(point for point in found if point in ledger)]
+def _found(config: DefaultsConfig, ledger: Ledger, data: str) -> dict[tuple[str, float], list[float]]:
+    """List the test accuracies that are there, in per cent, by way and rate."""
+    found: dict[tuple[str, float], list[float]] = {cell: [] for cell in points_of(config, data, 0)}
+    for seed in range(config.seeds):
+        for cell, point in points_of(config, data, seed).items():
+            if point in ledger:
+                found[cell] += [100 * row["test_accuracy"] for row in ledger.of(point)]
+    return found
 
 
 def table(config: DefaultsConfig, ledger: Ledger, data: str) -> list[list[str]]:
@@ -143,11 +184,18 @@ def table(config: DefaultsConfig, ledger: Ledger, data: str) -> list[list[str]]:
         ledger: the runs that have ended.
         data: the set.
     """
-    cells: list[list[str]] = []
-    for way in WAYS:
-        means = [_found(config, ledger, data, way, lr) for lr in RATES]
-        cells.append([way, *(f"{sum(found) / len(found):.1f} ({len(found)})" if found else "" for found in means)])
-    return cells
+    found, listed = _found(config, ledger, data), points_of(config, data, 0)
+    return [
+        [
+            f"{way}, {listed[way, rates[0]].epochs} epochs",
+            *(_mean_and_number(found[way, lr]) if lr in rates else "–" for lr in RATES),
+        ]
+        for way, rates in WAYS.items()
+    ]
+
+
+def _mean_and_number(found: list[float]) -> str:
+    return f"{sum(found) / len(found):.1f} ({len(found)})" if found else ""
 
 
 def verdict(config: DefaultsConfig, ledger: Ledger, data: str) -> str:
@@ -158,11 +206,11 @@ def verdict(config: DefaultsConfig, ledger: Ledger, data: str) -> str:
         ledger: the runs that have ended.
         data: the set.
     """
-    means = {(way, lr): _found(config, ledger, data, way, lr) for way in WAYS for lr in RATES}
-    missing = sum(config.seeds - len(found) for found in means.values())
+    found = _found(config, ledger, data)
+    missing = sum(config.seeds - len(accuracies) for accuracies in found.values())
     if missing:
-        return f"{data}: {missing} of {config.seeds * len(means)} runs are missing: no verdict"
-    best = max(means, key=lambda point: sum(means[point]))
-    gap = (sum(means[best]) - sum(means[WAYS[0], float(OptimConfig().lr)])) / config.seeds
+        return f"{data}: {missing} of {config.seeds * len(found)} runs are missing: no verdict"
+    best = max(found, key=lambda cell: sum(found[cell]))
+    gap = (sum(found[best]) - sum(found["defaults", default_point(data, config.image_size, 0).lr])) / config.seeds
     within = "within 1 point" if gap <= 1 else "NOT within 1 point"
     return f"{data}: the defaults are {gap:.1f} points below the best ({best[0]}, {best[1]:g}): {within}"

@@ -14,7 +14,7 @@ from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import load_images
 from arelu_meta.data.loading import Batches, build_transform, unlabelled_batches
-from arelu_meta.finetuning.optimizer import build_optimizer
+from arelu_meta.finetuning.optimizer import build_optimizer, peak_rate
 
 STEPS = 3
 _TRIES, _NEAR = 14, 0.05
@@ -36,7 +36,7 @@ def matched_rate(ours: FinetuneConfig, theirs: FinetuneConfig) -> float:
     """
     model, batches = _begin(ours)
     wanted = logit_change(*_begin(theirs), theirs)
-    rate = float(ours.optim.lr)
+    rate = peak_rate(ours.optim)
     return rate * solve(lambda factor: logit_change(model, batches, _at(ours, rate * factor)), wanted)
 
 

@@ -220,15 +220,18 @@ def _class_folders(folder: Path, where: str = "data.root") -> list[Path]:
         return sorted(
             child
             for child in folder.iterdir()
-            if child.is_dir() and not child.name.startswith(".") and not _leads_back(child)
+            if child.is_dir() and not child.name.startswith(".") and not _leads_back(child, folder)
         )
     except OSError as error:
         raise _unreadable(where, folder, error) from error
 
 
-def _leads_back(child: Path) -> bool:
-    """Say whether a folder is a link to one that holds it: a class of all other classes' images."""
-    return child.is_symlink() and child.parent.resolve().is_relative_to(child.resolve())
+def _leads_back(child: Path, start: Path) -> bool:
+    """Say whether a folder is a link to one that holds it, or the start: its images would be all classes' images."""
+    if not child.is_symlink():
+        return False
+    target = child.resolve()
+    return any(place.resolve().is_relative_to(target) for place in (child.parent, start))
 
 
 def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.root") -> ImageSet:
@@ -275,7 +278,7 @@ def find_candidates(folder: Path, where: str = "data.root") -> list[Path]:
     """List the files below a folder that are meant as images; hidden folders, such as editors leave, are not searched.
 
     Args:
-        folder: searched to any depth; links to other folders in it are not followed.
+        folder: searched to any depth, through links to other folders too, but each folder once.
         where: the flag that named it, for errors.
 
     Raises:
@@ -286,9 +289,15 @@ def find_candidates(folder: Path, where: str = "data.root") -> list[Path]:
         raise _unreadable(where, str(error.filename), error) from error
 
     found: list[Path] = []
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place) / name for name in files]
+    searched: set[Path] = set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(place)
+        if (real := here.resolve()) in searched:  # a link to where we were: it could lead in a circle
+            folders.clear()
+            continue
+        searched.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(here / name, folder)]
+        found += [here / name for name in files]
     try:
         return sorted(path for path in found if is_candidate(path))
     except PermissionError as error:  # of a folder whose names alone may be read

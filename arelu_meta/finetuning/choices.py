@@ -7,6 +7,9 @@ from arelu_meta.finetuning.modes import keeps_features
 
 _LARGEST_GRADIENT = 1.0  # without a limit, still statistics let the first steps throw the features away
 _SCALARS_SHARE = 0.01  # of the learning rate: each collects the gradient of a whole layer
+_RATE = 0.02  # of SGD
+_RATE_CHANGED = 0.003  # of SGD where pretrained features are changed: the paper's start is lost at higher ones
+_ADAPTIVE_SHARE = 0.05  # of SGD's rate, for optimisers that divide gradients by their size
 
 
 def settle(config: FinetuneConfig) -> FinetuneConfig:
@@ -14,15 +17,15 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
 
     Where the backbone starts as the function that was pretrained, the head starts as logistic regression on its
     features, batch normalisation stays as it is, gradients are clipped and the activations' scalars learn at a
-    hundredth of the rate: the first epoch can then lose little of what is there. Elsewhere (random weights, a start
-    that changes the function) statistics have to move, and nothing is held.
+    hundredth of the rate: the first epoch can then lose little of what is there, at a rate from which much is learned.
+    Elsewhere (random weights, a start that changes the function) statistics have to move, and nothing is held.
 
     Args:
         config: validated; left as it is.
 
     Returns:
-        The config with model.head_init, train.freeze_bn, optim.clip_grad and optim.act_lr settled; act_lr stays open
-        where the rate is still to be looked for (`scalars_share` says what becomes of it then).
+        The config with model.head_init, train.freeze_bn, optim.lr, optim.clip_grad and optim.act_lr settled; act_lr
+        stays open where the rate is still to be looked for (`scalars_share` says what becomes of it then).
 
     Source: Kumar et al. 2022 (LP-FT) for the order, head first.
     """
@@ -37,9 +40,28 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         train = replace(train, freeze_bn=kept and train.mode != "activations")
     if optim.clip_grad is None and kept and not keeps_features(train.mode):
         optim = replace(optim, clip_grad=_LARGEST_GRADIENT)
-    if optim.act_lr is None and optim.lr != "auto" and (share := scalars_share(config)) is not None:
+    if optim.lr is None:
+        optim = replace(optim, lr=default_rate(config))
+    if optim.act_lr is None and isinstance(optim.lr, float | int) and (share := scalars_share(config)) is not None:
         optim = replace(optim, act_lr=share * optim.lr)
     return replace(config, model=model, optim=optim, train=train)
+
+
+def default_rate(config: FinetuneConfig) -> float:
+    """Choose the learning rate where optim.lr is left open.
+
+    Args:
+        config: its model and optimiser.
+
+    Returns:
+        0.02 for SGD and its variants, or 0.003 where a swap changes what was pretrained; a twentieth of that for others.
+
+    Source: `configs/defaults` (0.02 against rates around it), `configs/study_init` (starts that change the function,
+    AdamW).
+    """
+    rate = _RATE if keeps_function(config) or not config.model.pretrained else _RATE_CHANGED
+    plain = any(part in config.optim.name.lower() for part in ("sgd", "momentum", "nesterov"))
+    return rate if plain else _ADAPTIVE_SHARE * rate
 
 
 def scalars_share(config: FinetuneConfig) -> float | None:

@@ -57,13 +57,15 @@ def peak_rate(config: OptimConfig) -> float:
     """Return optim.lr as a number.
 
     Args:
-        config: after auto has been replaced by what was chosen.
+        config: after what was chosen has taken the place of auto, or of None.
 
     Raises:
-        InputError: if it is still auto: only finetune looks for a learning rate.
+        InputError: if it is still none: only finetune chooses a learning rate.
     """
-    if config.lr == "auto":
-        raise InputError("optim.lr: 'auto' is not allowed here, only finetune looks for a rate; give a number above 0")
+    if config.lr is None or config.lr == "auto":
+        raise InputError(
+            f"optim.lr: {config.lr!r} is not allowed here, only finetune chooses a rate; give a number above 0"
+        )
     return config.lr
 
 

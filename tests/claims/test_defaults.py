@@ -6,45 +6,63 @@ import pytest
 
 from arelu_meta.checking import validate
 from arelu_meta.claims import defaults
-from arelu_meta.claims.defaults import RATES, WAYS, DefaultsConfig, Point, config_of, points, sweep_defaults, verdict
+from arelu_meta.claims.defaults import (
+    DefaultsConfig,
+    Point,
+    config_of,
+    default_point,
+    points,
+    points_of,
+    sweep_defaults,
+    verdict,
+)
 from arelu_meta.claims.ledger import Ledger
-from arelu_meta.config import FinetuneConfig, OptimConfig, TrainConfig
+from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig
 from arelu_meta.errors import InputError
+from arelu_meta.finetuning.choices import settle
 
-DEFAULT = (WAYS[0], float(OptimConfig().lr))
+DEFAULT = ("defaults", default_point("flowers17", 64, 0).lr)
 
 
-def _ledger(path: Path, made: list[Point], accuracy: dict[tuple[str, float], float]) -> Ledger:
+def _ledger(path: Path, config: DefaultsConfig, accuracy: dict[tuple[str, float], float], left_out: int = 0) -> Ledger:
     """Make runs up: 0.5, where nothing else is given."""
     ledger = Ledger(path)
-    for point in made:
-        ledger.append(point, [{"test_accuracy": accuracy.get((point.way, point.lr), 0.5)}])
+    made = [
+        (cell, point) for seed in range(config.seeds) for cell, point in points_of(config, "flowers17", seed).items()
+    ]
+    for cell, point in made[left_out:]:
+        ledger.append(point, [{"test_accuracy": accuracy.get(cell, 0.5)}])
     return ledger
 
 
 def test_a_sweep_has_twelve_points_a_set_and_the_defaults_are_the_first() -> None:
-    listed = list(points(DefaultsConfig()))
+    config = DefaultsConfig()
+    listed = list(points(config))
     assert len(listed) == len(set(listed)) == 24
-    assert (listed[0].way, listed[0].lr) == DEFAULT
-    assert len(RATES) * len(WAYS) == 12
+    assert len(points_of(config, "flowers17", 0)) == 12
+    assert next(iter(points_of(config, "flowers17", 0))) == DEFAULT
+    assert listed[0] == default_point("flowers17", 64, 0)
 
 
-def test_the_defaults_point_sets_nothing_but_the_data_and_the_activation() -> None:
-    config = config_of(Point("flowers17", 64, 0, *DEFAULT), "run")
+def test_the_defaults_point_is_what_finetune_does_when_only_data_and_activation_are_given() -> None:
+    config = config_of(default_point("flowers17", 64, 0), "run")
     validate(config)
-    assert (config.optim, config.train) == (OptimConfig(), TrainConfig())
-    assert config.model == FinetuneConfig().model.__class__(activation="arelu")
+    untouched = FinetuneConfig(
+        run=RunConfig(folder="run", pictures=False),
+        data=DataConfig(root="flowers17", image_size=64),
+        model=ModelConfig(activation="arelu"),
+    )
+    assert settle(config) == settle(untouched)
 
 
 def test_the_verdict_compares_means_and_waits_for_every_run(tmp_path: Path) -> None:
     config = DefaultsConfig(seeds=2)
-    made = list(points(config))
-    near = _ledger(tmp_path / "near", made, {DEFAULT: 0.895, ("plain", 1e-2): 0.9})
-    assert verdict(config, near, "flowers17").endswith("0.5 points below the best (plain, 0.01): within 1 point")
-    far = _ledger(tmp_path / "far", made, {DEFAULT: 0.87, ("plain", 1e-2): 0.9})
+    near = _ledger(tmp_path / "near", config, {DEFAULT: 0.895, ("plain", 3e-3): 0.9})
+    assert verdict(config, near, "flowers17").endswith("0.5 points below the best (plain, 0.003): within 1 point")
+    far = _ledger(tmp_path / "far", config, {DEFAULT: 0.87, ("plain", 3e-3): 0.9})
     assert "3.0 points below" in verdict(config, far, "flowers17")
     assert "NOT" in verdict(config, far, "flowers17")
-    most = _ledger(tmp_path / "most", made[1:], {})
+    most = _ledger(tmp_path / "most", config, {}, left_out=1)
     assert verdict(config, most, "flowers17") == "flowers17: 1 of 24 runs are missing: no verdict"
 
 

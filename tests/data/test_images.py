@@ -119,6 +119,18 @@ def test_a_link_that_leads_back_up_is_no_class_and_one_to_another_folder_is(tmp_
     assert len(_all_names(splits)) == 18
 
 
+def test_links_to_folders_within_a_class_are_followed_and_never_in_a_circle(tmp_path: Path) -> None:
+    root = _tree(tmp_path / "root", cat=6, dog=6)
+    _tree(tmp_path / "elsewhere", tabby=5, tiger=4)
+    (root / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "tabby" / "friends").symlink_to("../tiger")
+    (tmp_path / "elsewhere" / "tiger" / "friends").symlink_to("../tabby")
+    (tmp_path / "elsewhere" / "tiger" / "home").symlink_to(root)
+    names = _all_names(load_folder(root, 0))
+    assert len([name for name in names if name.startswith("cat/")]) == 6 + 5 + 4
+    assert len(names) == 21
+
+
 def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -> None:
     _tree(tmp_path, rose=6, tulip=6)
     _fill(tmp_path / ".cache", 3)

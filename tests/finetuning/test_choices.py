@@ -32,8 +32,8 @@ def _chosen(**changes: Any) -> tuple[Any, ...]:
         ({"model_activation": "arelu", "model_init": "paper"}, ("zero", False, None, None)),
         ({"model_activation": "gelu"}, ("zero", False, None, None)),
         ({"model_pretrained": False, "model_activation": "arelu"}, ("random", False, None, None)),
-        ({"model_pretrained": "run"}, ("auto", True, 1.0, 3e-5)),
-        ({"model_pretrained": "run", "model_reset_head": True}, ("probe", True, 1.0, 3e-5)),
+        ({"model_pretrained": "run"}, ("auto", True, 1.0, 2e-4)),
+        ({"model_pretrained": "run", "model_reset_head": True}, ("probe", True, 1.0, 2e-4)),
         ({"train_mode": "activations", "model_activation": "arelu"}, ("probe", False, 1.0, None)),
         ({"train_mode": "head"}, ("probe", True, None, None)),
         ({"train_mode": "head", "model_activation": "arelu"}, ("probe", True, None, None)),
@@ -45,6 +45,28 @@ def test_what_is_left_open_is_gentle_where_the_pretrained_function_is_kept(
     changes: dict[str, Any], chosen: tuple[Any, ...]
 ) -> None:
     assert _chosen(**changes) == pytest.approx(chosen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ({}, 0.02),
+        ({"model_activation": "arelu"}, 0.02),
+        ({"model_pretrained": False, "model_activation": "arelu"}, 0.02),
+        ({"model_activation": "arelu", "model_init": "paper"}, 0.003),
+        ({"model_activation": "gelu"}, 0.003),
+        ({"optim_name": "SGDW"}, 0.02),
+        ({"optim_name": "momentum"}, 0.02),
+        ({"optim_name": "adamw"}, 0.001),
+        ({"optim_name": "adamw", "model_activation": "arelu", "model_init": "paper"}, 0.00015),
+        ({"optim_lr": 0.2}, 0.2),
+        ({"optim_lr": "auto"}, "auto"),
+    ],
+)
+def test_the_rate_that_is_left_open_suits_the_start_and_the_optimiser(
+    changes: dict[str, Any], rate: float | str
+) -> None:
+    assert settle(_config(**changes)).optim.lr == pytest.approx(rate)
 
 
 def test_what_is_given_is_taken() -> None:

@@ -234,6 +234,10 @@ def test_mixing_and_smoothing_and_class_weights_train(digits: Make) -> None:
         ({"data_fold": 1}, r"data\.fold: 1 is one of how many"),
         ({"data_fold": 3, "data_folds": 2}, r"data\.fold: 3 is not allowed; give a number from 1 to data\.folds, 2"),
         ({"data_folds": 2, "train_repeats": 2}, r"train\.repeats: 2 does not go with data\.folds"),
+        (
+            {"train_epochs": 2, "optim_warmup_epochs": 3},
+            r"optim\.warmup_epochs: 3 is more than train\.epochs, 2; give at",
+        ),
         ({"data_folds": 1000}, r"data\.folds: 1000 is more than class '\d' allows"),
         ({"data_augmentation": "nonsense"}, r"data\.augmentation: 'nonsense' is not known; give auto, none, crop"),
         ({"run_trackers": "nonsense"}, r"run\.trackers: 'nonsense' is not known"),
