@@ -88,7 +88,7 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
         prefix: what stands before each name.
 
     Returns:
-        `{"run.seed": 0, "optim.lr": 0.003, …}` in the fields' order.
+        `{"run.seed": 0, "optim.lr": 0.001, …}` in the fields' order.
     """
     flat: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type]

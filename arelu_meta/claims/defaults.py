@@ -16,8 +16,13 @@ from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.choices import default_rate
 from arelu_meta.runs.progress import print_table
 
-RATES = (3e-3, 1e-2, 2e-2, 4e-2, 8e-2)
-WAYS = {"defaults": RATES, "plain": RATES, "twice as long": (1e-2, 2e-2)}
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+WAYS = {  # the learning rates of each, and its epochs in the defaults' number
+    "defaults": (RATES, 1.0),
+    "plain": (RATES, 1.0),
+    "twice as long": ((1e-2, 3e-2), 2.0),
+    "half as long": ((1e-2, 3e-2), 0.5),
+}
 SETS: dict[str, int | None] = {"flowers17": None, "cifar10-subset": 100}  # training images a class; None: all
 _NO_LIMIT = 1e9  # of gradients
 
@@ -83,9 +88,10 @@ def points_of(config: DefaultsConfig, data: str, seed: int) -> dict[tuple[str, f
     """
     default = default_point(data, config.image_size, seed)
     first = ("defaults", default.lr)
+    cells = dict.fromkeys([first, *((way, lr) for way, (rates, _) in WAYS.items() for lr in rates)])
     return {
-        (way, lr): replace(default, plain=way == "plain", epochs=default.epochs * (1 + (way == "twice as long")), lr=lr)
-        for way, lr in dict.fromkeys([first, *((way, lr) for way, rates in WAYS.items() for lr in rates)])
+        (way, lr): replace(default, plain=way == "plain", epochs=round(WAYS[way][1] * default.epochs), lr=lr)
+        for way, lr in cells
     }
 
 
@@ -190,7 +196,7 @@ def table(config: DefaultsConfig, ledger: Ledger, data: str) -> list[list[str]]:
             f"{way}, {listed[way, rates[0]].epochs} epochs",
             *(_mean_and_number(found[way, lr]) if lr in rates else "–" for lr in RATES),
         ]
-        for way, rates in WAYS.items()
+        for way, (rates, _) in WAYS.items()
     ]
 
 

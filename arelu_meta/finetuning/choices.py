@@ -7,9 +7,10 @@ from arelu_meta.finetuning.modes import keeps_features
 
 _LARGEST_GRADIENT = 1.0  # without a limit, still statistics let the first steps throw the features away
 _SCALARS_SHARE = 0.01  # of the learning rate: each collects the gradient of a whole layer
-_RATE = 0.02  # of SGD
-_RATE_CHANGED = 0.003  # of SGD where pretrained features are changed: the paper's start is lost at higher ones
-_ADAPTIVE_SHARE = 0.05  # of SGD's rate, for optimisers that divide gradients by their size
+_RATE_KEPT = 0.03  # of SGD, where gradients are clipped and the head has learned already
+_RATE_RANDOM = 0.01
+_RATE_CHANGED = 0.003  # the paper's start is lost at higher ones
+_LESS_IF_ADAPTIVE = 30  # optimisers that divide gradients by their size
 
 
 def settle(config: FinetuneConfig) -> FinetuneConfig:
@@ -54,14 +55,15 @@ def default_rate(config: FinetuneConfig) -> float:
         config: its model and optimiser.
 
     Returns:
-        0.02 for SGD and its variants, or 0.003 where a swap changes what was pretrained; a twentieth of that for others.
+        For SGD and its variants 0.03 where the pretrained function is kept, 0.003 where a swap changes it, 0.01 from
+        random weights; a thirtieth of that for others.
 
-    Source: `configs/defaults` (0.02 against rates around it), `configs/study_init` (starts that change the function,
+    Source: `configs/defaults` (0.03 against rates around it), `configs/study_init` (starts that change the function,
     AdamW).
     """
-    rate = _RATE if keeps_function(config) or not config.model.pretrained else _RATE_CHANGED
+    rate = _RATE_KEPT if keeps_function(config) else _RATE_CHANGED if config.model.pretrained else _RATE_RANDOM
     plain = any(part in config.optim.name.lower() for part in ("sgd", "momentum", "nesterov"))
-    return rate if plain else _ADAPTIVE_SHARE * rate
+    return rate if plain else rate / _LESS_IF_ADAPTIVE
 
 
 def scalars_share(config: FinetuneConfig) -> float | None:
