@@ -8,7 +8,7 @@ from arelu_meta.checking import flatten
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.optimizer import activation_parameters
+from arelu_meta.finetuning.optimizer import activation_parameters, peak_rate
 from arelu_meta.meta.inner import BASELINES, COMPARING, Inner, InnerLoop
 
 _OF_FINETUNE = (
@@ -38,6 +38,7 @@ def check_read(config: MetatrainConfig) -> None:
     read = {"data.augmentation": "none"}  # as episodes are
     if name := next((name for name in _OF_FINETUNE if given[name] not in (plain[name], read.get(name))), None):
         raise InputError(f"{name}: {given[name]!r} is read by arelu-meta finetune alone; leave {name} out")
+    peak_rate(config.optim)
     if config.eval.against is not None:
         raise InputError(
             f"eval.against: {config.eval.against!r} is compared with a finished run; give it to arelu-meta evaluate"
