@@ -26,7 +26,7 @@ def model() -> nn.Module:
 
 
 def test_every_parameter_is_in_exactly_one_group(model: nn.Module) -> None:
-    grouped = [id(p) for group in parameter_groups(model, OptimConfig()) for p in group["params"]]
+    grouped = [id(p) for group in parameter_groups(model, OptimConfig(lr=0.1)) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 
 
@@ -46,7 +46,7 @@ def test_without_rates_of_their_own_all_groups_learn_at_lr(model: nn.Module) -> 
 
 
 def test_weight_decay_spares_one_dimensional_parameters(model: nn.Module) -> None:
-    for group in parameter_groups(model, OptimConfig(weight_decay=0.5)):
+    for group in parameter_groups(model, OptimConfig(lr=0.1, weight_decay=0.5)):
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0)
 
@@ -61,7 +61,7 @@ def test_frozen_parameters_are_left_out(model: nn.Module) -> None:
     model.requires_grad_(False)
     for parameter in head_parameters(model):
         parameter.requires_grad_(True)
-    groups = parameter_groups(model, OptimConfig())
+    groups = parameter_groups(model, OptimConfig(lr=0.1))
     assert {group["group_name"] for group in groups} == {"head"}
 
 
@@ -139,14 +139,14 @@ def test_layers_farther_from_the_head_learn_more_slowly_and_scalars_with_their_l
 
 def test_layer_decay_of_a_model_that_names_no_layers_is_refused_not_ignored() -> None:
     with pytest.raises(InputError, match=r"optim\.layer_decay: 0\.5 needs a timm model"):
-        parameter_groups(create_backbone("conv4", num_classes=4), OptimConfig(layer_decay=0.5))
+        parameter_groups(create_backbone("conv4", num_classes=4), OptimConfig(lr=0.1, layer_decay=0.5))
 
 
 def test_what_a_model_names_itself_is_spared_from_weight_decay() -> None:
     backbone = timm.create_model("test_vit", num_classes=4)
     spared = {id(p) for name, p in backbone.named_parameters() if name in backbone.no_weight_decay() and p.ndim > 1}
     assert spared
-    for group in parameter_groups(backbone, OptimConfig(weight_decay=0.5)):
+    for group in parameter_groups(backbone, OptimConfig(lr=0.1, weight_decay=0.5)):
         for parameter in group["params"]:
             if id(parameter) in spared:
                 assert group["weight_decay"] == 0
@@ -156,8 +156,8 @@ def test_learned_rates_of_an_inner_loop_are_spared_from_weight_decay() -> None:
     backbone = create_backbone("mnist_linear", num_classes=4, in_chans=1, img_size=8)
     loop = attach_loop(backbone, Inner(0.1, 2, algorithm="metasgd"))
     rates = {id(p) for p in loop.parameters() if p.ndim > 1}
-    decays = {id(p): group["weight_decay"] for group in parameter_groups(backbone, OptimConfig(weight_decay=0.5))
-              for p in group["params"]}  # fmt: skip
+    groups = parameter_groups(backbone, OptimConfig(lr=0.1, weight_decay=0.5))
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert rates
     assert {decays[key] for key in rates} == {0}
     assert 0.5 in decays.values()
