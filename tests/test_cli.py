@@ -249,7 +249,7 @@ def test_a_config_file_of_many_keys_or_bytes_is_refused(tmp_path: Path) -> None:
         ("optim: {lr: 0.1}\noptim: {lr: 0.2}", r"is not YAML: 'optim' is given twice\s+in .*, line 2"),
         ("optim:\n  lr: 0.1\n  lr: 0.2", r"is not YAML: 'lr' is given twice\s+in .*, line 3"),
         ("optim: {lr: fast}", r"optim\.lr: 'fast' is not allowed; give a number"),
-        ("optim: {name: null}", r"optim\.name: null is not allowed; give a value or leave optim\.name out"),
+        ("optim: {lr: null}", r"optim\.lr: null is not allowed; give a value or leave optim\.lr out"),
         ("train: {epochs: null}", r"train\.epochs: null is not allowed"),
         ("data: {skip_broken: maybe}", r"data\.skip_broken: 'maybe' is not allowed; give true or false"),
         ("- a\n- b", r"holds a list; give keys such as `optim:`"),

@@ -29,7 +29,7 @@ def _config_of(name: str) -> Callable[[], Any]:
 def test_flatten_names_every_field_as_its_flag() -> None:
     flat = flatten(FinetuneConfig())
     assert flat["run.seed"] == 0
-    assert flat["optim.lr"] is None
+    assert flat["optim.lr"] == "default"
     assert list(flat)[:2] == ["run.folder", "run.seed"]
     assert all(name.count(".") == 1 for name in flat)
     assert flatten(PredictConfig("run", ["a.jpg"]))["images"] == ["a.jpg"]
@@ -147,7 +147,7 @@ def test_configs_do_not_share_their_parts() -> None:
     first.optim.lr = 7.0
     first.data.root = "x"
     assert second == FinetuneConfig()
-    assert second.optim.lr is None
+    assert second.optim.lr == "default"
 
 
 def test_every_field_is_described() -> None:
@@ -167,8 +167,8 @@ def test_the_config_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("optim.lr", "0.1", "a number or 'auto'"),
-        ("optim.lr", True, "a number or 'auto'"),
+        ("optim.lr", "0.1", "a number or one of 'auto', 'default'"),
+        ("optim.lr", True, "a number or one of 'auto', 'default'"),
         ("train.epochs", 2.5, "a whole number"),
         ("data.per_class", True, "a whole number"),
         ("data.root", 5, "a text"),

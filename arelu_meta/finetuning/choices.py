@@ -41,9 +41,9 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         train = replace(train, freeze_bn=kept and train.mode != "activations")
     if optim.clip_grad is None and kept and not keeps_features(train.mode):
         optim = replace(optim, clip_grad=_LARGEST_GRADIENT)
-    if optim.lr is None:
+    if optim.lr == "default":
         optim = replace(optim, lr=default_rate(config))
-    if optim.act_lr is None and isinstance(optim.lr, float | int) and (share := scalars_share(config)) is not None:
+    if optim.act_lr is None and not isinstance(optim.lr, str) and (share := scalars_share(config)) is not None:
         optim = replace(optim, act_lr=share * optim.lr)
     return replace(config, model=model, optim=optim, train=train)
 

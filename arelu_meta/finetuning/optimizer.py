@@ -57,12 +57,12 @@ def peak_rate(config: OptimConfig) -> float:
     """Return optim.lr as a number.
 
     Args:
-        config: after what was chosen has taken the place of auto, or of None.
+        config: after what was chosen has taken the place of auto or default.
 
     Raises:
         InputError: if it is still none: only finetune chooses a learning rate.
     """
-    if config.lr is None or config.lr == "auto":
+    if isinstance(config.lr, str):
         raise InputError(
             f"optim.lr: {config.lr!r} is not allowed here, only finetune chooses a rate; give a number above 0"
         )

@@ -253,7 +253,7 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
         ({"data_folds": 2}, r"data\.folds: 2 is read by arelu-meta finetune alone"),
         ({"optim_accumulate": 2}, r"optim\.accumulate: 2 is read by arelu-meta finetune alone"),
         ({"optim_lr": "auto"}, r"optim\.lr: 'auto' is not allowed here, only finetune chooses a rate"),
-        ({"optim_lr": None}, r"optim\.lr: None is not allowed here, only finetune chooses a rate"),
+        ({"optim_lr": "default"}, r"optim\.lr: 'default' is not allowed here, only finetune chooses a rate"),
         ({"run_trackers": "tensorboard"}, r"run\.trackers: 'tensorboard' is read by arelu-meta finetune alone"),
         ({"data_workers": 2}, r"data\.workers: 2 is read by arelu-meta finetune alone"),
         ({"data_cache": True}, r"data\.cache: True is read by arelu-meta finetune alone"),
