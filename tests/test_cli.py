@@ -129,7 +129,7 @@ def test_texts_of_a_config_file_stay_texts_too(tmp_path: Path) -> None:
         (["--data.image_size", "1e9"], r"^data\.image_size: '1e9' is not allowed; give a whole number$"),
         (["--model.activation", ""], r"^model\.activation: '' is empty"),
         (["--train.epochs", "2.5"], r"^train\.epochs: '2\.5' is not allowed; give a whole number$"),
-        (["--optim.lr", "fast"], r"^optim\.lr: 'fast' is not allowed; give a number or 'auto'$"),
+        (["--optim.lr", "fast"], r"^optim\.lr: 'fast' is not allowed; give a number or one of 'auto', 'default'$"),
         (["--optim.head_lr", "fast"], r"^optim\.head_lr: 'fast' is not allowed; give a number$"),
         (
             ["--model.init", "zero"],

@@ -94,7 +94,7 @@ def test_a_logarithmic_draw_never_leaves_its_range() -> None:
         ("parameters: {optim.lr: []}\n", "optim.lr: choice: an empty list is not allowed; give at least one value"),
         ("parameters: {optim.lr: 0.1}\n", "optim.lr: 0.1 is not allowed; give a list, or uniform:"),
         ("parameters: {optim.lrr: [1]}\n", "optim.lrr: no such field of finetune; nearest: 'optim.lr'"),
-        ("parameters: {optim.lr: [fast]}\n", "optim.lr: 'fast' is not allowed; give a number or 'auto'"),
+        ("parameters: {optim.lr: [fast]}\n", "optim.lr: 'fast' is not allowed; give a number or one of 'auto'"),
         ("parameters: {optim.lr: [-1]}\n", "optim.lr: -1.0 is not allowed; give a number above 0"),
         ("parameters: {optim.lr: [[1, 2]]}\n", "optim.lr: [1, 2] is not allowed; give one value"),
         (
