@@ -180,7 +180,7 @@ class TrainConfig:
             a backbone that does not fit one of them.
     """
 
-    epochs: int = 24
+    epochs: int = 20
     mode: str = "full"
     repeats: int = 1
     freeze_bn: bool | Literal["auto"] = "auto"
