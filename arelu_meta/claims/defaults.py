@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -107,7 +108,7 @@ def points(config: DefaultsConfig) -> Iterator[Point]:
 
 
 def sweep_defaults(config: DefaultsConfig) -> None:
-    """Run what is missing, and print the table.
+    """Run what is missing, and print the table, the verdict and all runs that are there.
 
     Args:
         config: the sweep.
@@ -129,6 +130,7 @@ def sweep_defaults(config: DefaultsConfig) -> None:
         title = f"{data}, {config.image_size} px: test accuracy (%), mean of the seeds that have ended (their number)"
         print_table(title, ["way", *(f"{lr:g}" for lr in RATES)], table(config, ledger, data))
         print(verdict(config, ledger, data), flush=True)
+        print_table(f"{data}: all runs that are there, likewise", *everything(config, ledger, data))
 
 
 def _default_config() -> FinetuneConfig:
@@ -198,6 +200,29 @@ def table(config: DefaultsConfig, ledger: Ledger, data: str) -> list[list[str]]:
         ]
         for way, (rates, _) in WAYS.items()
     ]
+
+
+def everything(config: DefaultsConfig, ledger: Ledger, data: str) -> tuple[list[str], list[list[str]]]:
+    """Lay out a set's means of all runs that have ended, those of other defaults' sweeps among them.
+
+    Args:
+        config: the sweep; its seeds and size.
+        ledger: the runs that have ended.
+        data: the set.
+
+    Returns:
+        The columns' titles, and a row for what the defaults choose and for plain training at each number of epochs.
+    """
+    listed = [Point(**json.loads(key)) for key in ledger.rows]
+    listed = [one for one in listed if (one.data, one.image_size) == (data, config.image_size)]
+    listed = [one for one in listed if one.seed < config.seeds]
+    rates = sorted({one.lr for one in listed})
+    rows = []
+    for plain, epochs in sorted({(one.plain, one.epochs) for one in listed}):
+        alike = [one for one in listed if (one.plain, one.epochs) == (plain, epochs)]
+        found = [[100 * ledger.of(one)[0]["test_accuracy"] for one in alike if one.lr == lr] for lr in rates]
+        rows.append([f"{'plain' if plain else 'defaults'}, {epochs} epochs", *map(_mean_and_number, found)])
+    return ["way", *(f"{lr:g}" for lr in rates)], rows
 
 
 def _mean_and_number(found: list[float]) -> str:

@@ -11,6 +11,7 @@ from arelu_meta.claims.defaults import (
     Point,
     config_of,
     default_point,
+    everything,
     points,
     points_of,
     sweep_defaults,
@@ -64,6 +65,21 @@ def test_the_verdict_compares_means_and_waits_for_every_run(tmp_path: Path) -> N
     assert "NOT" in verdict(config, far, "flowers17")
     most = _ledger(tmp_path / "most", config, {}, left_out=1)
     assert verdict(config, most, "flowers17") == "flowers17: 1 of 24 runs are missing: no verdict"
+
+
+def test_runs_of_other_defaults_are_shown_beside(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "results.jsonl")
+    for seed, plain, epochs, lr, accuracy in [
+        (0, False, 6, 0.01, 0.8),
+        (1, False, 6, 0.01, 0.9),
+        (2, False, 6, 0.01, 0.1),
+        (0, True, 12, 0.5, 0.7),
+    ]:
+        ledger.append(Point("flowers17", 64, seed, plain, epochs, lr), [{"test_accuracy": accuracy}])
+    ledger.append(Point("flowers17", 128, 0, False, 6, 0.01), [{"test_accuracy": 0.1}])
+    titles, rows = everything(DefaultsConfig(seeds=2), ledger, "flowers17")
+    assert titles == ["way", "0.01", "0.5"]
+    assert rows == [["defaults, 6 epochs", "85.0 (2)", ""], ["plain, 12 epochs", "", "70.0 (1)"]]
 
 
 def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
