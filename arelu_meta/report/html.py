@@ -11,6 +11,7 @@ from typing import Any
 
 from arelu_meta import __version__
 from arelu_meta.report.blocks import Block, Cell, Chart, Page, Table, formats_of, is_number, shown
+from arelu_meta.report.plotlyjs import plotly_script
 from arelu_meta.report.whiskers import explain, render_verdicts
 
 GENERATOR = "arelu_meta"
@@ -43,7 +44,7 @@ def render_html(page: Page) -> str:
         }
         for number, one in enumerate(page.sections, 1)
     ]
-    plotly = _plotly() if charts else ""
+    plotly = plotly_script() if charts else ""
     script = _file("page.js")
     environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string(_file("page.html.j2")).render(
@@ -70,14 +71,6 @@ def _safe(text: str) -> Any:
 
 def _file(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    # A browser reads one line ending for another, and the policy's sum is over what it read.
-    return re.sub(r"\r\n?", "\n", str(get_plotlyjs())).replace("</script", r"<\/script")
 
 
 @cache

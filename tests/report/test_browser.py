@@ -15,6 +15,7 @@ from arelu_meta.report.html import render_html
 
 SCRIPT = "<script>alert(1)</script>"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
+_KINDS = "[...document.querySelectorAll('.plot')].flatMap((plot) => (plot.{} || []).map((trace) => trace.type))"
 MINUTE = 60_000  # milliseconds; nothing here is timed, a slow machine only takes longer
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
@@ -44,6 +45,8 @@ class Opened:
         self.page.on("dialog", self._dismiss)
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-drawn]", state="attached")
+        # Plotly draws a kind of chart that it was not given as a line, without a word.
+        assert self.page.evaluate(_KINDS.format("data")) == self.page.evaluate(_KINDS.format("_fullData"))
 
     def _dismiss(self, dialog: Any) -> None:
         self.complaints.append(f"dialog: {dialog.message}")
