@@ -172,6 +172,8 @@ class TrainConfig:
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of cutmix; 0 is off. With both, each batch draws one of them.
         class_weights: balanced weighs images so that all classes count alike.
+        keep: which epoch's model is written and tested: one_se, of the epochs whose validation accuracy is within one
+            standard error of the highest, the last; best, the highest; or last.
         patience: stop after this many epochs without a better validation accuracy, or an equal one at a lower loss;
             default: never.
         compile: torch.compile the model.
@@ -190,6 +192,7 @@ class TrainConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
+    keep: Literal["one_se", "best", "last"] = "one_se"
     patience: int | None = None
     compile: bool = False
     channels_last: bool = False

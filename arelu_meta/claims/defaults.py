@@ -15,6 +15,7 @@ from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.choices import default_rate
+from arelu_meta.finetuning.keeping import Keep
 from arelu_meta.runs.progress import print_table
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
@@ -58,6 +59,7 @@ class Point:
         plain: a new head at zero, and nothing clipped, held or slowed; else what `finetune` chooses.
         epochs: how many.
         lr: the learning rate.
+        keep: train.keep, which epoch's model is tested.
     """
 
     data: str
@@ -66,6 +68,7 @@ class Point:
     plain: bool
     epochs: int
     lr: float
+    keep: Keep
 
 
 def default_point(data: str, image_size: int, seed: int) -> Point:
@@ -76,7 +79,8 @@ def default_point(data: str, image_size: int, seed: int) -> Point:
         image_size: side in pixels.
         seed: of the run.
     """
-    return Point(data, image_size, seed, False, TrainConfig().epochs, default_rate(_default_config()))
+    train = TrainConfig()
+    return Point(data, image_size, seed, False, train.epochs, default_rate(_default_config()), train.keep)
 
 
 def points_of(config: DefaultsConfig, data: str, seed: int) -> dict[tuple[str, float], Point]:
@@ -147,7 +151,7 @@ def config_of(point: Point, folder: str) -> FinetuneConfig:
     config = _default_config()
     config.run = RunConfig(folder=folder, seed=point.seed, pictures=False)
     config.data = DataConfig(root=point.data, per_class=SETS[point.data], image_size=point.image_size)
-    config.optim.lr, config.train.epochs = point.lr, point.epochs
+    config.optim.lr, config.train.epochs, config.train.keep = point.lr, point.epochs, point.keep
     if point.plain:
         config.model.head_init, config.train.freeze_bn = "zero", False
         config.optim.act_lr, config.optim.clip_grad = point.lr, _NO_LIMIT
@@ -211,17 +215,18 @@ def everything(config: DefaultsConfig, ledger: Ledger, data: str) -> tuple[list[
         data: the set.
 
     Returns:
-        The columns' titles, and a row for what the defaults choose and for plain training at each number of epochs.
+        The columns' titles, and a row for what the defaults choose and for plain training at each number of epochs and
+        each train.keep.
     """
     listed = [Point(**json.loads(key)) for key in ledger.rows]
     listed = [one for one in listed if (one.data, one.image_size) == (data, config.image_size)]
     listed = [one for one in listed if one.seed < config.seeds]
     rates = sorted({one.lr for one in listed})
     rows = []
-    for plain, epochs in sorted({(one.plain, one.epochs) for one in listed}):
-        alike = [one for one in listed if (one.plain, one.epochs) == (plain, epochs)]
+    for plain, epochs, keep in sorted({(one.plain, one.epochs, one.keep) for one in listed}):
+        alike = [one for one in listed if (one.plain, one.epochs, one.keep) == (plain, epochs, keep)]
         found = [[100 * ledger.of(one)[0]["test_accuracy"] for one in alike if one.lr == lr] for lr in rates]
-        rows.append([f"{'plain' if plain else 'defaults'}, {epochs} epochs", *map(_mean_and_number, found)])
+        rows.append([f"{'plain' if plain else 'defaults'}, {epochs} epochs, {keep}", *map(_mean_and_number, found)])
     return ["way", *(f"{lr:g}" for lr in rates)], rows
 
 

@@ -264,7 +264,7 @@ def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> Finetun
             weight_decay=1e-4,
             schedule="cosine",
         ),
-        train=TrainConfig(epochs=trial.length, freeze_bn=False),
+        train=TrainConfig(epochs=trial.length, freeze_bn=False, keep="best"),
     )
 
 

@@ -268,7 +268,7 @@ def run(trial: Trial) -> dict[str, Any]:
                 clip_grad=_NO_LIMIT,
             ),
             # Every start trains alike: what the defaults choose for one of them has no part in it.
-            train=TrainConfig(epochs=trial.epochs, freeze_bn=False),
+            train=TrainConfig(epochs=trial.epochs, freeze_bn=False, keep="best"),
         )
         return {"head": head, **_finetuned(config, folder / "run")}
     finally:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import Splits
 from arelu_meta.data.loading import Batches
 from arelu_meta.finetuning.features import FeatureBatches, Tail, cached_batches, fit_once
+from arelu_meta.finetuning.keeping import Judged, Keeper
 from arelu_meta.finetuning.loop import (
     Sums,
     check_finite,
@@ -83,7 +85,8 @@ class Course:
         self.trainer.before_step = self._record_gradients
         self.compiled = model
         self.tail: Tail | None = None  # where features stand for images
-        self.epoch, self.best, self.best_epoch, self.seconds = 0, (-1.0, 0.0), 0, 0.0
+        self.epoch, self.seconds = 0, 0.0
+        self.keeper = Keeper(config.train.keep, len(splits.validation))
         self.started: float | None = None  # of the epoch that is under way
         self.rate, self.sums = 0.0, Sums()  # likewise
         self.checkpoint, self.model_digest = "none", ""
@@ -119,7 +122,7 @@ class Course:
                 if self.epoch == 0 and not self.sums.steps:
                     self._judge_the_start()
                 else:
-                    self._find_best_model()
+                    self._find_kept_model()
                 self._train()
                 results = self._finish()
         report_results(results)
@@ -162,14 +165,15 @@ class Course:
         if self.config.train.mode == "probe":
             fit_once(self.trainer, self.train, self.validation, self.config)
         loss, accuracy = self._validate(0)
-        self.best = (accuracy, -loss)
+        self.keeper.judge(Judged(0, accuracy, loss))
         self._save_model()
 
     def _train(self) -> None:
         if self.config.train.mode == "probe":
             if self.epoch == 0:
-                self._one_row(1, 0.0, None, None, -self.best[1], self.best[0])
-                self.epoch = self.best_epoch = 1
+                found = replace(self.keeper.kept, epoch=1)
+                self._one_row(1, 0.0, None, None, found.loss, found.accuracy)
+                self.epoch, self.keeper.kept = 1, found
             return
         epochs = self.config.train.epochs
         images = (epochs - self.epoch) * len(self.splits.train) - self.sums.seen
@@ -179,7 +183,7 @@ class Course:
 
     def _stopped_early(self) -> bool:
         patience = self.config.train.patience
-        return patience is not None and self.epoch - self.best_epoch >= patience
+        return patience is not None and self.epoch - self.keeper.best.epoch >= patience
 
     def _one_epoch(self, bar: ProgressBar) -> None:
         self.started = time.monotonic()
@@ -196,12 +200,10 @@ class Course:
         self.seconds, self.started = self._elapsed(), None
         self.epoch, self.sums = number, Sums()
         self._one_row(number, self.rate, train_loss, train_accuracy, loss, accuracy)
-        better = (accuracy, -loss) > self.best
-        if better:
-            self.best, self.best_epoch = (accuracy, -loss), number
+        keeps = self.keeper.judge(Judged(number, accuracy, loss))
         # First the checkpoint, then the model made of its weights: what is chosen by it is never ahead of it.
         self._save_checkpoint()
-        if better:
+        if keeps:
             self._save_model()
         self.save_points.regular()
         bar.line(
@@ -295,8 +297,7 @@ class Course:
             "peak_rate": self.trainer.peak_rate,
             "epoch": self.epoch,
             "rate": self.rate,
-            "best": list(self.best),
-            "best_epoch": self.best_epoch,
+            **self.keeper.state(),
             "model_digest": self.model_digest,
             "seconds": self._elapsed(),
             "processes": apart,
@@ -316,7 +317,7 @@ class Course:
             load_tensors(self.trainer.model, state["model"], f"run.resume: {str(self.folder.resumed_from)!r}")
             self.trainer.restore(state)
             self.epoch, self.rate, self.seconds = state["epoch"], state["rate"], state["seconds"]
-            self.best, self.best_epoch = (float(state["best"][0]), float(state["best"][1])), state["best_epoch"]
+            self.keeper.restore(state)
             self.model_digest = state["model_digest"]
             # With more processes than before, the new ones start from states of the old.
             own = state["processes"][self.ranks.rank % len(state["processes"])]
@@ -332,19 +333,19 @@ class Course:
         steps //= len(processes)
         self.sums = Sums(steps, loss, right, seen) if self.ranks.main else Sums(steps)
 
-    def _find_best_model(self) -> None:
-        """Make sure that the best model so far lies in the folder; where it does not, count from here."""
-        if self.best_epoch == self.epoch and not self.sums.steps:
+    def _find_kept_model(self) -> None:
+        """Make sure that the model to keep so far lies in the folder; where it does not, count from here."""
+        if self.keeper.kept.epoch == self.epoch and not self.sums.steps:
             self._save_model()
         elif not self.ranks.gather(has_digest(self.folder.model_file, self.model_digest))[0]:
             print("the best model so far is not in this folder; the best is counted from here", flush=True)
             self._count_from_here()
 
     def _count_from_here(self) -> None:
-        self.best, self.best_epoch = (-1.0, 0.0), self.epoch
+        self.keeper.restart(self.epoch)
         if not self.sums.steps:
             row = self.folder.rows[-1]
-            self.best = (row["validation_accuracy"], -row["validation_loss"])
+            self.keeper.judge(Judged(self.epoch, row["validation_accuracy"], row["validation_loss"]))
             self._save_model()
 
     def _finish(self) -> dict[str, Any]:
@@ -364,8 +365,8 @@ class Course:
             if pictures:
                 draw_course(self.folder.path, self.folder.rows, self.spec, results["test_accuracy"])
         results |= {
-            "validation_accuracy": self.best[0],
-            "best_epoch": self.best_epoch,
+            "validation_accuracy": self.keeper.kept.accuracy,
+            "best_epoch": self.keeper.kept.epoch,
             "epochs": self.epoch,
             "learning_rate": self.trainer.peak_rate,
             "model": self.spec.name,

@@ -185,5 +185,5 @@ def _print(names: list[str], found: list[dict[str, Any]], results: dict[str, Any
         [name, f"{one['test_accuracy']:.1%}", f"{one['validation_accuracy']:.1%}", str(one["best_epoch"])]
         for name, one in zip(names, found, strict=True)
     ]
-    print_table("", ["run", "test accuracy", "validation", "best epoch"], rows)
+    print_table("", ["run", "test accuracy", "validation", "epoch kept"], rows)
     report_results(results)

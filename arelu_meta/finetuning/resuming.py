@@ -11,7 +11,6 @@ from arelu_meta.runs.restoring import check_kinds, restoring
 _KINDS = {  # beside weights, tables and the optimiser's state
     "epoch": int,
     "updates": int,
-    "best_epoch": int,
     "peak_rate": float,
     "rate": float,
     "seconds": float,

@@ -87,6 +87,7 @@ def _check_read(config: FinetuneConfig) -> None:
             "train.ema": train.ema is not None,
             "train.mixup": train.mixup > 0,
             "train.cutmix": train.cutmix > 0,
+            "train.keep": train.keep != "one_se",
             "train.patience": train.patience is not None,
             "data.augmentation": config.data.augmentation not in ("auto", "none"),
         }

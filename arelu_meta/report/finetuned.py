@@ -82,7 +82,7 @@ def facts(run: Run) -> list[Fact]:
     if run.number("best_epoch") is not None and any(value is not None for value in validation):
         best = percent(run.number("validation_accuracy"))
         found.append(
-            Fact("Best epoch", f"{run.number('best_epoch'):g} of {run.number('epochs') or 0:g}", f"validation {best}")
+            Fact("Epoch kept", f"{run.number('best_epoch'):g} of {run.number('epochs') or 0:g}", f"validation {best}")
         )
     return facts_around(run, found)
 

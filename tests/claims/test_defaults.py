@@ -75,11 +75,16 @@ def test_runs_of_other_defaults_are_shown_beside(tmp_path: Path) -> None:
         (2, False, 6, 0.01, 0.1),
         (0, True, 12, 0.5, 0.7),
     ]:
-        ledger.append(Point("flowers17", 64, seed, plain, epochs, lr), [{"test_accuracy": accuracy}])
-    ledger.append(Point("flowers17", 128, 0, False, 6, 0.01), [{"test_accuracy": 0.1}])
+        ledger.append(Point("flowers17", 64, seed, plain, epochs, lr, "best"), [{"test_accuracy": accuracy}])
+    ledger.append(Point("flowers17", 64, 0, False, 6, 0.01, "last"), [{"test_accuracy": 0.6}])
+    ledger.append(Point("flowers17", 128, 0, False, 6, 0.01, "best"), [{"test_accuracy": 0.1}])
     titles, rows = everything(DefaultsConfig(seeds=2), ledger, "flowers17")
     assert titles == ["way", "0.01", "0.5"]
-    assert rows == [["defaults, 6 epochs", "85.0 (2)", ""], ["plain, 12 epochs", "", "70.0 (1)"]]
+    assert rows == [
+        ["defaults, 6 epochs, best", "85.0 (2)", ""],
+        ["defaults, 6 epochs, last", "60.0 (1)", ""],
+        ["plain, 12 epochs, best", "", "70.0 (1)"],
+    ]
 
 
 def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

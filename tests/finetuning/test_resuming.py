@@ -58,7 +58,7 @@ def _momentum(state: State) -> State:
 @pytest.mark.parametrize(
     "change",
     [
-        *map(_without, ("peak_rate", "epoch", "model", "optimizer", "best", "processes", "optimizer_name")),
+        *map(_without, ("peak_rate", "epoch", "model", "optimizer", "best", "kept", "processes", "optimizer_name")),
         *_spoilt("model", None, [1], torch.zeros(3), {"a": 1}),
         *_spoilt("optimizer", None, {}, 10**30, "x"),
         *_spoilt("epoch", None, -5, 10**30, [1, 2], torch.zeros(3), 7),
@@ -69,7 +69,7 @@ def _momentum(state: State) -> State:
         *_spoilt("scalars", 3, [1, 2]),
         *_spoilt("gradients", 3, [None]),
         *_spoilt("best", None, [], ["x", None]),
-        _with(best_epoch=torch.zeros(3)),
+        *_spoilt("kept", None, [1, 2], [torch.zeros(3), 0.5, 1.0]),
         _with(seconds="long"),
         _momentum,
     ],

@@ -121,15 +121,6 @@ def test_the_reported_accuracy_is_that_of_the_saved_model_on_the_listed_test_ima
     assert results["test_accuracy"] == pytest.approx(accuracy)
 
 
-def test_the_best_epoch_is_kept_not_the_last(digits: Make) -> None:
-    # A rate that rises from nothing after a good start: the last epochs are worse than the best one.
-    results = finetune(digits(train_epochs=6, optim_lr=3.0, optim_schedule="constant"))
-    with (Path(results["folder"]) / "metrics.csv").open(newline="") as file:
-        accuracies = [float(row["validation_accuracy"]) for row in csv.DictReader(file)]
-    assert results["validation_accuracy"] == max(accuracies)
-    assert accuracies[results["best_epoch"] - 1] == max(accuracies)
-
-
 def test_head_mode_changes_nothing_but_the_head(digits: Make, tmp_path: Path) -> None:
     config = digits(model_activation="arelu", train_mode="head", optim_weight_decay=0.1)
     config.model.name = "conv4_32"  # batch normalisation: its statistics must stay, too
