@@ -124,8 +124,9 @@ class OptimConfig:
     Args:
         name: any timm optimiser: sgd, momentum, adamw, adam, lamb …
         lr: learning rate, > 0; finetune also takes auto, which looks for one (a range test) and says what it chose;
-            default: in finetune 0.03 where the pretrained function is kept, 0.003 where a swap changes it, 0.01 from
-            random weights; a thirtieth of that for optimisers other than SGD and its variants.
+            default: in finetune 0.03 where the pretrained function is kept (with less than 600 training images less, in
+            proportion), 0.003 where a swap changes it, 0.01 from random weights; a thirtieth of that for optimisers
+            other than SGD and its variants.
         head_lr: learning rate of the head; default: lr.
         act_lr: learning rate of the activations' scalars (alpha, beta, t); default: lr, but in finetune a hundredth of
             it where the pretrained function is kept (preserve) and not the scalars alone are trained.

@@ -26,6 +26,7 @@ WAYS = {  # the learning rates of each, and its epochs in the defaults' number
     "half as long": ((1e-2, 3e-2), 0.5),
 }
 SETS: dict[str, int | None] = {"flowers17": None, "cifar10-subset": 100}  # training images a class; None: all
+_IMAGES = {"flowers17": 680, "cifar10-subset": 1000}  # that are trained on
 _NO_LIMIT = 1e9  # of gradients
 
 
@@ -80,7 +81,9 @@ def default_point(data: str, image_size: int, seed: int) -> Point:
         seed: of the run.
     """
     train = TrainConfig()
-    return Point(data, image_size, seed, False, train.epochs, default_rate(_default_config()), train.keep)
+    return Point(
+        data, image_size, seed, False, train.epochs, default_rate(_default_config(), _IMAGES[data]), train.keep
+    )
 
 
 def points_of(config: DefaultsConfig, data: str, seed: int) -> dict[tuple[str, float], Point]:

@@ -8,13 +8,14 @@ from arelu_meta.finetuning.modes import keeps_features
 _LARGEST_GRADIENT = 1.0  # without a limit, still statistics let the first steps throw the features away
 _SCALARS_SHARE = 0.01  # of the learning rate: each collects the gradient of a whole layer
 _RATE_KEPT = 0.03  # of SGD, where gradients are clipped and the head has learned already
+_FEW_IMAGES = 600  # with fewer, less of what was pretrained is to be given up for them
 _RATE_RANDOM = 0.01
 _RATE_CHANGED = 0.003  # the paper's start is lost at higher ones
 _LESS_IF_ADAPTIVE = 30  # optimisers that divide gradients by their size
 
 
 def settle(config: FinetuneConfig) -> FinetuneConfig:
-    """Replace what is left open by what suits the model, so that config.yaml says what was done.
+    """Replace what is left open by what suits the model, but for the rates, which `settle_rates` replaces.
 
     Where the backbone starts as the function that was pretrained, the head starts as logistic regression on its
     features, batch normalisation stays as it is, gradients are clipped and the activations' scalars learn at a
@@ -25,8 +26,7 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         config: validated; left as it is.
 
     Returns:
-        The config with model.head_init, train.freeze_bn, optim.lr, optim.clip_grad and optim.act_lr settled; act_lr
-        stays open where the rate is still to be looked for (`scalars_share` says what becomes of it then).
+        The config with model.head_init, train.freeze_bn and optim.clip_grad settled.
 
     Source: Kumar et al. 2022 (LP-FT) for the order, head first.
     """
@@ -41,27 +41,46 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         train = replace(train, freeze_bn=kept and train.mode != "activations")
     if optim.clip_grad is None and kept and not keeps_features(train.mode):
         optim = replace(optim, clip_grad=_LARGEST_GRADIENT)
-    if optim.lr == "default":
-        optim = replace(optim, lr=default_rate(config))
-    if optim.act_lr is None and not isinstance(optim.lr, str) and (share := scalars_share(config)) is not None:
-        optim = replace(optim, act_lr=share * optim.lr)
     return replace(config, model=model, optim=optim, train=train)
 
 
-def default_rate(config: FinetuneConfig) -> float:
+def settle_rates(config: FinetuneConfig, images: int) -> FinetuneConfig:
+    """Replace the learning rates that are left open by what suits the model and its images.
+
+    Args:
+        config: left as it is.
+        images: how many are trained on.
+
+    Returns:
+        The config with optim.lr and optim.act_lr settled, so that config.yaml says what was done; act_lr stays open
+        where the rate is still to be looked for (`scalars_share` says what becomes of it then).
+    """
+    optim = config.optim
+    if optim.lr == "default":
+        optim = replace(optim, lr=default_rate(config, images))
+    if optim.act_lr is None and not isinstance(optim.lr, str) and (share := scalars_share(config)) is not None:
+        optim = replace(optim, act_lr=share * optim.lr)
+    return replace(config, optim=optim)
+
+
+def default_rate(config: FinetuneConfig, images: int) -> float:
     """Choose the learning rate where optim.lr is left open.
 
     Args:
         config: its model and optimiser.
+        images: how many are trained on.
 
     Returns:
-        For SGD and its variants 0.03 where the pretrained function is kept, 0.003 where a swap changes it, 0.01 from
-        random weights; a thirtieth of that for others.
+        For SGD and its variants 0.03 where the pretrained function is kept (with less than 600 images less, in
+        proportion), 0.003 where a swap changes it, 0.01 from random weights; a thirtieth of that for others.
 
-    Source: `configs/defaults` (0.03 against rates around it), `configs/study_init` (starts that change the function,
-    AdamW).
+    Source: `configs/defaults` (0.03 against rates around it, few images), `configs/study_init` (starts that change the
+    function, AdamW).
     """
-    rate = _RATE_KEPT if keeps_function(config) else _RATE_CHANGED if config.model.pretrained else _RATE_RANDOM
+    if keeps_function(config):
+        rate = _RATE_KEPT * min(1.0, images / _FEW_IMAGES)
+    else:
+        rate = _RATE_CHANGED if config.model.pretrained else _RATE_RANDOM
     plain = any(part in config.optim.name.lower() for part in ("sgd", "momentum", "nesterov"))
     return rate if plain else rate / _LESS_IF_ADAPTIVE
 

@@ -142,7 +142,8 @@ def _check_same(folder: Path, member: FinetuneConfig) -> None:
     for name, value in flatten(member).items():
         group, _, field = name.partition(".")
         found = then.get(group, {}).get(field, value)
-        if found != value and name not in _DECIDE_NOTHING:
+        left_open = value == "default" or (name == "optim.act_lr" and value is None)
+        if found != value and not left_open and name not in _DECIDE_NOTHING:
             raise InputError(
                 f"{name}: {value!r}, and the run in {str(folder)!r} has ended with {found!r}; give what it had, or "
                 "another run.folder"

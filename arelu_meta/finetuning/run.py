@@ -25,7 +25,7 @@ from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.data.loading import check_augmentation, unlabelled_batches
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.choices import settle
+from arelu_meta.finetuning.choices import settle, settle_rates
 from arelu_meta.finetuning.course import Course
 from arelu_meta.finetuning.heads import check_probe, start_with_probe
 from arelu_meta.finetuning.members import check_single, member_configs, run_members
@@ -143,6 +143,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     # All have looked before the first of them writes: the others would take its files for an older run.
     with ranks.agreeing():
         splits, model, spec = _checked(config, folder)
+    config = settle_rates(config, len(splits.train))
     spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
     if config.train.sync_bn:
         model = convert_sync_batchnorm(model)  # torch's own conversion would drop activations that a norm holds

@@ -4,7 +4,9 @@ import pytest
 
 from arelu_meta.checking import flatten
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.finetuning.choices import scalars_share, settle
+from arelu_meta.finetuning.choices import scalars_share, settle, settle_rates
+
+MANY = 600  # images
 
 CHOSEN = ("model.head_init", "train.freeze_bn", "optim.clip_grad", "optim.act_lr")
 
@@ -19,7 +21,7 @@ def _config(**changes: Any) -> FinetuneConfig:
 
 
 def _chosen(**changes: Any) -> tuple[Any, ...]:
-    flat = flatten(settle(_config(**changes)))
+    flat = flatten(settle_rates(settle(_config(**changes)), MANY))
     return tuple(flat[name] for name in CHOSEN)
 
 
@@ -66,7 +68,22 @@ def test_what_is_left_open_is_gentle_where_the_pretrained_function_is_kept(
 def test_the_rate_that_is_left_open_suits_the_start_and_the_optimiser(
     changes: dict[str, Any], rate: float | str
 ) -> None:
-    assert settle(_config(**changes)).optim.lr == pytest.approx(rate)
+    assert settle_rates(settle(_config(**changes)), MANY).optim.lr == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "rate"),
+    [
+        ({"model_activation": "arelu"}, 6000, 0.03),
+        ({"model_activation": "arelu"}, 60, 0.003),
+        ({"model_activation": "arelu", "optim_name": "adamw"}, 60, 0.0001),
+        ({"model_activation": "arelu", "optim_lr": 0.02}, 60, 0.02),
+        ({"model_activation": "arelu", "model_init": "paper"}, 60, 0.003),
+        ({"model_pretrained": False}, 60, 0.01),
+    ],
+)
+def test_few_images_move_pretrained_features_less(changes: dict[str, Any], images: int, rate: float) -> None:
+    assert settle_rates(settle(_config(**changes)), images).optim.lr == pytest.approx(rate)
 
 
 def test_what_is_given_is_taken() -> None:
@@ -76,9 +93,9 @@ def test_what_is_given_is_taken() -> None:
 
 def test_settling_twice_changes_nothing_and_leaves_the_config_as_it_was() -> None:
     config = _config(model_activation="arelu")
-    settled = settle(config)
+    settled = settle_rates(settle(config), MANY)
     assert config == _config(model_activation="arelu")
-    assert settle(settled) == settled
+    assert settle_rates(settle(settled), 60) == settled
 
 
 @pytest.mark.parametrize(
@@ -94,4 +111,4 @@ def test_settling_twice_changes_nothing_and_leaves_the_config_as_it_was() -> Non
 def test_scalars_learn_at_a_share_of_a_rate_that_is_yet_to_be_found(
     changes: dict[str, Any], share: float | None
 ) -> None:
-    assert scalars_share(settle(_config(optim_lr="auto", **changes))) == share
+    assert scalars_share(settle_rates(settle(_config(optim_lr="auto", **changes)), MANY)) == share

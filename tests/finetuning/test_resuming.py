@@ -111,3 +111,10 @@ def test_runs_that_ended_under_another_config_are_not_averaged_with_new_ones(dig
 
 def _first(config: FinetuneConfig) -> Any:
     return replace(config.data, fold=1)
+
+
+def test_a_series_whose_rates_were_left_open_takes_in_more_seeds(digits: Make) -> None:
+    series = {"train_epochs": 1, "optim_lr": "default", "model_name": "test_resnet.r160_in1k", "data_image_size": 16}
+    finetune(digits("series", train_repeats=2, **series))
+    results = finetune(digits("series", train_repeats=3, run_resume="auto", **series))
+    assert sum(name.startswith("test_accuracy_") for name in results) >= 3
