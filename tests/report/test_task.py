@@ -104,6 +104,45 @@ def test_every_chart_is_one_that_plotly_knows(make: Any, tmp_path: Path) -> None
         go.Figure(data=chart.traces, layout=chart.layout)  # an unknown or misplaced property raises
 
 
+def test_a_study_that_has_not_ended_is_a_study_s_page_and_says_how_far_it_is(make: Any, tmp_path: Path) -> None:
+    folder = make.study(tmp_path / "study")
+    (folder / "results.json").unlink()
+    (folder / "runs.jsonl").write_text('{"trial": {}}\n{"trial": {}}\n{"tri')
+    page = make_page([folder])
+    assert (page.title, page.kind) == ("Study: mnist", "Study of a claim")
+    assert "it has not ended. 2 of its runs have. The same command with --run.resume auto goes on." in page.headline
+    with pytest.raises(InputError, match=r"^compare: '.*study' holds a study"):
+        make_page([folder, make.finetune(tmp_path / "run")], compare=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("verdicts", 5),
+        ("curves", [{"title": "a", "x_label": "", "y_label": "", "series": []}]),
+        (
+            "curves",
+            [
+                {
+                    "title": "a",
+                    "x_label": "",
+                    "y_label": "",
+                    "series": [{"name": "b", "x": [float("nan"), 1.0], "y": [1, 2]}],
+                }
+            ],
+        ),
+    ],
+)
+def test_an_odd_entry_of_a_study_costs_itself_and_nothing_else(
+    name: str, value: Any, make: Any, tmp_path: Path
+) -> None:
+    folder = make.study(tmp_path / "study")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {name: value}))
+    write_report([folder], tmp_path / "report.html")
+    assert all(chart.traces for chart in _charts(make_page([folder])))
+
+
 def test_the_verdicts_come_first_and_the_headline_counts_them(make: Any, tmp_path: Path) -> None:
     page = make_page([make.study(tmp_path / "study")])
     assert page.headline == "Of 3 claims, 1 holds, 1 does not and 1 cannot be told with these runs."
