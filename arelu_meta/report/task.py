@@ -1,6 +1,6 @@
 """`arelu-meta report`: one self-contained page of a run, a study, a sweep or several runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from arelu_meta.config import ReportConfig
@@ -17,6 +17,7 @@ from arelu_meta.report.several import several_page
 from arelu_meta.report.study import study_page
 
 _HEAD = 4096  # bytes of a file in which a page of ours names itself
+_NAME = "report.html"
 _KINDS = {"sweep": "Sweep", "finetune": "Repeated fine-tuning", "": "Folder of runs"}
 
 
@@ -46,8 +47,8 @@ def default_path(config: ReportConfig) -> Path:
         config: without output.
     """
     if len(config.runs) == 1:
-        return Path(config.runs[0]).expanduser() / "report.html"
-    return Path("compare.html" if config.compare else "report.html")
+        return Path(config.runs[0]).expanduser() / _NAME
+    return Path("compare.html" if config.compare else _NAME)
 
 
 def write_report(folders: Sequence[str | Path], path: str | Path, compare: bool = False) -> list[Path]:
@@ -72,6 +73,7 @@ def write_report(folders: Sequence[str | Path], path: str | Path, compare: bool 
     tables = csv_tables(page)
     contents = {target: render_html(page), target.with_suffix(".md"): render_markdown(page, target.name)}
     contents |= {target.with_name(f"{target.stem}{end}.csv"): text for end, text in tables.items()}
+    _check_beside(target, contents)
     for place, text in contents.items():
         _write(place, text)
     return list(contents)
@@ -154,6 +156,26 @@ def _write(path: Path, text: str) -> None:
     from arelu_meta.runs.files import write_atomically
 
     # A file name may hold what is no character in any encoding.
+def _check_beside(page: Path, places: Iterable[Path]) -> None:
+    """Refuse to replace what lies beside a page that is not there yet, as a study's runs.csv beside runs.html.
+
+    Args:
+        page: the HTML file.
+        places: of all that is to be written.
+
+    Raises:
+        InputError: naming a file that is not of a report before this one.
+    """
+    if page.is_file() or (page.name == _NAME and holds_run(page.parent)):
+        return
+    for place in places:
+        if place.exists():
+            raise InputError(
+                f"output: {str(page)!r} would have {place.name} beside it, which is there and of no report; give "
+                "another name"
+            )
+
+
     content = text.encode("utf-8", "backslashreplace")
     write: Callable[[Path], object] = lambda temporary: temporary.write_bytes(content)  # noqa: E731
     try:

@@ -254,6 +254,8 @@ def test_entries_of_a_study_that_cannot_be_read_are_left_out_with_a_sentence(mak
         (["run", "--output", "page.txt"], "output: 'page.txt' is no page's name"),
         (["run", "--output", "no/page.html"], "lies in 'no', which does not exist"),
         (["run", "--output", "mine.html"], "is there and is no report"),
+        (["run", "--output", "run/metrics.html"], "would have metrics.csv beside it, which is there and of no report"),
+        (["run", "several/one"], "output: 'report.html' would have report.md beside it"),
         (["--compare", "run"], "compare: 1 folders are given; give two"),
         (["--compare", "run", "several"], "holds several runs"),
     ],
@@ -271,6 +273,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     make.finetune(Path("several/one"))
     Path("empty").mkdir()
     Path("mine.html").write_text("my own page")
+    Path("report.md").write_text("my own report")
     before = sorted(tmp_path.rglob("*"))
     assert main(["report", *words]) == 2
     error = capsys.readouterr().err
