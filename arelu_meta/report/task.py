@@ -89,7 +89,7 @@ def make_page(folders: Sequence[str | Path], compare: bool = False) -> Page:
     Raises:
         InputError: as in `write_report`.
     """
-    found = [open_folder(folder) for folder in folders]
+    found = _named_apart([open_folder(folder) for folder in folders])
     if compare:
         if len(found) != 2:
             raise InputError(f"compare: {len(found)} folders are given; give two, as in --compare A B")
@@ -99,10 +99,22 @@ def make_page(folders: Sequence[str | Path], compare: bool = False) -> Page:
             if not holds_run(run.folder):
                 raise InputError(f"compare: {str(run.folder)!r} holds several runs; give the folder of one")
         return compare_page(*found)
-    if len(found) == 1:
+    if len({run.folder.resolve() for run in found}) == 1:
         return _page_of(found[0])
-    runs = [run for one in found for run in _runs_of(one)]
-    return several_page(runs, f"{len(runs)} runs", "Several runs")
+    # A run that is named twice, or lies in a folder that is named too, is one run.
+    runs: dict[Path, Run] = {}
+    for run in (run for one in found for run in _runs_of(one)):
+        runs.setdefault(run.folder.resolve(), run)
+    return several_page(list(runs.values()), f"{len(runs)} runs", "Several runs")
+
+
+def _named_apart(runs: list[Run]) -> list[Run]:
+    """Call runs whose folders have the same name by the paths that a person gave."""
+    places = {(run.folder.resolve(), run.name) for run in runs}
+    for run in runs:
+        if sum(run.name == name for _, name in places) > 1:
+            run.name = str(run.folder)
+    return runs
 
 
 def _page_of(run: Run) -> Page:
@@ -144,18 +156,6 @@ def check_target(path: Path) -> None:
         raise InputError(f"output: {str(path)!r} is there and is no report of {GENERATOR}; give another name")
 
 
-def _read_head(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(_HEAD).decode("utf-8", "replace")
-    except OSError as error:
-        raise InputError(f"output: {str(path)!r} cannot be read ({error.strerror}); give another name") from error
-
-
-def _write(path: Path, text: str) -> None:
-    from arelu_meta.runs.files import write_atomically
-
-    # A file name may hold what is no character in any encoding.
 def _check_beside(page: Path, places: Iterable[Path]) -> None:
     """Refuse to replace what lies beside a page that is not there yet, as a study's runs.csv beside runs.html.
 
@@ -176,6 +176,18 @@ def _check_beside(page: Path, places: Iterable[Path]) -> None:
             )
 
 
+def _read_head(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD).decode("utf-8", "replace")
+    except OSError as error:
+        raise InputError(f"output: {str(path)!r} cannot be read ({error.strerror}); give another name") from error
+
+
+def _write(path: Path, text: str) -> None:
+    from arelu_meta.runs.files import write_atomically
+
+    # A file name may hold what is no character in any encoding.
     content = text.encode("utf-8", "backslashreplace")
     write: Callable[[Path], object] = lambda temporary: temporary.write_bytes(content)  # noqa: E731
     try:

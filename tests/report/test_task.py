@@ -286,8 +286,24 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 def test_a_report_may_be_written_again(make: Any, tmp_path: Path) -> None:
     run = make.finetune(tmp_path / "run")
-    for _ in range(2):
-        write_report([run], run / "report.html")
+    for name in ("report.html", "page.html"):
+        for _ in range(2):
+            write_report([run], run / name)
+    (run / "report.html").unlink()
+    write_report([run], run / "report.html")
+
+
+def test_runs_whose_folders_have_one_name_are_told_apart(make: Any, tmp_path: Path) -> None:
+    folders = [make.finetune(tmp_path / letter / "out", lr=lr) for letter, lr in (("a", 0.1), ("b", 0.2))]
+    assert [row[0] for row in _table(make_page(folders), "All runs").rows] == list(map(str, folders))
+    assert make_page(folders, compare=True).title == f"{folders[0]} and {folders[1]}"
+
+
+def test_a_run_that_is_named_twice_counts_once(make: Any, tmp_path: Path) -> None:
+    first, second = (make.finetune(tmp_path / "all" / name, seed=seed) for seed, name in enumerate(("a", "b")))
+    page = make_page([first, tmp_path / "all", first])
+    assert [row[0] for row in _table(page, "All runs").rows] == ["a", "all/b"]
+    assert make_page([second, second]).kind == "Fine-tuning run"
 
 
 def test_two_runs_on_the_same_images_are_compared_image_by_image(make: Any, tmp_path: Path) -> None:
