@@ -77,6 +77,7 @@ _SHARES: dict[str, bool] = {
 }
 _LARGEST = 2**32 - 1
 LARGEST_IMAGE = 2**14  # pixels a side; beyond it torch counts elements in numbers that overflow
+_LISTS = {"data.name", "model.name", "model.activation", "optim.name", "optim.lr", "pairs", "depth", "focus.runs"}
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; what Linux allows
 
 
@@ -210,7 +211,8 @@ def _check_text(name: str, text: str) -> None:
         raise InputError(f"{name}: {text!r} is empty; give a value or leave {name} out")
     if "\0" in text or text != text.encode("utf-8", "replace").decode("utf-8"):
         raise InputError(f"{name}: {text!r} is no text that a file could be named by; give UTF-8 without null bytes")
-    if len(text.encode()) > _LONGEST_PATH or max(len(part.encode()) for part in text.split("/")) > _LONGEST_NAME:
+    parts = re.split("[/,]" if name in _LISTS else "/", text)  # a study takes several names with commas between
+    if len(text.encode()) > _LONGEST_PATH or max(len(part.encode()) for part in parts) > _LONGEST_NAME:
         raise InputError(f"{name}: {text[:20] + '…'!r} is too long ({len(text)} characters) to name anything")
 
 

@@ -11,7 +11,7 @@ import pytest
 from arelu_meta import config as configs
 from arelu_meta.arguments import _known_flags
 from arelu_meta.checking import flatten, validate
-from arelu_meta.config import FinetuneConfig, MetatrainConfig, PredictConfig
+from arelu_meta.config import ClaimsConfig, FinetuneConfig, MetatrainConfig, PredictConfig
 from arelu_meta.errors import InputError
 from arelu_meta.task_list import TASKS
 
@@ -129,6 +129,15 @@ def test_a_text_too_long_for_a_file_is_refused_and_not_repeated_whole() -> None:
         with pytest.raises(InputError, match=r"^run\.folder: .* is too long") as raised:
             validate(_set(FinetuneConfig(), "run.folder", value))
         assert len(str(raised.value)) < 120
+
+
+def test_many_names_with_commas_between_may_be_longer_than_one_name() -> None:
+    config = ClaimsConfig("architectures")
+    config.model.name = config.model.activation = ",".join(f"network{number}" for number in range(60))
+    validate(config)
+    config.model.name = f"resnet18,{'x' * 256}"
+    with pytest.raises(InputError, match=r"^model\.name: .* is too long"):
+        validate(config)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps", "xpu:0"])

@@ -64,7 +64,7 @@ def conclude(rows: Sequence[Row], small: float, margin: float, target: float | N
     runs = Runs(rows)
     best = {name: runs.best_rate(name) for name in runs.contenders}
     reference = ORIGINAL if ORIGINAL in runs.contenders else runs.contenders[0]
-    aim = 100 * target if target is not None else _TARGET_SHARE * _highest(runs, reference)
+    aim = 100 * target if target is not None else _aim(runs, reference)
     axis = "inner step" if rows[0]["pipeline"] == "maml" else "step"
     tables = [
         _readings(runs, small, best),
@@ -79,9 +79,11 @@ def conclude(rows: Sequence[Row], small: float, margin: float, target: float | N
     return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=_notes(runs, small, best))
 
 
-def _highest(runs: Runs, contender: str) -> float:
-    courses = [run for lr in runs.rates for run in runs.course(contender, lr)]
-    return max((100 * row["accuracy"] for run in courses for row in run), default=0.0)
+def _aim(runs: Runs, reference: str) -> float | None:
+    """Choose the accuracy that steps are counted to; None where the reference learned nothing that could be reached."""
+    courses = [run for lr in runs.rates for run in runs.course(reference, lr)]
+    highest = max((100 * row["accuracy"] for run in courses for row in run), default=0.0)
+    return _TARGET_SHARE * highest if highest > 0 else None
 
 
 def _comparisons(
@@ -147,20 +149,27 @@ def spread(values: dict[int, float]) -> str:
     return f"{np.mean(found):.1f}" + (f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else "")
 
 
-def _courses(runs: Runs, small: float, aim: float, axis: str) -> Table:
+def _courses(runs: Runs, small: float, aim: float | None, axis: str) -> Table:
     rows = []
     for name in [*runs.contenders, *runs.matched]:
         courses = runs.course(name, small)
         areas = {number: _area(run) for number, run in enumerate(courses)}
-        reached = [step for run in courses if (step := _steps_to(run, aim)) is not None]
-        steps = f"{np.mean(reached):.0f}" if reached else "never"
-        rows.append([name, spread(areas), steps, f"{len(reached)} of {len(courses)}", runs.diverged(name, small)])
+        rows.append([name, spread(areas), *_reaching(courses, aim), runs.diverged(name, small)])
+    goal = "a target" if aim is None else f"{aim:.1f} %"
     return Table(
         f"The course at {small:g}",
-        ["contender", "mean accuracy over the course", f"{axis}s to {aim:.1f} %", "runs that reach it", "diverged"],
+        ["contender", "mean accuracy over the course", f"{axis}s to {goal}", "runs that reach it", "diverged"],
         rows,
         "The mean over the course is the area under accuracy against steps, divided by the steps.",
     )
+
+
+def _reaching(courses: Sequence[Sequence[Row]], aim: float | None) -> list[str]:
+    """Say after how many steps runs reach the target, and how many of them do."""
+    if aim is None:
+        return ["", ""]
+    reached = [step for run in courses if (step := _steps_to(run, aim)) is not None]
+    return [f"{np.mean(reached):.0f}" if reached else "never", f"{len(reached)} of {len(courses)}"]
 
 
 def _area(run: Sequence[Row]) -> float:
@@ -176,8 +185,9 @@ def _steps_to(run: Sequence[Row], aim: float) -> int | None:
 def _multipliers(runs: Runs, small: float) -> Table:
     rows = []
     for name in runs.matched:
-        factors = {seed: run[-1]["rate"] / small for seed, run in runs.by[name, small].items()}
-        rows.append([name.removeprefix(MATCHED), f"{np.exp(np.mean(np.log([*factors.values()]))):.3g}"])
+        factors = [run[-1]["rate"] / small for run in runs.course(name, small)]
+        mean = f"{np.exp(np.mean(np.log(factors))):.3g}" if factors else "it became NaN"
+        rows.append([name.removeprefix(MATCHED), mean])
     return Table(
         f"How many times as fast the original has to learn at {small:g} for its first steps to go as far",
         ["as", "times (geometric mean over seeds)"],
@@ -220,9 +230,7 @@ def _notes(runs: Runs, small: float, best: dict[str, float]) -> list[str]:
     others = ["at each one's best rate"] * (len(runs.rates) > 1) + ["with the steps matched"] * bool(runs.matched)
     read = f"read it {' and '.join(others)} as well" if others else "other rates were not tried"
     notes = [f"A claim can hold at the small rate and still not be the best choice: {read}."]
-    if runs.diverged(runs.contenders[0], small) or any(
-        runs.diverged(name, lr) for name in runs.contenders for lr in runs.rates
-    ):
+    if any(runs.diverged(name, lr) for name in [*runs.contenders, *runs.matched] for lr in runs.rates):
         notes.append("Runs that became NaN count as accuracy 0.")
     return notes + edge_notes(runs, best)
 
@@ -230,12 +238,17 @@ def _notes(runs: Runs, small: float, best: dict[str, float]) -> list[str]:
 def edge_notes(runs: Runs, best: dict[str, float]) -> list[str]:
     """Say whose best learning rate is the largest or the smallest that was tried: a better one may lie beyond.
 
+    Who diverged at every rate has no best one.
+
     Args:
         runs: finished.
         best: each contender's best rate.
     """
     edges = {max(runs.rates): "largest", min(runs.rates): "smallest"} if len(runs.rates) > 1 else {}
-    at_edge = {edge: [name for name, lr in best.items() if lr == rate] for rate, edge in edges.items()}
+    at_edge = {
+        edge: [name for name, lr in best.items() if lr == rate and runs.course(name, lr)]
+        for rate, edge in edges.items()
+    }
     return [
         f"The best rate of {', '.join(found)} is the {edge} that was tried; a better one may lie beyond it."
         for edge, found in at_edge.items()

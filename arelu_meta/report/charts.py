@@ -162,7 +162,7 @@ def _band(one: Series, meta: Mapping[str, Any], group: str, limits: tuple[float,
 
 
 def _coordinates(values: Sequence[Any]) -> list[Any]:
-    return [float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value for value in values]
+    return [(rounded([value])[0] if isinstance(value, float) else value) for value in values]
 
 
 def _described(series: Sequence[Series], x_label: str, y_label: str, percent: bool) -> str:

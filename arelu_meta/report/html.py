@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -17,7 +18,9 @@ from arelu_meta.report.whiskers import explain, render_verdicts
 GENERATOR = "arelu_meta"
 _LONG = 32  # characters; a column with more gets some width
 _SHORT = 16  # characters; a column with no more is not broken
-_FIGURE = re.compile(r"[+\u2212]?\d[\d.,]*(\u00a0%| points)?$")
+_NUMBER = r"([+\-\u2212]?[\d,]*\d(?:\.\d+)?(?:e[+-]?\d+)?)"
+_FIGURE = re.compile(rf"{_NUMBER}(\u00a0%| points)?$")
+_LEADING = re.compile(rf"{_NUMBER}(\u00a0%| points| (±|to|of|\().*)?$")  # as `92.1 ± 0.8`: it sorts by the number
 
 
 def render_html(page: Page) -> str:
@@ -100,7 +103,7 @@ def _block(block: Block, charts: list[Chart]) -> dict[str, Any]:
         charts.append(block)
     if isinstance(block, Table):
         formats = formats_of(block)
-        made["rows"] = [[_cell(cell, form) for cell, form in zip(row, formats, strict=True)] for row in block.rows]
+        made["rows"] = _rows(block, formats)
         longest = [max((len(str(row[place])) for row in block.rows), default=0) for place in range(len(formats))]
         made["long"] = {place for place, letters in enumerate(longest) if letters > _LONG}
         made["short"] = {place for place, letters in enumerate(longest) if letters <= _SHORT}
@@ -110,8 +113,28 @@ def _block(block: Block, charts: list[Chart]) -> dict[str, Any]:
     return made
 
 
-def _cell(cell: Cell, form: str) -> dict[str, Any]:
-    return {"text": shown(cell, form), "key": cell if is_number(cell) else None}
+def _rows(table: Table, formats: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Write cells as text, each with the number that it sorts by, if all of its column have one."""
+    keys = [[_number(cell) for cell in row] for row in table.rows]
+    by_number = [
+        all(key is not None or not row[place] for row, key in zip(table.rows, column, strict=True))
+        for place, column in enumerate(zip(*keys, strict=True))
+    ]
+    return [
+        [
+            {"text": shown(cell, form), "key": key if is_number(cell) or numbers else None}
+            for cell, form, key, numbers in zip(row, formats, own, by_number, strict=True)
+        ]
+        for row, own in zip(table.rows, keys, strict=True)
+    ]
+
+
+def _number(cell: Cell) -> int | float | None:
+    if is_number(cell):
+        return cell
+    found = _LEADING.match(cell) if isinstance(cell, str) else None
+    value = float(found[1].replace("\u2212", "-").replace(",", "")) if found else math.nan
+    return value if math.isfinite(value) else None
 
 
 def _numeric_columns(table: Table) -> set[int]:

@@ -77,6 +77,8 @@ class Run:
         found = self.results.get("task")
         if isinstance(found, str):
             return found
+        if "study" in self.config:
+            return "claims"
         return "metatrain" if "meta.algorithm" in self.config else "finetune" if "train.mode" in self.config else ""
 
     @property
@@ -144,6 +146,14 @@ class Run:
             self.problems.append(f"{name} has no column {', '.join(missing)} and is left out.")
             return []
         return found
+
+    def lines(self, name: str) -> int:
+        """Count the whole lines of a text file; 0 where it is missing.
+
+        Args:
+            name: of the file in the folder.
+        """
+        return (self._text(name) or "").count("\n")
 
     def matrix(self, name: str) -> list[list[str]]:
         """Read a CSV file as plain rows, the header included; its columns may have the same name.

@@ -42,7 +42,7 @@ def study_page(run: Run, budget: Budget) -> Page:
         Section("Pictures", _each(run, "images", lambda found: _picture(found, run.folder, budget))),
         Section("The statistics behind the verdicts", _statistics(run)),
     ]
-    name = run.text("study") or run.name
+    name = run.text("study") or str(run.config.get("study") or run.name)
     filled = [section for section in sections if section.blocks]
     return Page(
         f"Study: {name}", "Study of a claim", _headline(run, verdicts), _facts(run), verdicts, [*filled, ending([run])]
@@ -94,7 +94,7 @@ def _number(value: object) -> float | None:
 def _headline(run: Run, verdicts: Sequence[Verdict]) -> str:
     """Give the answer: the one claim's verdict, or how many hold."""
     if not verdicts:
-        return "This study has no verdict: " + ("it has not ended." if not run.results else "none was asked for.")
+        return "This study has no verdict: " + ("none was asked for." if run.results else _how_far(run))
     if len(verdicts) == 1:
         words = {"holds": "The claim holds", "does not hold": "The claim does not hold"}
         return f"{words.get(verdicts[0].verdict, 'These runs cannot tell')}: {verdicts[0].claim}."
@@ -106,6 +106,12 @@ def _headline(run: Run, verdicts: Sequence[Verdict]) -> str:
     }
     parts = [f"{count} {verbs[name][count != 1]}" for name, count in counts.items() if count]
     return f"Of {len(verdicts)} claims, {_joined(parts)}."
+
+
+def _how_far(run: Run) -> str:
+    ended = run.lines("runs.jsonl")
+    counted = f" {ended} of its runs {'has' if ended == 1 else 'have'}." if ended else ""
+    return f"it has not ended.{counted} The same command with --run.resume auto goes on."
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -147,7 +153,7 @@ def _plain(cell: object) -> Cell:
     return cell if cell is None or isinstance(cell, str | int | float | bool) else str(cell)
 
 
-def _curves(found: dict[str, Any]) -> Chart:
+def _curves(found: dict[str, Any]) -> Block:
     series = [
         Series(
             str(one["name"]),
@@ -165,6 +171,8 @@ def _curves(found: dict[str, Any]) -> Chart:
     note = str(found.get("note") or about_band)
     return curves(str(found["title"]), str(found["x_label"]), str(found["y_label"]), series, note=note)
 
+    if not series:
+        return Paragraph(f"{found['title']}: there is no curve, for no run has a course; see the notes above.")
 
 def _heatmap(found: dict[str, Any]) -> Chart:
     cells = [[_number(value) for value in row] for row in found["z"]]
@@ -205,7 +213,8 @@ def _statistics(run: Run) -> list[Block]:
         "margin": "margin",
         "seeds_needed": "pairs for 1 point",
     }
-    entries = [one for one in run.results.get("verdicts") or [] if isinstance(one, dict)]
+    found = run.results.get("verdicts")
+    entries = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
     used = {key: name for key, name in names.items() if any(one.get(key) is not None for one in entries)}
     if len(used) < 3:
         return []

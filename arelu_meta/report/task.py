@@ -1,6 +1,6 @@
 """`arelu-meta report`: one self-contained page of a run, a study, a sweep or several runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from arelu_meta.config import ReportConfig
@@ -17,6 +17,7 @@ from arelu_meta.report.several import several_page
 from arelu_meta.report.study import study_page
 
 _HEAD = 4096  # bytes of a file in which a page of ours names itself
+_NAME = "report.html"
 _KINDS = {"sweep": "Sweep", "finetune": "Repeated fine-tuning", "": "Folder of runs"}
 
 
@@ -46,8 +47,8 @@ def default_path(config: ReportConfig) -> Path:
         config: without output.
     """
     if len(config.runs) == 1:
-        return Path(config.runs[0]).expanduser() / "report.html"
-    return Path("compare.html" if config.compare else "report.html")
+        return Path(config.runs[0]).expanduser() / _NAME
+    return Path("compare.html" if config.compare else _NAME)
 
 
 def write_report(folders: Sequence[str | Path], path: str | Path, compare: bool = False) -> list[Path]:
@@ -72,6 +73,7 @@ def write_report(folders: Sequence[str | Path], path: str | Path, compare: bool 
     tables = csv_tables(page)
     contents = {target: render_html(page), target.with_suffix(".md"): render_markdown(page, target.name)}
     contents |= {target.with_name(f"{target.stem}{end}.csv"): text for end, text in tables.items()}
+    _check_beside(target, contents)
     for place, text in contents.items():
         _write(place, text)
     return list(contents)
@@ -87,7 +89,7 @@ def make_page(folders: Sequence[str | Path], compare: bool = False) -> Page:
     Raises:
         InputError: as in `write_report`.
     """
-    found = [open_folder(folder) for folder in folders]
+    found = _named_apart([open_folder(folder) for folder in folders])
     if compare:
         if len(found) != 2:
             raise InputError(f"compare: {len(found)} folders are given; give two, as in --compare A B")
@@ -97,10 +99,22 @@ def make_page(folders: Sequence[str | Path], compare: bool = False) -> Page:
             if not holds_run(run.folder):
                 raise InputError(f"compare: {str(run.folder)!r} holds several runs; give the folder of one")
         return compare_page(*found)
-    if len(found) == 1:
+    if len({run.folder.resolve() for run in found}) == 1:
         return _page_of(found[0])
-    runs = [run for one in found for run in _runs_of(one)]
-    return several_page(runs, f"{len(runs)} runs", "Several runs")
+    # A run that is named twice, or lies in a folder that is named too, is one run.
+    runs: dict[Path, Run] = {}
+    for run in (run for one in found for run in _runs_of(one)):
+        runs.setdefault(run.folder.resolve(), run)
+    return several_page(list(runs.values()), f"{len(runs)} runs", "Several runs")
+
+
+def _named_apart(runs: list[Run]) -> list[Run]:
+    """Call runs whose folders have the same name by the paths that a person gave."""
+    places = {(run.folder.resolve(), run.name) for run in runs}
+    for run in runs:
+        if sum(run.name == name for _, name in places) > 1:
+            run.name = str(run.folder)
+    return runs
 
 
 def _page_of(run: Run) -> Page:
@@ -140,6 +154,26 @@ def check_target(path: Path) -> None:
         raise InputError(f"output: {str(path)!r} {what}; give a file in a folder that is there")
     if path.is_file() and f'content="{GENERATOR} ' not in _read_head(path):
         raise InputError(f"output: {str(path)!r} is there and is no report of {GENERATOR}; give another name")
+
+
+def _check_beside(page: Path, places: Iterable[Path]) -> None:
+    """Refuse to replace what lies beside a page that is not there yet, as a study's runs.csv beside runs.html.
+
+    Args:
+        page: the HTML file.
+        places: of all that is to be written.
+
+    Raises:
+        InputError: naming a file that is not of a report before this one.
+    """
+    if page.is_file() or (page.name == _NAME and holds_run(page.parent)):
+        return
+    for place in places:
+        if place.exists():
+            raise InputError(
+                f"output: {str(page)!r} would have {place.name} beside it, which is there and of no report; give "
+                "another name"
+            )
 
 
 def _read_head(path: Path) -> str:

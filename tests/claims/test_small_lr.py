@@ -139,6 +139,31 @@ def test_runs_that_became_nan_count_as_zero_and_are_counted() -> None:
     assert any("NaN" in note for note in found.notes)
 
 
+def _lost(contender: str, lr: float) -> list[dict[str, Any]]:
+    zero = {"accuracy": 0.0, "validation_accuracy": 0.0, "test_accuracy": 0.0, "step": 0, "diverged": "NaN"}
+    place = {"contender": contender, "lr": lr, "pipeline": "finetune", "rate": lr}
+    return [{**place, **zero, "seed": seed} for seed in range(3)]
+
+
+def test_where_the_original_became_nan_everywhere_there_is_no_target_and_no_best_rate() -> None:
+    rows = [row for row in _study() if row["contender"] == "arelu:paper"]
+    rows += [row for lr in (0.01, 0.001) for row in _lost("original", lr)] + _lost("matched:arelu:paper", 0.001)
+    found = conclude(rows, 0.001, 1.0, None)
+    course = next(one for one in found.tables if one.title.startswith("The course"))
+    assert course.columns[2] == "steps to a target"
+    assert [row[2:4] for row in course.rows] == [["", ""]] * 3
+    times = next(one for one in found.tables if one.title.startswith("How many times"))
+    assert times.rows == [["arelu:paper", "it became NaN"]]
+    assert not any("best rate of original" in note for note in found.notes)
+
+
+def test_a_matched_run_that_became_nan_has_no_part_in_the_multiple_and_is_noted() -> None:
+    rows = [row for row in _study() if not (row["contender"].startswith("matched") and row["seed"] == 1)]
+    found = conclude([*rows, *_lost("matched:arelu:paper", 0.001)[1:2]], 0.001, 1.0, None)
+    assert next(one for one in found.tables if one.title.startswith("How many times")).rows == [["arelu:paper", "10"]]
+    assert any("NaN" in note for note in found.notes)
+
+
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs" / "claims").glob("*.yaml")), ids=str)
 def test_the_recipes_in_configs_are_read_and_say_their_command(file: Path) -> None:
     command = file.read_text().splitlines()[0].split()

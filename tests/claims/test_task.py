@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,23 @@ def test_a_finished_study_s_runs_count_for_a_larger_one(study: Path, capsys: pyt
     words = [*_SMALL, str(study), "--run.resume", "auto", "--train.repeats", "3"]
     assert claims_task(parse("claims", words))["seeds"] == [0, 1, 2]
     assert "6 of 18 runs to do" in capsys.readouterr().out
+
+
+def test_a_finished_study_that_is_widened_and_then_stopped_is_not_taken_for_finished(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(study, tmp_path / "study")
+    words = [*_SMALL, str(folder), "--run.resume", "auto", "--train.repeats", "4"]
+
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mnist_study, "estimate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            claims_task(parse("claims", words))
+    assert claims_task(parse("claims", words))["seeds"] == [0, 1, 2, 3]
+    assert "finished already" not in capsys.readouterr().out
 
 
 def test_activations_in_any_spelling_are_those_of_the_claims_and_of_the_authors() -> None:

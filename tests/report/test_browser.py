@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from arelu_meta.report import write_report
-from arelu_meta.report.blocks import Page, Section
-from arelu_meta.report.charts import heatmap
+from arelu_meta.report.blocks import Page, Section, Table
+from arelu_meta.report.charts import Series, curves, dots, heatmap
 from arelu_meta.report.html import render_html
 
 SCRIPT = "<script>alert(1)</script>"
@@ -95,6 +95,31 @@ def test_a_column_sorts_up_and_down_by_its_numbers(study: Opened) -> None:
         assert table.locator("th[aria-sort]").get_attribute("aria-sort") == expected
         orders.append([float(text) for text in table.locator("tbody td").all_text_contents()])
     assert orders == [[92.0, 91.0, 90.0], [90.0, 91.0, 92.0]]
+
+
+def test_a_column_of_written_figures_sorts_by_their_numbers(browser: Any, tmp_path: Path) -> None:
+    columns = {
+        "difference": ["-0.5", "+10.2", "-7.4", "\u22123.0", "+1.2", None],
+        "chance": ["0.3", "1.2e-05", "0.04", "1", "0.0015", ""],
+        "spread": ["9.9 ± 0.8", "92.1 ± 0.3 (at 0.001)", "-1.0 to +2.0", "1,347", "5 of 7", ""],
+        "steps": ["120", "40", "never", "300", "60", ""],
+    }
+    table = Table("Figures", list(columns), list(zip(*columns.values(), strict=True)))
+    path = tmp_path / "table.html"
+    path.write_text(render_html(Page("a", "b", "c", sections=[Section("d", [table])])), encoding="utf-8")
+    opened = Opened(browser, path)
+    expected = {
+        "difference": ["+10.2", "+1.2", "-0.5", "\u22123.0", "-7.4", ""],
+        "chance": ["1", "0.3", "0.04", "0.0015", "1.2e-05", ""],
+        "spread": ["1,347", "92.1 ± 0.3 (at 0.001)", "9.9 ± 0.8", "5 of 7", "-1.0 to +2.0", ""],
+        "steps": ["40", "60", "120", "300", "never", ""],
+    }
+    for place, name in enumerate(columns):
+        opened.page.locator("thead button", has_text=name).click()
+        cells = opened.page.locator(f"tbody tr > :nth-child({place + 1})").all_text_contents()
+        assert cells == expected[name]
+    assert opened.complaints == []
+    opened.context.close()
 
 
 def test_a_page_is_readable_and_sorts_before_its_charts_start_and_prints_them_all_the_same(

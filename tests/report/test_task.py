@@ -104,6 +104,45 @@ def test_every_chart_is_one_that_plotly_knows(make: Any, tmp_path: Path) -> None
         go.Figure(data=chart.traces, layout=chart.layout)  # an unknown or misplaced property raises
 
 
+def test_a_study_that_has_not_ended_is_a_study_s_page_and_says_how_far_it_is(make: Any, tmp_path: Path) -> None:
+    folder = make.study(tmp_path / "study")
+    (folder / "results.json").unlink()
+    (folder / "runs.jsonl").write_text('{"trial": {}}\n{"trial": {}}\n{"tri')
+    page = make_page([folder])
+    assert (page.title, page.kind) == ("Study: mnist", "Study of a claim")
+    assert "it has not ended. 2 of its runs have. The same command with --run.resume auto goes on." in page.headline
+    with pytest.raises(InputError, match=r"^compare: '.*study' holds a study"):
+        make_page([folder, make.finetune(tmp_path / "run")], compare=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("verdicts", 5),
+        ("curves", [{"title": "a", "x_label": "", "y_label": "", "series": []}]),
+        (
+            "curves",
+            [
+                {
+                    "title": "a",
+                    "x_label": "",
+                    "y_label": "",
+                    "series": [{"name": "b", "x": [float("nan"), 1.0], "y": [1, 2]}],
+                }
+            ],
+        ),
+    ],
+)
+def test_an_odd_entry_of_a_study_costs_itself_and_nothing_else(
+    name: str, value: Any, make: Any, tmp_path: Path
+) -> None:
+    folder = make.study(tmp_path / "study")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {name: value}))
+    write_report([folder], tmp_path / "report.html")
+    assert all(chart.traces for chart in _charts(make_page([folder])))
+
+
 def test_the_verdicts_come_first_and_the_headline_counts_them(make: Any, tmp_path: Path) -> None:
     page = make_page([make.study(tmp_path / "study")])
     assert page.headline == "Of 3 claims, 1 holds, 1 does not and 1 cannot be told with these runs."
@@ -215,6 +254,8 @@ def test_entries_of_a_study_that_cannot_be_read_are_left_out_with_a_sentence(mak
         (["run", "--output", "page.txt"], "output: 'page.txt' is no page's name"),
         (["run", "--output", "no/page.html"], "lies in 'no', which does not exist"),
         (["run", "--output", "mine.html"], "is there and is no report"),
+        (["run", "--output", "run/metrics.html"], "would have metrics.csv beside it, which is there and of no report"),
+        (["run", "several/one"], "output: 'report.html' would have report.md beside it"),
         (["--compare", "run"], "compare: 1 folders are given; give two"),
         (["--compare", "run", "several"], "holds several runs"),
     ],
@@ -232,6 +273,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     make.finetune(Path("several/one"))
     Path("empty").mkdir()
     Path("mine.html").write_text("my own page")
+    Path("report.md").write_text("my own report")
     before = sorted(tmp_path.rglob("*"))
     assert main(["report", *words]) == 2
     error = capsys.readouterr().err
@@ -244,8 +286,24 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 def test_a_report_may_be_written_again(make: Any, tmp_path: Path) -> None:
     run = make.finetune(tmp_path / "run")
-    for _ in range(2):
-        write_report([run], run / "report.html")
+    for name in ("report.html", "page.html"):
+        for _ in range(2):
+            write_report([run], run / name)
+    (run / "report.html").unlink()
+    write_report([run], run / "report.html")
+
+
+def test_runs_whose_folders_have_one_name_are_told_apart(make: Any, tmp_path: Path) -> None:
+    folders = [make.finetune(tmp_path / letter / "out", lr=lr) for letter, lr in (("a", 0.1), ("b", 0.2))]
+    assert [row[0] for row in _table(make_page(folders), "All runs").rows] == list(map(str, folders))
+    assert make_page(folders, compare=True).title == f"{folders[0]} and {folders[1]}"
+
+
+def test_a_run_that_is_named_twice_counts_once(make: Any, tmp_path: Path) -> None:
+    first, second = (make.finetune(tmp_path / "all" / name, seed=seed) for seed, name in enumerate(("a", "b")))
+    page = make_page([first, tmp_path / "all", first])
+    assert [row[0] for row in _table(page, "All runs").rows] == ["a", "all/b"]
+    assert make_page([second, second]).kind == "Fine-tuning run"
 
 
 def test_two_runs_on_the_same_images_are_compared_image_by_image(make: Any, tmp_path: Path) -> None:
