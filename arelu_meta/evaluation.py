@@ -22,7 +22,7 @@ from arelu_meta.intervals import proportion_interval
 from arelu_meta.meta.learner import Learner
 from arelu_meta.meta.unseen import Asked, evaluate_tasks
 from arelu_meta.runs.compute import prepare
-from arelu_meta.runs.folder import open_run, write_json
+from arelu_meta.runs.folder import open_fresh, write_json
 from arelu_meta.runs.origin import check_unchanged, of_its_run
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.results import report_results
@@ -90,7 +90,7 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
     """
     validate(config)
     check_read(config)
-    folder = open_run(config.run, "evaluate") if config.run.folder else None
+    folder = open_fresh(config.run, "evaluate") if config.run.folder else None
     results = evaluate(
         config.checkpoint,
         config.data,

@@ -16,7 +16,7 @@ from arelu_meta.data.given import Source, centre_crop, gather, tell_skipped
 from arelu_meta.errors import InputError
 from arelu_meta.meta.learner import Learner, guesses, scored_batches
 from arelu_meta.runs.compute import prepare
-from arelu_meta.runs.folder import open_run, write_atomically
+from arelu_meta.runs.folder import open_fresh, write_atomically
 from arelu_meta.runs.progress import print_table
 
 
@@ -107,7 +107,7 @@ def predict_task(config: PredictConfig) -> list[Prediction]:
     """
     validate(config)
     _check_output(config)
-    folder = open_run(config.run, "predict").path if config.run.folder else None
+    folder = open_fresh(config.run, "predict").path if config.run.folder else None
     found = predict(
         config.checkpoint,
         config.images,

@@ -146,6 +146,18 @@ def test_from_the_command_line_results_go_where_asked(classifier: dict[str, obje
     assert json.loads((out / "results.json").read_text())["test_n"] == classifier["test_n"]
 
 
+@pytest.mark.parametrize("task", [["evaluate"], ["predict", "photo.png"]], ids=["evaluate", "predict"])
+def test_no_evaluation_or_prediction_writes_over_the_results_of_the_run_that_it_looks_at(
+    classifier: dict[str, object], task: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(str(classifier["folder"]))
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    name, *words = task
+    assert main([name, str(folder), *words, "--run.folder", str(folder), "--run.resume", "auto"]) == 2
+    assert capsys.readouterr().err.startswith("error: run.resume: 'auto' is read by tasks that train")
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
 def test_evaluating_a_meta_learner_repeats_its_test_and_takes_more_tasks(tmp_path: Path, photos: Photos) -> None:
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
     config = MetatrainConfig()

@@ -119,7 +119,8 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
         spec = parse_spec(json.loads(header))
         check_size(spec, held)
         return file, spec
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    # A header may be nested deeper than JSON's reader goes, and hold numbers that no float holds.
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where}: {str(file)!r} is damaged or no model of this toolkit ({error})") from error

@@ -13,6 +13,7 @@ from arelu_meta.errors import InputError
 from arelu_meta.runs.files import write_atomically, write_text
 
 KEPT = 2
+_NAME = re.compile(r"(epoch|step)-\d+(-step-\d+)?")
 _ASIDE = ".aside"
 _LONGEST_CHECKSUM = 1024  # characters
 
@@ -21,9 +22,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """List a folder's checkpoints, the oldest first.
 
     Args:
-        folder: `checkpoints/` of a run; need not be there.
+        folder: `checkpoints/` of a run; need not be there. What a person put there under another name is none: it
+            would be gone on from, or removed with the older ones.
     """
-    return sorted(folder.glob("*.pt"), key=_when)
+    return sorted((path for path in folder.glob("*.pt") if _NAME.fullmatch(path.stem) and path.is_file()), key=_when)
 
 
 def _when(path: Path) -> tuple[list[int], str]:
@@ -63,7 +65,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint and its checksum; drop all of the folder's but the last two.
 
     Args:
-        path: `*.pt`; the numbers in its name sort by time.
+        path: `epoch-N.pt`, `epoch-N-step-N.pt` or `step-N.pt`; the numbers in its name sort by time.
         state: tensors and plain Python values, so that `torch.load(weights_only=True)` reads it.
 
     Raises:
@@ -182,8 +184,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _are_rows(rows: object) -> bool:
     """Say whether something is a table: plain rows, all with the columns of the first."""
     return isinstance(rows, list) and all(
-        isinstance(row, dict) and row and row.keys() == rows[0].keys() for row in rows
+        isinstance(row, dict) and row and row.keys() == rows[0].keys() and all(map(_is_cell, row.values()))
+        for row in rows
     )
+
+
+def _is_cell(value: object) -> bool:
+    """Say whether a table may hold a value: lists that hold one another, and endless numbers, can't be written out."""
+    if isinstance(value, int):
+        return abs(value) < 2**64
+    return value is None or isinstance(value, float | str)
 
 
 def load_last(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from arelu_meta.errors import RunError
+from arelu_meta.errors import InputError, RunError
 
 _FULL_DISK = 1 << 20  # bytes left
 
@@ -85,6 +85,25 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder that could not be made: found now, not when the first file is written.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        InputError: saying what is in the way.
+    """
+    whole = path.absolute()
+    nearest = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    if nearest == whole and not whole.is_dir():
+        raise InputError(f"run.folder: {str(path)!r} is {'a file' if path.is_file() else 'no folder'}; give a folder")
+    if not nearest.is_dir():
+        raise InputError(f"run.folder: {str(path)!r} lies below {str(nearest)!r}, which is no folder; give another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"run.folder: {str(path)!r} cannot be written ({str(nearest)!r} is read-only); give another")
 
 
 def drop_unfinished(folder: Path) -> None:

@@ -20,7 +20,14 @@ from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.checkpoints import list_checkpoints, load_checkpoint, load_last, set_aside_later, write_checkpoint
 from arelu_meta.runs.environment import environment
-from arelu_meta.runs.files import drop_unfinished, why_not_written, write_atomically, write_json, write_text
+from arelu_meta.runs.files import (
+    check_place,
+    drop_unfinished,
+    why_not_written,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from arelu_meta.runs.lock import FolderLock, check_free
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.restoring import check_same_images, restoring
@@ -30,6 +37,7 @@ __all__ = [
     "check_apart",
     "default_folder",
     "load_checkpoint",
+    "open_fresh",
     "open_run",
     "restoring",
     "resumable",
@@ -133,6 +141,8 @@ class RunFolder:
             for sentence in self.damaged:
                 print(f"damaged checkpoint: {sentence}; going on from {self.resumed_from.name}", flush=True)
             set_aside_later(self.checkpoints, self.resumed_from)
+            # Of a run that had ended, and goes on from one of its checkpoints: until it ends again it has none.
+            (self.path / "results.json").unlink(missing_ok=True)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.csv; the first row's keys are the header.
@@ -240,7 +250,7 @@ def open_run(config: RunConfig, task: str, ranks: Ranks | None = None) -> RunFol
     path = Path(os.path.expanduser(config.folder)) if config.folder else default_folder(task)  # noqa: PTH111
     if ranks is not None:
         path = ranks.gather(path)[0]  # the first one's clock names it
-    _check_place(path)
+    check_place(path)
     main = ranks is None or ranks.main
     if main:
         check_free(path)
@@ -269,6 +279,26 @@ def open_run(config: RunConfig, task: str, ranks: Ranks | None = None) -> RunFol
     return folder
 
 
+def open_fresh(config: RunConfig, task: str) -> RunFolder:
+    """Choose the folder of a task that has nothing to go on from, and would write over what a run has found.
+
+    Args:
+        config: folder and resume.
+        task: names the folder where none is given.
+
+    Raises:
+        InputError: if the folder holds a run, cannot be made or written, or something is to be resumed.
+    """
+    if config.resume != "never":
+        raise InputError(
+            f"run.resume: {config.resume!r} is read by tasks that train, and {task} does not; leave run.resume out"
+        )
+    try:
+        return open_run(config, task)
+    except InputError as error:
+        raise InputError(str(error).replace(" or --run.resume auto", "")) from error
+
+
 def check_apart(folder: RunFolder, images: Sequence[Path]) -> None:
     """Refuse to write a run among the images that it reads: the next run would take its files for a class.
 
@@ -284,18 +314,6 @@ def check_apart(folder: RunFolder, images: Sequence[Path]) -> None:
             raise InputError(
                 f"run.folder: {str(folder.path)!r} lies among the images in {str(place)!r}; give another folder"
             )
-
-
-def _check_place(path: Path) -> None:
-    """Refuse a folder that could not be made: found now, not when the first file is written."""
-    whole = path.absolute()
-    nearest = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
-    if nearest == whole and not whole.is_dir():
-        raise InputError(f"run.folder: {str(path)!r} is {'a file' if path.is_file() else 'no folder'}; give a folder")
-    if not nearest.is_dir():
-        raise InputError(f"run.folder: {str(path)!r} lies below {str(nearest)!r}, which is no folder; give another")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"run.folder: {str(path)!r} cannot be written ({str(nearest)!r} is read-only); give another")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import yaml
 from arelu_meta.checking import validate
 from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError
+from arelu_meta.runs import files
 from arelu_meta.runs.files import write_text
 from arelu_meta.runs.lock import FolderLock, check_free
 from arelu_meta.runs.progress import ProgressBar, progress
@@ -62,7 +63,7 @@ def sweep_task(config: SweepConfig) -> dict[str, Any]:
 
 
 def check_place(sweep: Path) -> None:
-    """Refuse a folder that holds something else.
+    """Refuse a folder that holds something else, or cannot be made.
 
     Args:
         sweep: the sweep's folder.
@@ -70,8 +71,7 @@ def check_place(sweep: Path) -> None:
     Raises:
         InputError: naming it.
     """
-    if sweep.exists() and not sweep.is_dir():
-        raise InputError(f"run.folder: {str(sweep)!r} is a file; give a folder")
+    files.check_place(sweep)
     if (sweep / "config.yaml").exists() or (sweep / "metrics.csv").exists():
         raise InputError(f"run.folder: {str(sweep)!r} holds a run, not a sweep; give another folder")
 

@@ -278,6 +278,20 @@ def test_a_meta_learner_s_header_with_a_wrong_value_is_bad_input(saved: Path, fi
     refused(rewrite(saved, content | {"meta": lacking}), "is damaged or no model of this toolkit")
 
 
+def test_a_header_nested_without_end_is_a_damaged_file(saved: Path) -> None:
+    tensors = load_file(saved)
+    save_file(tensors, saved, metadata={"arelu_meta": "[" * 100_000})
+    refused(saved, "is damaged or no model of this toolkit")
+
+
+def test_a_number_in_a_header_that_no_float_holds_is_bad_input(saved: Path) -> None:
+    content = asdict(read_spec(saved)[1])
+    learner = content | {"task": "metatrain", "meta": META | {"inner_lr": 10**400}}
+    refused(rewrite(saved, learner), "is damaged or no model of this toolkit")
+    content["inputs"]["mean"] = [10**400]
+    refused(rewrite(saved, content), "is damaged or no model of this toolkit")
+
+
 @pytest.mark.parametrize(
     ("name", "classes", "size"),
     [

@@ -43,6 +43,26 @@ def test_the_last_two_are_kept_by_the_numbers_in_their_names(tmp_path: Path) -> 
     assert len(list(tmp_path.glob("*.sha256"))) == 2
 
 
+def test_what_a_person_keeps_beside_the_checkpoints_is_neither_removed_nor_gone_on_from(tmp_path: Path) -> None:
+    (tmp_path / "9999.pt.d").mkdir()
+    (tmp_path / "epoch-9999.pt").mkdir()
+    kept = [tmp_path / name for name in ("best.pt", "epoch-0001-copy.pt", "zz-9999.pt")]
+    for path in kept:
+        path.write_bytes(b"mine")
+    _, last = _two(tmp_path)
+    write_checkpoint(last.with_name("epoch-0002.pt"), _state(2))
+    assert [path.read_bytes() for path in kept] == [b"mine"] * 3
+    assert load_last(tmp_path)[1:] == (tmp_path / "epoch-0002.pt", [])
+
+
+@pytest.mark.parametrize("cell", [10**5000, 2**64, [[]], {"a": 1}], ids=["endless", "large", "list", "dict"])
+def test_a_stranger_s_table_that_could_not_be_written_out_is_no_checkpoint(tmp_path: Path, cell: object) -> None:
+    for name in ("metrics", "times"):
+        torch.save({"metrics": [], name: [{"epoch": 1, "more": cell}]}, tmp_path / "epoch-0001.pt")
+        with pytest.raises(InputError, match="is not a checkpoint of this toolkit"):
+            load_checkpoint(tmp_path / "epoch-0001.pt")
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "checksum"])
 def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path, damage: str) -> None:
     first, last = _two(tmp_path)

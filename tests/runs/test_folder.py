@@ -12,6 +12,7 @@ from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.folder import (
     default_folder,
     load_checkpoint,
+    open_fresh,
     open_run,
     resumable,
     write_atomically,
@@ -88,6 +89,28 @@ def test_checkpoints_round_trip_keep_two_and_carry_the_metrics(tmp_path: Path) -
     assert resumed is not None
     assert torch.equal(resumed["weights"], torch.full((2,), 3.0))
     assert [row["epoch"] for row in resumed["metrics"]] == [1, 2, 3]
+
+
+def test_a_run_that_goes_on_after_it_had_ended_is_unfinished_until_it_ends_again(tmp_path: Path) -> None:
+    with open_run(RunConfig(folder=str(tmp_path / "run")), "finetune") as folder:
+        folder.start(FinetuneConfig(), {})
+        checkpoint = folder.save_checkpoint("epoch-0001", {})
+        folder.finish({"test_accuracy": 0.5})
+    with open_run(RunConfig(folder=str(folder.path), resume=str(checkpoint)), "finetune") as again:
+        again.start(FinetuneConfig(), {})
+    # Killed here, it must not pass for finished, with the results of before.
+    assert not open_run(RunConfig(folder=str(folder.path), resume="auto"), "finetune").finished
+
+
+def test_a_task_that_does_not_train_writes_over_no_run(tmp_path: Path) -> None:
+    config = RunConfig(folder=str(tmp_path))
+    assert open_fresh(config, "evaluate").path == tmp_path
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(InputError, match=r"already holds a run \(results\.json\); give another folder$"):
+        open_fresh(config, "evaluate")
+    for resume in ("auto", "checkpoints/epoch-0001.pt"):
+        with pytest.raises(InputError, match=r"run\.resume: '.*' is read by tasks that train"):
+            open_fresh(RunConfig(folder=str(tmp_path), resume=resume), "evaluate")
 
 
 def test_metrics_after_the_checkpoint_are_dropped_on_resume_so_that_each_row_stands_once(tmp_path: Path) -> None:

@@ -139,3 +139,5 @@ def test_a_folder_that_holds_a_run_is_no_place_for_a_sweep(tmp_path: Path) -> No
         check_place(tmp_path)
     with pytest.raises(InputError, match="is a file"):
         check_place(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match=r"lies below '.*config\.yaml', which is no folder"):
+        check_place(tmp_path / "config.yaml" / "sweep")
