@@ -421,3 +421,14 @@ def test_a_study_s_runs_are_counted_as_the_study_does(make: Any, tmp_path: Path)
 def test_no_run_among_folders_is_an_error_of_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
         make_page([tmp_path])
+def test_a_study_of_very_many_read_outs_is_counted_without_reading_them(make: Any, tmp_path: Path) -> None:
+    study = make.study(tmp_path / "study")
+    results = json.loads((study / "results.json").read_text())
+    (study / "results.json").write_text(json.dumps({**results, "runs": 1140}))
+    with (study / "runs.csv").open("r+b") as file:
+        file.truncate(100_000_000)  # gradients at its full size has some 180,000 rows
+    page = make_page([study])
+    assert [one.value for one in page.facts if one.label == "Runs"] == ["1,140"]
+    assert _warnings(page) == []
+
+
