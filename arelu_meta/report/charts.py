@@ -102,6 +102,7 @@ def curves(
         layout["xaxis"]["dtick"] = 1
     if _spans_decades([value for one in series for value in one.x]):
         layout["xaxis"]["type"] = "log"
+        layout["xaxis"]["exponentformat"] = "e"  # plotly writes a rate of 1e-5 as 10μ
     height = max(380, min(700, 70 + 22 * len(series)))  # so that the legend beside it has room
     return Chart(title, _described(series, x_label, y_label, percent), traces, layout, height, note)
 
