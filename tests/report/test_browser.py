@@ -207,6 +207,22 @@ def test_a_narrow_dark_page_does_not_scroll_sideways_and_is_dark(browser: Any, s
     opened.context.close()
 
 
+def test_a_printed_table_says_how_many_of_its_rows_are_there(browser: Any, tmp_path: Path) -> None:
+    table = Table("Runs", ["run"], [[f"run {number}"] for number in range(9)], shown=4)
+    path = tmp_path / "table.html"
+    path.write_text(render_html(Page("a", "b", "c", sections=[Section("d", [table])])), encoding="utf-8")
+    opened = Opened(browser, path)
+    said = "getComputedStyle(document.querySelector('.more'), '::after').content"
+    assert opened.page.evaluate(said) == "none"
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator(".more").is_visible()
+    assert opened.page.evaluate(said) == '"The first 4 of 9 rows."'
+    opened.page.emulate_media(media="screen")
+    opened.page.locator(".more").click()
+    assert opened.page.locator(".more").count() == 0
+    opened.context.close()
+
+
 def test_the_page_s_policy_stops_a_script_that_is_not_its_own(browser: Any, study_page: Path, tmp_path: Path) -> None:
     text = study_page.read_text(encoding="utf-8")
     changed = tmp_path / "changed.html"
