@@ -6,7 +6,7 @@ from pathlib import Path
 
 from arelu_meta.claims.transfer_data import backbone_config, read_pairs
 from arelu_meta.config import ClaimsConfig
-from arelu_meta.data.images import find_candidates, find_root
+from arelu_meta.data.images import class_holders, find_candidates, find_root
 from arelu_meta.errors import InputError
 from arelu_meta.runs.checkpoints import digest_of
 
@@ -29,6 +29,19 @@ def inputs_of(config: ClaimsConfig) -> dict[str, str]:
             if (root := backbone_config(config, target).data.root) == target:
                 paths[f"pairs: {pair!r}"] = find_root(root)
     return {flag: _digest(path) for flag, path in paths.items()}
+
+
+def image_folders(config: ClaimsConfig) -> list[Path]:
+    """List the folders in which a study looks for images: what is written there would be taken for some of them.
+
+    Args:
+        config: resolved, and planned without an error.
+    """
+    given = [Path(one).expanduser() for one in (config.focus.images, config.focus.masks) if one is not None]
+    if config.study != "transfer":
+        return [*class_holders(config.data), *given]
+    targets = [target for _, target in read_pairs(config.pairs).values()]
+    return [place for target in targets for place in class_holders(backbone_config(config, target).data)]
 
 
 def _digest(path: Path) -> str:

@@ -241,6 +241,6 @@ def _notes(cells: Cells, stated: bool) -> list[str]:
     notes = []
     if cells.epochs > 1:
         notes.append("The best epoch is chosen on the test images, as the authors did: read it as an upper bound.")
-    if stated:
+    if stated and any(len(names) > 2 for names in cells.found.values()):
         notes.append(CHOSEN_ON_THE_SAME_RUNS)
     return notes

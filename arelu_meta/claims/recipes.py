@@ -249,8 +249,11 @@ def resolve(config: ClaimsConfig) -> ClaimsConfig:
 
 
 def _brings(config: ClaimsConfig, name: str) -> bool:
-    """Whether a person names data of their own: the recipe's name, size and number of images are not for it."""
-    own = config.data.root is not None or config.data.name is not None
+    """Whether a person names data of their own: the recipe's name, size and number of images are not for it.
+
+    Runs that are looked at bring the images that they were trained on.
+    """
+    own = config.data.root is not None or config.data.name is not None or config.focus.runs is not None
     return own and name in {"data.name", "data.root", "data.per_class"}
 
 

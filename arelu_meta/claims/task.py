@@ -11,7 +11,7 @@ import yaml
 
 from arelu_meta.checking import validate
 from arelu_meta.claims.amounts import thinned
-from arelu_meta.claims.inputs import check_inputs, inputs_of
+from arelu_meta.claims.inputs import check_inputs, image_folders, inputs_of
 from arelu_meta.claims.ledger import Ledger, write_rows
 from arelu_meta.claims.outcome import Outcome, print_outcome
 from arelu_meta.claims.plan import Plan
@@ -21,7 +21,7 @@ from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError
 from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
-from arelu_meta.runs.folder import open_run, write_json, write_text
+from arelu_meta.runs.folder import check_apart, open_run, write_json, write_text
 
 _MODULES = {
     "mnist": "arelu_meta.claims.mnist_study",
@@ -61,6 +61,7 @@ def claims_task(config: ClaimsConfig) -> dict[str, Any]:
         return found
     study = importlib.import_module(_MODULES[config.study])
     with study.plan(thinned(config), device) as plan:
+        check_apart(folder, image_folders(config))
         ledger = Ledger(folder.path / "runs.jsonl")
         inputs = inputs_of(config)
         _start(folder.path, config, check_inputs(inputs, folder.path) if ledger.rows else inputs)

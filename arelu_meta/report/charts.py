@@ -102,6 +102,7 @@ def curves(
         layout["xaxis"]["dtick"] = 1
     if _spans_decades([value for one in series for value in one.x]):
         layout["xaxis"]["type"] = "log"
+        layout["xaxis"]["exponentformat"] = "e"  # plotly writes a rate of 1e-5 as 10μ
     height = max(380, min(700, 70 + 22 * len(series)))  # so that the legend beside it has room
     return Chart(title, _described(series, x_label, y_label, percent), traces, layout, height, note)
 
@@ -127,7 +128,7 @@ def _line(one: Series, meta: Mapping[str, Any], group: str, number: int, by_dept
     return {
         "type": "scatter",
         "mode": "lines+markers" if marked else "lines",
-        "name": _short(plotly_text(one.name), _LONGEST_NAME),
+        "name": _short(one.name, _LONGEST_NAME),
         "x": _coordinates(one.x),
         "y": rounded(one.y),
         "legendgroup": group,
@@ -255,17 +256,17 @@ def _named_axis(label: str, names: Sequence[object], longest: int = 28) -> dict[
         "title": {"text": plotly_text(label)},
         "tickmode": "array",
         "tickvals": list(chosen),
-        "ticktext": [_short(plotly_text(names[index]), longest) for index in chosen],
+        "ticktext": [_short(names[index], longest) for index in chosen],
         "ticklabeloverflow": "allow",
         "showgrid": False,
         "zeroline": False,
     }
 
 
-def _short(text: str, longest: int) -> str:
-    if len(text) <= longest or "&" in text:
-        return text
-    return f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
+def _short(name: object, longest: int) -> str:
+    """Shorten a name in its middle, and make plotly show it as it is: shortened after that, an entity might be cut."""
+    text = " ".join(str(name).split())
+    return plotly_text(text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}")
 
 
 def _described_map(

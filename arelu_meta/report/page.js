@@ -4,7 +4,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const print = matchMedia("print");
   let printing = false;
-  const PRINT_WIDTH = 660, NARROW = 620;
+  const PRINT_WIDTH = 660, NARROW = 620, NARROW_NAME = 16;
   // Okabe and Ito's colours; on a dark page the ones that are too dark are lighter.
   const THEMES = {
     light: {
@@ -65,13 +65,23 @@
       margin: { l: 58, r: 12, t: 34, b: 48 }, font: { family: getComputedStyle(document.body).fontFamily, size: 13 },
       ...chart.layout,
       font: { color: colours.ink, size: 13, family: "system-ui, sans-serif" },
-      xaxis: axis(chart.layout.xaxis), yaxis: axis(chart.layout.yaxis),
+      xaxis: axis(chart.layout.xaxis), yaxis: axis(width < NARROW ? namedShortly(chart.layout.yaxis) : chart.layout.yaxis),
       legend: below
         ? { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, tracegroupgap: 0 }
         : { x: 1.02, y: 1, tracegroupgap: 0 },
       hoverlabel: { font: { size: 13 } },
       height: chart.height + extra, width, autosize: false,
     };
+  }
+
+  // In a narrow window the rows' names would leave the chart no width; hovering and the table say them whole.
+  function namedShortly(given) {
+    if (!given.ticktext) return given;
+    const short = (name) => {
+      const letters = [...plain(name)];
+      return letters.length <= NARROW_NAME ? name : escaped(`${letters.slice(0, 8).join("")}…${letters.slice(-7).join("")}`);
+    };
+    return { ...given, ticktext: given.ticktext.map(short) };
   }
 
   // Names too long to stand side by side are turned by plotly: they get a height of their own too.
@@ -180,6 +190,7 @@
     return made;
   }
   const plain = (text) => String(text ?? "").replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
+  const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const title = (axis) => plain(axis && axis.title && axis.title.text);
 
   function numbersOf(chart) {

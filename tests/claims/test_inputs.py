@@ -35,6 +35,25 @@ def test_a_study_is_not_gone_on_with_on_other_images(tmp_path: Path) -> None:
         claims_task(parse("claims", more))
 
 
+def test_a_study_s_folder_among_its_images_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    root = _images(tmp_path / "images")
+    words = [*_SMALL, "--data.root", str(root), "--run.folder", str(root / "study")]
+    with pytest.raises(InputError, match=r"^run\.folder: '.*study' lies among the images in '.*images'"):
+        claims_task(parse("claims", words))
+    assert not (root / "study").exists()
+
+
+def test_runs_that_are_looked_at_need_none_of_the_recipe_s_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARELU_META_DATA", str(tmp_path))
+    config = resolve(
+        parse("claims", ["focus", "--focus.runs", "a,b", "--focus.images", str(_images(tmp_path / "own"))])
+    )
+    assert config.data.root is None
+    assert list(inputs_of(config)) == [f"focus.images: {str(tmp_path / 'own')!r}"]
+
+
 def test_other_boxes_behind_the_same_path_are_noticed_and_another_path_is_not_held_against_anyone(
     tmp_path: Path,
 ) -> None:

@@ -179,6 +179,12 @@ def _made_up(accuracies: dict[str, list[float]], data: str = "mnist", variant: s
     ]
 
 
+def test_the_best_other_activation_is_spoken_of_where_there_are_several_others() -> None:
+    rows = _made_up({"arelu": [92.0, 92.1], "relu": [30.0, 31.0]})
+    assert not any("best other" in note for note in conclude(rows, 1.0).notes)
+    assert any("best other" in note for note in conclude([*rows, *_made_up({"selu": [80.0, 80.2]})], 1.0).notes)
+
+
 def test_cells_like_the_authors_agree_and_others_do_not() -> None:
     mean, _ = published()["mnist_conv", 0.001, "arelu"]["first"]
     rows = _made_up({"arelu": [mean - 0.2, mean, mean + 0.2], "selu": [99.0, 99.1, 99.2]})

@@ -172,6 +172,27 @@ def test_long_names_on_both_sides_leave_a_map_its_height(browser: Any, tmp_path:
     assert opened.complaints == []
 
 
+def test_long_names_of_rows_leave_a_chart_its_width_in_a_narrow_window(browser: Any, tmp_path: Path) -> None:
+    names = [f"{letter} & <b>{'long ' * 12}" for letter in "cd"]
+    drawn = [
+        dots("Dots", "accuracy", names, [0.5, 0.6], [0.4, 0.5], [0.6, 0.7], percent=True),
+        heatmap("Map", "predicted", "true", ["a", "b"], names, [[0.5, 0.2]] * 2),
+        curves("Rates", "learning rate", "accuracy", [Series("a", [1e-5, 1e-4, 1e-3], [1.0, 2.0, 3.0])]),
+    ]
+    path = tmp_path / "narrow.html"
+    path.write_text(render_html(Page("a", "b", "c", sections=[Section("d", drawn)])), encoding="utf-8")
+    opened = Opened(browser, path, viewport={"width": 360, "height": 800})
+    charts = "[...document.querySelectorAll('[data-chart]')].map((plot) => {})"
+    assert min(opened.page.evaluate(charts.format("plot._fullLayout._size.w"))) > 140
+    shown, _, rates = opened.page.evaluate(
+        charts.format("[...plot.querySelectorAll('.ytick, .xtick')].map((tick) => tick.textContent)")
+    )
+    assert [name[:7] for name in shown if "&" in name] == ["c & <b>", "d & <b>"]
+    assert not any("μ" in rate for rate in rates)
+    assert opened.complaints == []
+    opened.context.close()
+
+
 def test_a_narrow_dark_page_does_not_scroll_sideways_and_is_dark(browser: Any, study_page: Path) -> None:
     opened = Opened(browser, study_page, viewport={"width": 360, "height": 700}, color_scheme="dark")
     wide = opened.page.evaluate("document.documentElement.scrollWidth")
@@ -183,6 +204,22 @@ def test_a_narrow_dark_page_does_not_scroll_sideways_and_is_dark(browser: Any, s
     assert opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
     assert not opened.page.locator("nav").is_visible()
     assert opened.complaints == []
+    opened.context.close()
+
+
+def test_a_printed_table_says_how_many_of_its_rows_are_there(browser: Any, tmp_path: Path) -> None:
+    table = Table("Runs", ["run"], [[f"run {number}"] for number in range(9)], shown=4)
+    path = tmp_path / "table.html"
+    path.write_text(render_html(Page("a", "b", "c", sections=[Section("d", [table])])), encoding="utf-8")
+    opened = Opened(browser, path)
+    said = "getComputedStyle(document.querySelector('.more'), '::after').content"
+    assert opened.page.evaluate(said) == "none"
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator(".more").is_visible()
+    assert opened.page.evaluate(said) == '"The first 4 of 9 rows."'
+    opened.page.emulate_media(media="screen")
+    opened.page.locator(".more").click()
+    assert opened.page.locator(".more").count() == 0
     opened.context.close()
 
 

@@ -13,7 +13,7 @@ from arelu_meta.cli import main
 from arelu_meta.errors import InputError
 from arelu_meta.report import make_page, write_report
 from arelu_meta.report.blocks import Chart, Page, Paragraph, Table
-from arelu_meta.report.charts import Series, curves
+from arelu_meta.report.charts import Series, curves, heatmap
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -396,6 +396,15 @@ def test_a_moved_folder_can_still_be_reported(make: Any, tmp_path: Path) -> None
     assert make_page([tmp_path / "elsewhere"]).title == "elsewhere"
 
 
+def test_a_long_name_is_shortened_whatever_signs_it_has() -> None:
+    long = f"<a> & {'b' * 300}"
+    names = [
+        curves("a", "epoch", "accuracy", [Series(long, [1], [1.0])]).traces[0]["name"],
+        heatmap("a", "x", "y", ["c"], [long], [[1.0]]).layout["yaxis"]["ticktext"][0],
+    ]
+    assert all(name.startswith("&lt;a&gt; &amp; bb") and len(name) < 60 for name in names)
+
+
 def test_an_axis_of_a_few_thousandths_has_different_numbers_at_its_ticks() -> None:
     chart = curves("a", "epoch", "accuracy", [Series("b", [1, 2], [0.003, 0.005])], percent=True)
     assert chart.layout["yaxis"]["tickformat"] == ".2~%"  # 0.3%, 0.35%, 0.4%; plotly shows 50% as ever
@@ -416,6 +425,17 @@ def test_a_study_s_runs_are_counted_as_the_study_does(make: Any, tmp_path: Path)
     results = json.loads((study / "results.json").read_text())
     (study / "results.json").write_text(json.dumps({**results, "runs": 2}))  # rows may be images of a run
     assert [one.value for one in make_page([study]).facts if one.label == "Runs"] == ["2"]
+
+
+def test_a_study_of_very_many_read_outs_is_counted_without_reading_them(make: Any, tmp_path: Path) -> None:
+    study = make.study(tmp_path / "study")
+    results = json.loads((study / "results.json").read_text())
+    (study / "results.json").write_text(json.dumps({**results, "runs": 1140}))
+    with (study / "runs.csv").open("r+b") as file:
+        file.truncate(100_000_000)  # gradients at its full size has some 180,000 rows
+    page = make_page([study])
+    assert [one.value for one in page.facts if one.label == "Runs"] == ["1,140"]
+    assert _warnings(page) == []
 
 
 def test_no_run_among_folders_is_an_error_of_input(tmp_path: Path) -> None:
