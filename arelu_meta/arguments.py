@@ -219,7 +219,7 @@ def _parse_values(parser: Any, flags: list[tuple[str, str]], known: dict[str, An
     try:
         # One word each: a value such as -inf would pass for a flag.
         return parser.instantiate(parser.parse_args([f"{flag}={value}" for flag, value in in_order]))
-    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+    except (jsonargparse.ArgumentError, ValueError, TypeError, OverflowError) as error:
         raise InputError(_readable(str(error), known)) from error
 
 

@@ -78,6 +78,7 @@ _SHARES: dict[str, bool] = {
 _LARGEST = 2**32 - 1
 LARGEST_IMAGE = 2**14  # pixels a side; beyond it torch counts elements in numbers that overflow
 _LISTS = {"data.name", "model.name", "model.activation", "optim.name", "optim.lr", "pairs", "depth", "focus.runs"}
+_LONGEST_SHOWN = 10**100
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; what Linux allows
 
 
@@ -219,7 +220,8 @@ def _check_text(name: str, text: str) -> None:
 def _check_number(name: str, value: float, low: float, inclusive: bool, high: int) -> None:
     allowed = f"{'at least' if inclusive else 'above'} {low:g}"
     # Whole numbers beyond this overflow inside torch and NumPy, each in its own way.
-    if isinstance(value, int) and value > high:
-        raise InputError(f"{name}: {value} is not allowed; give a number {allowed} and at most {high}")
+    if isinstance(value, int) and not -high <= value <= high:
+        shown = value if abs(value) < _LONGEST_SHOWN else "a number of so many digits"  # Python prints no longer ones
+        raise InputError(f"{name}: {shown} is not allowed; give a number {allowed} and at most {high}")
     if not math.isfinite(value) or value < low or (value == low and not inclusive):
         raise InputError(f"{name}: {value!r} is not allowed; give a number {allowed}")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arelu_meta import config as configs
-from arelu_meta.arguments import _known_flags
+from arelu_meta.arguments import _known_flags, parse
 from arelu_meta.checking import flatten, validate
 from arelu_meta.config import ClaimsConfig, FinetuneConfig, MetatrainConfig, PredictConfig
 from arelu_meta.errors import InputError
@@ -105,6 +105,15 @@ def test_whole_numbers_that_overflow_are_refused(name: str, largest: int) -> Non
     validate(_set(FinetuneConfig(), name, largest))
     with pytest.raises(InputError, match=rf"^{name}: {largest + 1} is not allowed; .* at most {largest}$"):
         validate(_set(FinetuneConfig(), name, largest + 1))
+
+
+@pytest.mark.parametrize("name", ["run.seed", "optim.lr"])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_number_that_no_float_holds_and_python_does_not_print_is_refused(name: str, sign: str) -> None:
+    with pytest.raises(InputError, match=name):
+        parse("finetune", [f"--{name}={sign}0x{'f' * 5000}"])
+    with pytest.raises(InputError, match=rf"^{name}: a number of so many digits is not allowed"):
+        validate(_set(FinetuneConfig(), name, int(f"{sign}1" + "0" * 4000) ** 2))
 
 
 @pytest.mark.parametrize("name", ["run.folder", "data.root", "data.name", "model.name", "run.resume", "optim.name"])

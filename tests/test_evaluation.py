@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,15 @@ def test_from_the_command_line_results_go_where_asked(classifier: dict[str, obje
     out = tmp_path / "evaluation"
     assert main(["evaluate", str(classifier["folder"]), "--run.folder", str(out)]) == 0
     assert json.loads((out / "results.json").read_text())["test_n"] == classifier["test_n"]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"test": 3}', "{}", ""], ids=["deep", "number", "none", "empty"])
+def test_a_stranger_s_split_that_no_run_wrote_is_not_stumbled_over(
+    classifier: dict[str, object], content: str, tmp_path: Path
+) -> None:
+    shutil.copy(Path(str(classifier["folder"])) / "model.safetensors", tmp_path)
+    (tmp_path / "split.json").write_text(content)
+    assert evaluate(tmp_path)["test_accuracy"] == classifier["test_accuracy"]
 
 
 @pytest.mark.parametrize("task", [["evaluate"], ["predict", "photo.png"]], ids=["evaluate", "predict"])

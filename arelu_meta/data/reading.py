@@ -18,6 +18,7 @@ _IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 MOST_PIXELS = 2**27  # half a gigabyte decoded; the largest cameras and telephones take some 108 million
 THINNEST = 200  # the shorter side is scaled to the model's, and the longer with it: 100,000 x 1 would take gigabytes
 _AT_ONCE = 8  # images that are decoded side by side: each may take as much memory as the largest one allowed
+_PIXELS_A_BYTE = 512  # at the most in a JPEG: eight blocks of 64, each of which takes a bit or more
 _RUN_BY_OTHERS = {"EPS", "WMF"}  # Pillow hands these to Ghostscript and to Windows
 
 # Without a handler of the user's, Pillow would print its remarks on broken files to stderr.
@@ -74,6 +75,18 @@ def check_size(image: Image.Image) -> None:
         raise OSError(
             f"{width} x {height} pixels; at most {most:,} are read, and no side may be {THINNEST} times the other"
         )
+    # Its decoder makes up what is missing: gigabytes of grey, of a header of a few bytes.
+    if image.format in {"JPEG", "MPO"} and width * height > _PIXELS_A_BYTE * _bytes_of(image):
+        raise OSError(f"{width} x {height} pixels, of which it cannot hold as many")
+
+
+def _bytes_of(image: Image.Image) -> int:
+    """Count the bytes of the file that an image was opened from."""
+    file = image.fp  # type: ignore[attr-defined]
+    place = file.tell()
+    length = int(file.seek(0, os.SEEK_END))
+    file.seek(place)
+    return length
 
 
 def read_image(path: Path, channels: int = 3) -> Image.Image:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.finetuning.judging import is_clamped
 from arelu_meta.finetuning.sharding import whole_tensor
+from arelu_meta.runs.checkpoints import is_cell
 from arelu_meta.runs.folder import write_atomically
 
 SCALAR_COLUMNS = ("epoch", "path", "alpha", "beta", "t", "alpha_clamped")
@@ -57,8 +58,13 @@ class Table:
 
         Args:
             state: what `state` took; None, of a checkpoint without any, for no rows.
+
+        Raises:
+            ValueError: if it is no table.
         """
         self.rows = [list(row) for row in state or ()]
+        if not all(is_cell(value) for row in self.rows for value in row):
+            raise ValueError(f"its {self.path.name} holds more than plain values")
         if not self.rows:
             self.path.unlink(missing_ok=True)
             return

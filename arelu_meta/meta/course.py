@@ -170,12 +170,18 @@ class Course:
                 bar,
                 None if chunk == "auto" else chunk,
                 every,
+                self._between_tasks,
             )
 
         try:
             return gather_shares(compute, range(tasks), self.ranks)
         except RunError as error:
             raise self.outer.diverged(error, self.step, kind=type(error)) from error
+
+    def _between_tasks(self) -> None:
+        """Let a single process stop within a validation, too; several stop behind it, together."""
+        if self.ranks.processes == 1 and self.save_points.interrupts.waiting:
+            self.save_points.between(self.step)
 
     def _validate(self) -> float | None:
         if self.validation_tasks is None:

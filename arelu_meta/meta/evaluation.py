@@ -1,6 +1,6 @@
 """Accuracy on tasks of unseen classes. A test task never changes the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,7 @@ def adaptation_curves(
     bar: ProgressBar | None = None,
     task_chunk: int | None = None,
     every: bool = True,
+    between: Callable[[], object] = lambda: None,
 ) -> list[list[float]]:
     """Score each task's query set after every inner step.
 
@@ -83,6 +84,7 @@ def adaptation_curves(
         bar: advanced by one a task, if given.
         task_chunk: how many tasks at once; None for what `tasks_at_once` finds, as in training, and at most 32.
         every: False scores after the last step alone.
+        between: called after each task, or each group of them that is evaluated at once.
 
     Returns:
         One list a task: the query accuracy after 0, 1, …, `inner_steps` steps.
@@ -115,6 +117,7 @@ def adaptation_curves(
         accuracies += (probabilities.argmax(3) == batch.query_labels).double().mean(2).T.tolist()
         if bar is not None:
             bar.advance(len(batch), accuracy=sum(row[-1] for row in accuracies) / len(accuracies))
+        between()
     return accuracies
 
 

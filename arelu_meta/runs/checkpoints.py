@@ -184,13 +184,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _are_rows(rows: object) -> bool:
     """Say whether something is a table: plain rows, all with the columns of the first."""
     return isinstance(rows, list) and all(
-        isinstance(row, dict) and row and row.keys() == rows[0].keys() and all(map(_is_cell, row.values()))
+        isinstance(row, dict) and row and row.keys() == rows[0].keys() and all(map(is_cell, row.values()))
         for row in rows
     )
 
 
-def _is_cell(value: object) -> bool:
-    """Say whether a table may hold a value: lists that hold one another, and endless numbers, can't be written out."""
+def is_cell(value: object) -> bool:
+    """Say whether a table may hold a value: lists that hold one another, and endless numbers, can't be written out.
+
+    Args:
+        value: of a checkpoint, which may be a stranger's.
+    """
     if isinstance(value, int):
         return abs(value) < 2**64
     return value is None or isinstance(value, float | str)

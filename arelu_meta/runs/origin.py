@@ -42,8 +42,10 @@ def check_unchanged(checkpoint: Path, images: ImageSet) -> None:
     file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "split.json"
     try:
         then = json.loads(file.read_text(encoding="utf-8"))["test"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # a model file that was taken out of its run's folder
+    if not isinstance(then, list):
+        return  # nor did a run write this
     if then != list(images.names):
         raise InputError(
             f"checkpoint: the images of its run have changed since ({len(then)} to test on then, {len(images)} now, or "

@@ -64,7 +64,7 @@ def check_same_images(checkpoint: Path, split: Mapping[str, Any]) -> None:
     """
     try:
         then = json.loads((checkpoint.parent.parent / "split.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return
     now = json.loads(json.dumps(dict(split)))
     parts = [name for name in now if name not in _REMARKS]

@@ -231,6 +231,21 @@ def test_hidden_files_and_system_litter_are_no_candidates(tmp_path: Path) -> Non
     assert found == {"photo.jpg", "Blüte 1.JPG", "notes.txt"}
 
 
+def test_a_jpeg_too_short_for_the_pixels_that_its_header_claims_is_refused_and_an_empty_page_is_not(
+    tmp_path: Path,
+) -> None:
+    page, lying = tmp_path / "page.jpg", tmp_path / "lying.jpg"
+    Image.new("L", (1600, 1200), "white").save(page, optimize=True, progressive=True, quality=1)
+    content = bytearray(page.read_bytes())
+    size = content.index(b"\xff\xc2") + 5
+    content[size : size + 4] = (11_000).to_bytes(2, "big") * 2
+    lying.write_bytes(content)
+    assert find_broken([page, lying]) == [lying]
+    assert read_image(page).size == (1600, 1200)
+    with pytest.raises(OSError, match="11000 x 11000 pixels"):
+        read_image(lying)
+
+
 def test_images_that_no_camera_took_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     import struct
     import zlib

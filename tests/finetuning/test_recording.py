@@ -57,6 +57,16 @@ def test_a_checkpoint_without_rows_empties_the_file(tmp_path: Path) -> None:
     assert not (tmp_path / "scalars.csv").exists()
 
 
+def test_a_stranger_s_rows_that_could_not_be_written_out_are_refused(tmp_path: Path) -> None:
+    laughs: list[object] = []
+    for _ in range(100):  # written out, more than the world's memory
+        laughs = [laughs, laughs]
+    recorder = ScalarRecorder(tmp_path)
+    with pytest.raises(ValueError, match=r"scalars\.csv holds more than plain values"):
+        recorder.restore([[1, "act", laughs]])
+    assert not recorder.path.exists()
+
+
 def test_gradient_norms_are_those_of_all_parameters_of_a_layer() -> None:
     model = create_backbone("test_resnet", num_classes=3)
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()

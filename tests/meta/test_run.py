@@ -1,6 +1,7 @@
 import copy
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.episodes import TaskBatch, TensorSampler, load_class_splits, load_pool
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.meta.evaluation import task_accuracies
+from arelu_meta.meta.stack import adaptation
+from arelu_meta.runs.interrupts import terminated_as_by_ctrl_c
 
 Make = Callable[..., MetatrainConfig]
 
@@ -59,6 +62,32 @@ def test_meta_training_learns_to_learn_unseen_digits(digits: Make) -> None:
     config = digits(meta_steps=60, meta_batch_tasks=4, task_queries=5, eval_tasks=100, optim_lr=0.003, eval_every=20)
     config.model.activation = "arelu"
     assert metatrain(config)["test_low"] > 0.4  # chance is 0.2
+
+
+def test_a_run_asked_to_stop_within_a_validation_stops_there_and_goes_on_to_the_same_bits(
+    digits: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_by_one = {"meta_task_chunk": 1, "eval_validation_tasks": 9}
+    whole = metatrain(digits("whole", **one_by_one))
+    judged = 0
+
+    def asked(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal judged
+        judged += 1
+        if judged == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return adaptation(*arguments, **options)
+
+    monkeypatch.setattr("arelu_meta.meta.evaluation.adaptation", asked)
+    with terminated_as_by_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        metatrain(digits("broken", **one_by_one))
+    assert judged == 2
+    monkeypatch.undo()
+    resumed = metatrain(digits("broken", **one_by_one, run_resume="auto"))
+    folders = [Path(result["folder"]) for result in (whole, resumed)]
+    assert (folders[0] / "metrics.csv").read_bytes() == (folders[1] / "metrics.csv").read_bytes()
+    weights = [read_tensors(folder / "model.safetensors") for folder in folders]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "learn2learn"])

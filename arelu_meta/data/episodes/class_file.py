@@ -77,7 +77,9 @@ def read_split_file(file: str) -> dict[str, list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         pairs = _pairs_of_json(text, file) if path.suffix.lower() == ".json" else _pairs_of_csv(text, file)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError, csv.Error) as error:  # ValueError: a number of endless digits, too
         raise InputError(f"{_FIELD}: {file!r} cannot be read ({error}); give a JSON or CSV file") from error
     parts: dict[str, list[str]] = {}
     for part, name in pairs:

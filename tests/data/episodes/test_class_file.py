@@ -101,6 +101,7 @@ BAD = {
     "numbers": ('{"train": [1, 2], "test": [3, 4]}', r"is of another form than"),
     "a list": ('["a", "b"]', r"is of another form than"),
     "no JSON": ('{"train": [', r"cannot be read \("),
+    "endless number": ('{"train": [' + "1" * 5000 + "]}", r"cannot be read \("),
     "few ways": ('{"train": ["a", "b"], "test": ["c"]}', None),
 }
 
