@@ -189,6 +189,11 @@ def use_of_file(name: str, kind: str, spec: ModelSpec) -> str:
     )
 
 
+def _batch() -> torch.export.Dim:
+    """Let a batch have any size; without a largest one, torch 2.7 takes a transformer's for bounded by another."""
+    return torch.export.Dim("batch", max=2**31 - 1)
+
+
 def _write_onnx(model: nn.Module, images: Tensor, path: Path, info: dict[str, Any]) -> None:
     program = torch.onnx.export(
         model,
@@ -196,7 +201,7 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, info: dict[str, An
         dynamo=True,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamic_shapes=({0: _batch()},),
         verbose=False,
     )
     assert program is not None
@@ -226,7 +231,7 @@ def _run_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _write_pt2(model: nn.Module, images: Tensor, path: Path, info: dict[str, Any]) -> None:
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: _batch()},))
     torch.export.save(program, path, extra_files={_INFO: json.dumps(info)})
 
 
