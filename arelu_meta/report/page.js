@@ -65,7 +65,8 @@
       margin: { l: 58, r: 12, t: 34, b: 48 }, font: { family: getComputedStyle(document.body).fontFamily, size: 13 },
       ...chart.layout,
       font: { color: colours.ink, size: 13, family: "system-ui, sans-serif" },
-      xaxis: axis(chart.layout.xaxis), yaxis: axis(width < NARROW ? namedShortly(chart.layout.yaxis) : chart.layout.yaxis),
+      xaxis: axis(width < NARROW ? upright(chart.layout.xaxis) : chart.layout.xaxis),
+      yaxis: axis(width < NARROW ? namedShortly(chart.layout.yaxis) : chart.layout.yaxis),
       legend: below
         ? { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, tracegroupgap: 0 }
         : { x: 1.02, y: 1, tracegroupgap: 0 },
@@ -73,6 +74,9 @@
       height: chart.height + extra, width, autosize: false,
     };
   }
+
+  // Numbers that plotly turns and turns back make it move the margins to and fro, and give up.
+  const upright = (given) => (given.ticktext ? given : { tickangle: 0, nticks: 5, ...given });
 
   // In a narrow window the rows' names would leave the chart no width; hovering and the table say them whole.
   function namedShortly(given) {

@@ -166,7 +166,7 @@ def test_the_running_average_is_what_is_saved(digits: Make) -> None:
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(digits: Make) -> None:
-    results = finetune(digits(train_epochs=9, train_patience=2, optim_lr=1e-12))
+    results = finetune(digits(train_epochs=9, train_patience=2, train_keep="best", optim_lr=1e-12))
     assert results["epochs"] == results["best_epoch"] + 2 < 9
 
 
