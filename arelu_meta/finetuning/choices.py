@@ -82,7 +82,8 @@ def default_rate(config: FinetuneConfig, images: int) -> float:
     else:
         rate = _RATE_CHANGED if config.model.pretrained else _RATE_RANDOM
     plain = any(part in config.optim.name.lower() for part in ("sgd", "momentum", "nesterov"))
-    return rate if plain else rate / _LESS_IF_ADAPTIVE
+    # Three digits are what a person reads in config.yaml.
+    return float(f"{rate if plain else rate / _LESS_IF_ADAPTIVE:.3g}")
 
 
 def scalars_share(config: FinetuneConfig) -> float | None:

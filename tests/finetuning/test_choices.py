@@ -76,6 +76,8 @@ def test_the_rate_that_is_left_open_suits_the_start_and_the_optimiser(
     [
         ({"model_activation": "arelu"}, 6000, 0.03),
         ({"model_activation": "arelu"}, 60, 0.003),
+        ({"model_activation": "arelu"}, 27, 0.00135),
+        ({"model_activation": "arelu"}, 101, 0.00505),
         ({"model_activation": "arelu", "optim_name": "adamw"}, 60, 0.0001),
         ({"model_activation": "arelu", "optim_lr": 0.02}, 60, 0.02),
         ({"model_activation": "arelu", "model_init": "paper"}, 60, 0.003),
