@@ -10,6 +10,7 @@ from typing import Literal
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
 Init = Literal["paper", "preserve", "leak", "open", "nearest", "fit"]
 Normalization = Literal["transductive", "support", "running", "frozen", "group", "none"]
+Keep = Literal["one_se", "best", "last"]
 Alphabets = Literal["mixed", "one-in-test", "one"]
 Adapt = Literal["all", "head", "activations"]
 Algorithm = Literal[
@@ -193,7 +194,7 @@ class TrainConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-    keep: Literal["one_se", "best", "last"] = "one_se"
+    keep: Keep = "one_se"
     patience: int | None = None
     compile: bool = False
     channels_last: bool = False

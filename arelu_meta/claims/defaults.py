@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from arelu_meta.claims.ledger import Ledger, key_of
-from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig, TrainConfig
+from arelu_meta.config import DataConfig, FinetuneConfig, Keep, ModelConfig, RunConfig, TrainConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.choices import default_rate
-from arelu_meta.finetuning.keeping import Keep
 from arelu_meta.runs.progress import print_table
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)

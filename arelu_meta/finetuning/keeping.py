@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Keep = Literal["one_se", "best", "last"]
+from arelu_meta.config import Keep
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ _FAR = 5_000  # characters from a module's start; a kind of chart names itself s
 def plotly_script() -> str:
     """Return plotly.js as the installed package carries it, to be put into a script element.
 
-    Its bundle starts some fifty kinds of chart where it is loaded, which takes a browser twice the time of the rest.
+    Its bundle starts some fifty kinds of chart where it is loaded, which takes a browser longer than all the rest.
     Here the list of what is started names the kinds of a page alone. In a bundle that is built otherwise, nothing is
     changed: it starts slower and draws the same.
 
