@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.checking import validate
 from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig
@@ -71,7 +72,7 @@ def evaluate(
         found = _evaluate_folders(checkpoint, support, query, device, data or DataConfig())
         return found | {"seconds": round(time.monotonic() - started, 2)}
     model, spec = load_model(checkpoint)
-    model.to(device)
+    suit_layout(model.to(device), device)
     if spec.task == "metatrain":
         asked = Asked(None if own else data, task or UnseenTaskConfig(), tasks, inner_steps, against)
         found = evaluate_tasks(model, spec, asked, device, run, Path(checkpoint))

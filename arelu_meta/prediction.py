@@ -9,6 +9,7 @@ from pathlib import Path
 import timm
 from torch import nn
 
+from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.checking import validate
 from arelu_meta.config import PredictConfig, RunConfig
@@ -79,7 +80,7 @@ def predict(
     else:
         model, spec = _load_classifier(checkpoint)
         source = Source(paths, spec.inputs, centre_crop(spec.inputs), skip_broken=skip_broken)
-        model.to(device)
+        suit_layout(model.to(device), device)
         batches = scored_batches(source, lambda batch: model(batch).softmax(1), device, batch_size)
         found = list(guesses(batches, spec.classes, _how_many(top_k, probabilities, spec.classes)))
     if not found:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.bench.step import CONTENDERS, MODELS
 from arelu_meta.bench.timing import Contender, Row, cpu_peak_bytes, cuda_peak_bytes, make_row, time_in_turns
 from arelu_meta.config import OptimConfig, TrainConfig
@@ -77,8 +78,9 @@ def finetune_rows(names: Iterable[str], rounds: int = 3, device: torch.device | 
     Returns:
         One row for each case and contender: `timm` (its model, data set, loader and optimiser in a plain loop, no
         AReLU), ours with `relu` (the model as it came), with `relu-decoding` (likewise, every image decoded in every
-        epoch), with `arelu` and with `preserve`, its gates open at 0.1. `median_ms` is an epoch's, `peak_bytes` all
-        memory of torch's tensors in this process while it trains, the model and the optimiser's state included.
+        epoch), with `relu-contiguous` (likewise, `train.channels_last` false), with `arelu` and with `preserve`, its
+        gates open at 0.1. `median_ms` is an epoch's, `peak_bytes` all memory of torch's tensors in this process while
+        it trains, the model and the optimiser's state included.
     """
     device = torch.device(device)
     cases = finetune_cases(device)
@@ -106,12 +108,21 @@ def _case_rows(name: str, case: Case, folder: Path, rounds: int, device: torch.d
     write_photographs(photographs, BATCHES * case.batch_size)
     images = _read_folder(photographs)
     kept = keep_decoded(images)
-    builds = {"relu": "relu", "relu-decoding": "relu", "arelu": "arelu", "preserve": "preserve"}
+    builds = {
+        "relu": "relu",
+        "relu-decoding": "relu",
+        "relu-contiguous": "relu",
+        "arelu": "arelu",
+        "preserve": "preserve",
+    }
     models = {one: CONTENDERS[build](case.model).to(device) for one, build in builds.items()}
     models[PEER] = CONTENDERS["relu"](case.model).to(device)
     epochs = {PEER: _timm_epoch(models[PEER], case, photographs, device)}
     for one in builds:
-        epochs[one] = _our_epoch(models[one], case, images if one == "relu-decoding" else kept, folder, device)
+        channels_last = one != "relu-contiguous" and suit_layout(models[one], device)
+        train = TrainConfig(freeze_bn=False, channels_last=channels_last)
+        shown = images if one == "relu-decoding" else kept
+        epochs[one] = _our_epoch(models[one], case, shown, folder, device, train)
     times = time_in_turns({one: Contender(epoch) for one, epoch in epochs.items()}, rounds, device)
     return [make_row(name, one, PEER, times, _memory(models[one], epochs[one], device)) for one in (PEER, *builds)]
 
@@ -149,7 +160,7 @@ def _inputs(model: nn.Module, side: int) -> InputSpec:
 
 
 def _our_epoch(
-    model: nn.Module, case: Case, images: ImageSet, folder: Path, device: torch.device
+    model: nn.Module, case: Case, images: ImageSet, folder: Path, device: torch.device, train: TrainConfig
 ) -> Callable[[object], None]:
     workers = choose_workers("auto", device, len(images))
     transform = build_transform(_inputs(model, case.side), training=True)
@@ -157,8 +168,7 @@ def _our_epoch(
     optim = OptimConfig(lr=_RATE, schedule="constant")
     optimizer = build_optimizer(model, optim)
     schedule = build_schedule(optimizer, optim, 1, BATCHES)
-    config = TrainConfig(freeze_bn=False)
-    trainer = Trainer(model, optimizer, schedule, device, case.precision, _RATE, config)
+    trainer = Trainer(model, optimizer, schedule, device, case.precision, _RATE, train)
     recorder = GradientRecorder(folder, every=_GRADIENTS_EVERY)
     trainer.before_step = lambda trained: recorder.record(trained, trainer.updates + 1)
 

@@ -268,7 +268,7 @@ def run(trial: Trial) -> dict[str, Any]:
                 clip_grad=_NO_LIMIT,
             ),
             # Every start trains alike: what the defaults choose for one of them has no part in it.
-            train=TrainConfig(epochs=trial.epochs, freeze_bn=False, keep="best"),
+            train=TrainConfig(epochs=trial.epochs, freeze_bn=False, keep="best", channels_last=False),
         )
         return {"head": head, **_finetuned(config, folder / "run")}
     finally:

@@ -15,7 +15,7 @@ _LESS_IF_ADAPTIVE = 30  # optimisers that divide gradients by their size
 
 
 def settle(config: FinetuneConfig) -> FinetuneConfig:
-    """Replace what is left open by what suits the model, but for the rates, which `settle_rates` replaces.
+    """Replace what is left open by what suits the model, but for what hangs on the images or the device.
 
     Where the backbone starts as the function that was pretrained, the head starts as logistic regression on its
     features, batch normalisation stays as it is, gradients are clipped and the activations' scalars learn at a
@@ -26,7 +26,8 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         config: validated; left as it is.
 
     Returns:
-        The config with model.head_init, train.freeze_bn and optim.clip_grad settled.
+        The config with model.head_init, train.freeze_bn and optim.clip_grad settled; of a run that is sharded also
+        train.channels_last.
 
     Source: Kumar et al. 2022 (LP-FT) for the order, head first.
     """
@@ -39,6 +40,8 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
     if train.freeze_bn == "auto":
         # Under `activations` the statistics have to follow what the activations give.
         train = replace(train, freeze_bn=kept and train.mode != "activations")
+    if train.shard and train.channels_last == "auto":
+        train = replace(train, channels_last=False)
     if optim.clip_grad is None and kept and not keeps_features(train.mode):
         optim = replace(optim, clip_grad=_LARGEST_GRADIENT)
     return replace(config, model=model, optim=optim, train=train)

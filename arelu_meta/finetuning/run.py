@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
@@ -17,6 +16,7 @@ from arelu_meta.backbones.from_config import (
     heads_of,
     zero_head,
 )
+from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, read_spec
 from arelu_meta.checking import validate
@@ -144,12 +144,12 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     with ranks.agreeing():
         splits, model, spec = _checked(config, folder)
     config = settle_rates(config, len(splits.train))
-    spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
     if config.train.sync_bn:
         model = convert_sync_batchnorm(model)  # torch's own conversion would drop activations that a norm holds
     model.to(ranks.device)
-    if config.train.channels_last:
-        model.to(memory_format=torch.channels_last)
+    channels_last = suit_layout(model, ranks.device, config.train.channels_last)
+    config = replace(config, train=replace(config.train, channels_last=channels_last))
+    spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
     splits = replace(
         splits,
         train=keep_decoded(splits.train, config.data.cache),

@@ -51,7 +51,7 @@ def check_sharding(config: FinetuneConfig, ranks: Ranks) -> None:
         f"train.mode {train.mode}": not learns_all,
         "train.ema": train.ema is not None,
         "train.compile": train.compile,
-        "train.channels_last": train.channels_last,
+        "train.channels_last": train.channels_last is True,
         "optim.lr auto": optim.lr == "auto",
         "run.precision fp16": config.run.precision == "fp16",
     }
