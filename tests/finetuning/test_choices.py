@@ -93,6 +93,11 @@ def test_what_is_given_is_taken() -> None:
     assert _chosen(model_activation="arelu", **given) == ("zero", False, 7.0, 0.5)
 
 
+@pytest.mark.parametrize(("shard", "layout"), [(True, False), (False, "auto")])
+def test_a_run_that_is_shared_out_keeps_the_order_of_its_weights(shard: bool, layout: bool | str) -> None:
+    assert settle(_config(train_shard=shard)).train.channels_last == layout
+
+
 def test_settling_twice_changes_nothing_and_leaves_the_config_as_it_was() -> None:
     config = _config(model_activation="arelu")
     settled = settle_rates(settle(config), MANY)

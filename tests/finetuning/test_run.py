@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 from timm.layers import convert_sync_batchnorm
 
-from arelu_meta import finetune, swap_activations
+from arelu_meta import evaluate, finetune, swap_activations
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.saving import load_model, read_tensors
-from arelu_meta.config import FinetuneConfig
+from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.finetuning.run import _check_sync
 from arelu_meta.runs.ranks import Ranks
@@ -119,6 +119,18 @@ def test_the_reported_accuracy_is_that_of_the_saved_model_on_the_listed_test_ima
     with torch.no_grad():
         accuracy = (model(images).argmax(1).numpy() == test.labels).mean()
     assert results["test_accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_run_of_depthwise_convolutions_is_channels_last_and_evaluates_to_the_same_bits(digits: Make) -> None:
+    results = finetune(digits(model_name="test_efficientnet", data_image_size=32))
+    folder = Path(results["folder"])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["channels_last"] is True
+    assert evaluate(folder, run=RunConfig(device="cpu"))["test_loss"] == results["test_loss"]
+
+
+def test_a_run_keeps_the_order_that_is_asked_for(digits: Make) -> None:
+    results = finetune(digits(model_name="test_efficientnet", data_image_size=32, train_channels_last=False))
+    assert yaml.safe_load((Path(results["folder"]) / "config.yaml").read_text())["train"]["channels_last"] is False
 
 
 def test_head_mode_changes_nothing_but_the_head(digits: Make, tmp_path: Path) -> None:
