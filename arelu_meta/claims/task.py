@@ -22,6 +22,7 @@ from arelu_meta.errors import InputError, MissingExtraError, RunError
 from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.folder import check_apart, open_run, write_json, write_text
+from arelu_meta.runs.lock import locked
 
 _MODULES = {
     "mnist": "arelu_meta.claims.mnist_study",
@@ -62,10 +63,11 @@ def claims_task(config: ClaimsConfig) -> dict[str, Any]:
     study = importlib.import_module(_MODULES[config.study])
     with study.plan(thinned(config), device) as plan:
         check_apart(folder, image_folders(config))
-        ledger = Ledger(folder.path / "runs.jsonl")
-        inputs = inputs_of(config)
-        _start(folder.path, config, check_inputs(inputs, folder.path) if ledger.rows else inputs)
-        return _run(config, plan, ledger, folder.path)
+        with locked(folder.path):
+            ledger = Ledger(folder.path / "runs.jsonl")
+            inputs = inputs_of(config)
+            _start(folder.path, config, check_inputs(inputs, folder.path) if ledger.rows else inputs)
+            return _run(config, plan, ledger, folder.path)
 
 
 def _run(config: ClaimsConfig, plan: Plan, ledger: Ledger, folder: Path) -> dict[str, Any]:
@@ -100,7 +102,6 @@ def _start(folder: Path, config: ClaimsConfig, inputs: dict[str, str]) -> None:
     import sys
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # What ended here before had other flags; left there, it would pass for this study's end if this one is stopped.
         (folder / "results.json").unlink(missing_ok=True)
     except OSError as error:

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,29 @@ class FolderLock:
         while not self._stopped.wait(self.heartbeat):
             with contextlib.suppress(OSError):  # a disk that is away for a while is no reason to stop
                 os.utime(self.path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other run out of a folder inside the block.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        InputError: if another run holds it, saying which.
+        RunError: if it cannot be written.
+    """
+    lock = FolderLock(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"run.folder: {str(folder)!r} cannot be written ({error.strerror})") from error
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_free(folder: Path) -> None:

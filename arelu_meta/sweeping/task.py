@@ -13,7 +13,7 @@ from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError
 from arelu_meta.runs import files
 from arelu_meta.runs.files import write_text
-from arelu_meta.runs.lock import FolderLock, check_free
+from arelu_meta.runs.lock import check_free, locked
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.sweeping.runs import BEGUN, ENDED, FAILED, FINISHED, STOPPED, folder_of, read_state
 from arelu_meta.sweeping.spec import Spec, Trial, as_text, describe, listed_trials, read_spec
@@ -53,13 +53,8 @@ def sweep_task(config: SweepConfig) -> dict[str, Any]:
     if config.dry_run:
         return _show(spec, sweep, trials)
     check_place(sweep)
-    lock = FolderLock(sweep)
-    sweep.mkdir(parents=True, exist_ok=True)
-    lock.acquire()
-    try:
+    with locked(sweep):
         return _sweep(config, spec, sweep, trials)
-    finally:
-        lock.release()
 
 
 def check_place(sweep: Path) -> None:

@@ -1,20 +1,22 @@
 import csv
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arelu_meta.arguments import parse
-from arelu_meta.claims import mnist_study, small_nets
+from arelu_meta.claims import mnist_study, small_nets, task
 from arelu_meta.claims.mnist_study import list_trials
 from arelu_meta.claims.mnist_tables import conclude, published
 from arelu_meta.claims.recipes import READS, RECIPES, numbers, resolve
 from arelu_meta.claims.task import claims_task
 from arelu_meta.cli import main
 from arelu_meta.config import ClaimsConfig
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.runs.lock import LOCK_NAME
 
 _SMALL = ["mnist", "--data.name", "digits", "--model.name", "mnist_linear", "--optim.lr", "0.1,0.01"]
 _SMALL += ["--train.epochs", "2", "--train.repeats", "2", "--processes", "1", "--run.folder"]
@@ -111,6 +113,29 @@ def test_who_interrupts_the_estimate_is_told_how_to_go_on_with_the_study(
 def test_a_folder_that_holds_a_study_is_not_overwritten(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["claims", *_SMALL, str(study)]) == 2
     assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_study_keeps_its_folder_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse("claims", [*_SMALL, str(tmp_path / "study"), "--run.resume", "auto"])
+    refused: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(InputError) as error:
+            claims_task(config)
+        refused.append(str(error.value))
+
+    def meanwhile(*_: object) -> None:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        raise RunError("that is enough")
+
+    monkeypatch.setattr(task, "run_missing", meanwhile)
+    with pytest.raises(RunError, match="that is enough"):
+        claims_task(config)
+    assert len(refused) == 1
+    assert "in use by another run" in refused[0]
+    assert not (tmp_path / "study" / LOCK_NAME).exists()
 
 
 @pytest.mark.parametrize(
