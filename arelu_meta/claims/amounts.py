@@ -7,6 +7,7 @@ import numpy as np
 from arelu_meta.claims.recipes import RECIPES
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.data.images import load_images
+from arelu_meta.wording import counted
 
 _FEWEST = 5  # training images a class that the quick size may leave
 
@@ -38,3 +39,8 @@ def thinned(config: ClaimsConfig) -> ClaimsConfig:
 def amount(config: ClaimsConfig) -> str:
     """Say how many training images there are of each class."""
     return f"{'all' if config.data.per_class is None else config.data.per_class} training images a class"
+
+
+def epochs(config: ClaimsConfig) -> str:
+    """Say how long a study trains."""
+    return counted(config.train.epochs or 0, "epoch")  # a resolved config has a number

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
-from arelu_meta.claims.amounts import amount
+from arelu_meta.claims.amounts import amount, epochs
 from arelu_meta.claims.architectures_tables import conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
@@ -43,7 +43,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         headline=(
             f"{config.model.name} from scratch on {config.data.root or config.data.name or 'digits'}, "
             f"{config.data.image_size} px: {config.model.activation}, {config.optim.name}, learning rates "
-            f"{config.optim.lr}, {amount(config)}, {config.train.epochs} epochs, {config.train.repeats} seeds"
+            f"{config.optim.lr}, {amount(config)}, {epochs(config)}, {config.train.repeats} seeds"
         ),
     )
 

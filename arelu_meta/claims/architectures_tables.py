@@ -8,6 +8,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Heatmap, Outcome, Table
 from arelu_meta.claims.small_lr_tables import ORIGINAL, Runs, course_curves, edge_notes, spread
 from arelu_meta.claims.statistics import Comparison, compare, judge
+from arelu_meta.wording import counted
 
 
 def conclude(rows: Sequence[Row], margin: float) -> Outcome:
@@ -103,4 +104,4 @@ def _notes(runs: dict[str, Runs], best: dict[str, dict[str, float]]) -> list[str
     at_edge = [name for name, one in runs.items() if edge_notes(one, best[name])]
     if at_edge:
         notes.append(f"A best rate is the largest or smallest that was tried in {', '.join(at_edge)}: look beyond it.")
-    return [*notes, f"{lost} runs became NaN and count as accuracy 0."] if lost else notes
+    return [*notes, f"{counted(lost, 'run')} became NaN, counted as accuracy 0."] if lost else notes

@@ -16,6 +16,7 @@ from arelu_meta.errors import RunError
 from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.choices import default_rate
 from arelu_meta.runs.progress import print_table
+from arelu_meta.wording import counted
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 WAYS = {  # the learning rates of each, and its epochs in the defaults' number
@@ -201,7 +202,7 @@ def table(config: DefaultsConfig, ledger: Ledger, data: str) -> list[list[str]]:
     found, listed = _found(config, ledger, data), points_of(config, data, 0)
     return [
         [
-            f"{way}, {listed[way, rates[0]].epochs} epochs",
+            f"{way}, {counted(listed[way, rates[0]].epochs, 'epoch')}",
             *(_mean_and_number(found[way, lr]) if lr in rates else "–" for lr in RATES),
         ]
         for way, (rates, _) in WAYS.items()
@@ -228,7 +229,8 @@ def everything(config: DefaultsConfig, ledger: Ledger, data: str) -> tuple[list[
     for plain, epochs, keep in sorted({(one.plain, one.epochs, one.keep) for one in listed}):
         alike = [one for one in listed if (one.plain, one.epochs, one.keep) == (plain, epochs, keep)]
         found = [[100 * ledger.of(one)[0]["test_accuracy"] for one in alike if one.lr == lr] for lr in rates]
-        rows.append([f"{'plain' if plain else 'defaults'}, {epochs} epochs, {keep}", *map(_mean_and_number, found)])
+        way = "plain" if plain else "defaults"
+        rows.append([f"{way}, {counted(epochs, 'epoch')}, {keep}", *map(_mean_and_number, found)])
     return ["way", *(f"{lr:g}" for lr in rates)], rows
 
 

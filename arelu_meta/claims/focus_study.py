@@ -31,6 +31,7 @@ from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.checkpoints import digest_of
 from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.origin import of_its_run
+from arelu_meta.wording import counted
 
 _SHOWN = 5  # images in the strip
 _WORST: Row = {"image": "", "explained": "", "right": False, "entropy": 1.0, "inside": 0.0, "area": None}
@@ -144,7 +145,7 @@ def _headline(config: ClaimsConfig, trials: Sequence[FocusTrial]) -> str:
         return f"Grad-CAM on {where}, {trials[0].count} at the most: {contenders}"
     return (
         f"Grad-CAM on {where}, {trials[0].count} at the most, of {trials[0].model} fine-tuned on {trials[0].data}: "
-        f"{contenders}, {amount(config)}, {trials[0].length} epochs, {config.train.repeats} seeds"
+        f"{contenders}, {amount(config)}, {counted(trials[0].length, 'epoch')}, {config.train.repeats} seeds"
     )
 
 

@@ -14,6 +14,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Outcome, Picture, Table
 from arelu_meta.claims.small_lr_tables import ORIGINAL, spread
 from arelu_meta.claims.statistics import Comparison, compare, judge
+from arelu_meta.wording import counted
 
 _STRIP = "focus.png"
 _PANEL = 1.5  # inches
@@ -144,4 +145,4 @@ def _notes(runs: Runs) -> list[str]:
             "Without boxes or masks nobody knows where the object is: low entropy is a small spot, right or not."
         )
     lost = sum(bool(rows[0].get("diverged")) for found in runs.by.values() for rows in found.values())
-    return [*notes, f"{lost} runs became NaN and count as the worst."] if lost else notes
+    return [*notes, f"{counted(lost, 'run')} became NaN, counted as the worst."] if lost else notes

@@ -18,6 +18,7 @@ from arelu_meta.claims.running import one_thread, side_by_side
 from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, opened, shelved
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.wording import counted
 
 _OPTIMIZERS = ("sgd", "adam")
 _SIDE = 28
@@ -77,7 +78,7 @@ def _headline(config: ClaimsConfig, trials: Sequence[GradientTrial]) -> str:
     return (
         f"gradients of {config.model.name}, {config.depth} layers deep, on {trials[0].data}: {what}, "
         f"{trials[0].optimizer}, learning rate {trials[0].lr:g}, {config.train.repeats} seeds, "
-        f"{trials[0].epochs} epochs"
+        f"{counted(trials[0].epochs, 'epoch')}"
     )
 
 

@@ -20,6 +20,7 @@ from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.compute import choose_device
+from arelu_meta.wording import counted
 
 _PROBED = (1, 4)  # meta-steps
 _MOST_SHOTS = 100
@@ -48,8 +49,8 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         headline=(
             f"MAML of {trials[0].network} on {', '.join(_places(config))}, {WAYS}-way, {config.meta.shots} shots: "
             f"{config.model.activation} as the {config.variant} have them, inner learning rates {config.optim.lr}, "
-            f"{config.meta.steps} meta-steps of {BATCH_TASKS} tasks, on all classes and on some with "
-            f"{config.meta.tasks:,} tasks of the others, {config.train.repeats} seeds"
+            f"{counted(config.meta.steps or 0, 'meta-step')} of {BATCH_TASKS} tasks, on all classes and on some with "
+            f"{counted(config.meta.tasks or 0, 'task')} of the others, {config.train.repeats} seeds"
         ),
     )
 

@@ -21,6 +21,7 @@ from arelu_meta.claims.outcome import (
 )
 from arelu_meta.claims.small_lr_tables import spread
 from arelu_meta.claims.statistics import Comparison, compare, judge
+from arelu_meta.wording import counted
 
 OURS, STANDARD = "arelu", "relu"
 THEIRS, HONEST = "by the best training batch", "on unseen classes"
@@ -34,7 +35,7 @@ class Cell(NamedTuple):
     lr: float
 
     def __str__(self) -> str:
-        return f"{self.data}, {self.shots} shot{'s' if self.shots > 1 else ''}, {self.lr:g}"
+        return f"{self.data}, {counted(self.shots, 'shot')}, {self.lr:g}"
 
 
 @dataclass
@@ -200,4 +201,4 @@ def _notes(runs: Runs) -> list[str]:
         "digits the honest run trains on five. The authors published no table of these runs to set beside ours.",
     ]
     lost = sum(course.diverged for found in runs.values() for seeds in found.values() for course in seeds.values())
-    return [*notes, f"{lost} runs became NaN and count as accuracy 0."] if lost else notes
+    return [*notes, f"{counted(lost, 'run')} became NaN, counted as accuracy 0."] if lost else notes

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from arelu_meta.claims.amounts import epochs
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.mnist_tables import conclude
 from arelu_meta.claims.plan import Plan
@@ -87,7 +88,7 @@ def _headline(config: ClaimsConfig, data: Tensors, trials: Sequence[Trial]) -> s
     return (
         f"{config.model.name} on {config.data.name or config.data.root} ({len(data.train_labels):,} images to train, "
         f"{len(data.test_labels):,} to test): {what} as the {config.variant} have them, {config.optim.name}, learning "
-        f"rates {config.optim.lr}, {config.train.repeats} seeds, {config.train.epochs} epochs"
+        f"rates {config.optim.lr}, {config.train.repeats} seeds, {epochs(config)}"
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from arelu_meta.claims.ledger import Ledger, Row
 from arelu_meta.errors import RunError
 from arelu_meta.runs.progress import ProgressBar, progress
+from arelu_meta.wording import counted
 
 Work = Callable[[Sequence[Any]], list[list[Row]]]
 """Runs trials together and returns each one's rows; it must be picklable."""
@@ -162,7 +163,7 @@ def announce(missing: int, total: int, seconds: float, processes: int) -> None:
         seconds: of all missing runs one after the other in one process.
         processes: how many at once.
     """
-    left = f"{missing} of {total} runs to do" if missing < total else f"{total} runs"
+    left = f"{missing} of {counted(total, 'run')} to do" if missing < total else counted(total, "run")
     print(f"{left}, {processes} at once: about {describe_seconds(seconds / max(1, processes))}", flush=True)
 
 

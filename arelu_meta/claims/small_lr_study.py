@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.claims.amounts import amount
+from arelu_meta.claims.amounts import amount, epochs
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
@@ -38,6 +38,7 @@ from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta import metatrain
+from arelu_meta.wording import counted
 
 _INNER_STEPS = 5
 _VALIDATIONS, _VALIDATION_TASKS = 4, 50
@@ -205,7 +206,7 @@ def small_rate(config: ClaimsConfig) -> float:
 def _headline(config: ClaimsConfig, small: float) -> str:
     data = config.data.root or config.data.name or "digits"
     maml = config.pipeline == "maml"
-    length = f"{config.meta.steps} meta-steps" if maml else f"{amount(config)}, {config.train.epochs} epochs"
+    length = counted(config.meta.steps or 0, "meta-step") if maml else f"{amount(config)}, {epochs(config)}"
     rates = "inner learning rates" if maml else "learning rates"
     return (
         f"{config.pipeline} of {config.model.name} on {data}: {config.model.activation}, {config.optim.name}, {rates} "

@@ -23,6 +23,7 @@ from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.folder import check_apart, open_run, write_json, write_text
 from arelu_meta.runs.lock import locked
+from arelu_meta.wording import counted
 
 _MODULES = {
     "mnist": "arelu_meta.claims.mnist_study",
@@ -75,7 +76,7 @@ def _run(config: ClaimsConfig, plan: Plan, ledger: Ledger, folder: Path) -> dict
     missing = [trial for trial in plan.trials if trial not in ledger]
     print(plan.headline, flush=True)
     if missing:
-        print(f"trying a few short runs, to say how long {len(missing)} runs will take", flush=True)
+        print(f"trying a few short runs, to say how long {counted(len(missing), 'run')} will take", flush=True)
     try:
         seconds = plan.seconds(missing) if missing else 0.0
     except KeyboardInterrupt:  # what the run says that was measured is of a folder that is gone

@@ -13,7 +13,7 @@ import torch
 from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.claims import small_lr_study
-from arelu_meta.claims.amounts import amount
+from arelu_meta.claims.amounts import amount, epochs
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
@@ -231,6 +231,5 @@ def _seconds_an_image(trial: Trial, data: PairData) -> float:
 def _headline(config: ClaimsConfig, small: float) -> str:
     return (
         f"transfer {config.pairs}: {config.model.activation}, {config.optim.name}, learning rates {config.optim.lr} "
-        f"(the small one is {small:g}), {amount(config)}, {config.train.epochs} epochs, "
-        f"{config.train.repeats} seeds"
+        f"(the small one is {small:g}), {amount(config)}, {epochs(config)}, {config.train.repeats} seeds"
     )

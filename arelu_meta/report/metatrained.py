@@ -14,6 +14,7 @@ from arelu_meta.report.training import (
     learning_section,
     scalar_sections,
 )
+from arelu_meta.wording import counted
 
 
 def metatrain_page(run: Run) -> Page:
@@ -74,7 +75,7 @@ def facts(run: Run) -> list[Fact]:
 
 
 def _after(steps: int, accuracy: float) -> str:
-    return f"after {steps} inner step{'s' if steps > 1 else ''}: {percent(accuracy)}"
+    return f"after {counted(steps, 'inner step')}: {percent(accuracy)}"
 
 
 def adaptation(run: Run) -> list[float]:

@@ -27,6 +27,7 @@ from arelu_meta.sweeping.table import (
     write_results,
     write_table,
 )
+from arelu_meta.wording import counted
 
 _SECONDS_TO_LEAVE = 60.0
 _SECONDS_BETWEEN_TABLES = 5.0
@@ -101,7 +102,7 @@ def _show(spec: Spec, sweep: Path, trials: Sequence[Trial]) -> dict[str, Any]:
         print_rows(spec, rows)
     done = count(rows, *ENDED)
     runs = spec.samples if spec.search == "optuna" else len(rows)
-    print(f"{runs} runs, {done} of them done; nothing was started")
+    print(f"{counted(runs, 'run')}, {done} of them done; nothing was started")
     return {"runs": runs, "done": done}
 
 
@@ -111,7 +112,7 @@ def _sweep(config: SweepConfig, spec: Spec, sweep: Path, trials: list[Trial]) ->
     write_text(sweep / "sweep.yaml", yaml.safe_dump(describe(spec), sort_keys=False, allow_unicode=True))
     known, pending = _divide(config, spec, sweep, trials)
     left = max(spec.samples - len(known), len(pending)) if spec.search == "optuna" else len(pending)
-    print(f"{len(known) + left} runs of {spec.task}, {len(known)} of them done; in {sweep}", flush=True)
+    print(f"{counted(len(known) + left, 'run')} of {spec.task}, {len(known)} of them done; in {sweep}", flush=True)
     if left:
         with progress("sweep", left, "runs") as bar:
             watch = _Watch(spec, sweep, trials, bar, started)
@@ -122,7 +123,8 @@ def _sweep(config: SweepConfig, spec: Spec, sweep: Path, trials: list[Trial]) ->
                 rows = read_rows(sweep, spec, trials)
                 write_table(sweep, spec, rows)
                 done = count(rows, *ENDED)
-                raise KeyboardInterrupt(f"{done} runs are done; the same command goes on with the rest") from None
+                said = f"{counted(done, 'run')} done; the same command goes on with the rest"
+                raise KeyboardInterrupt(said) from None
     rows = read_rows(sweep, spec, trials)
     write_table(sweep, spec, rows)
     results = write_results(sweep, spec, rows, time.monotonic() - started)
@@ -236,5 +238,5 @@ def _say(spec: Spec, sweep: Path, rows: Sequence[Row]) -> None:
                 f"(95 % interval {results['test_low']:.1%} to {results['test_high']:.1%})"
             )
     if failed:
-        print(f"{len(failed)} runs failed; results.csv says why, --retry_failed runs them again")
+        print(f"{counted(len(failed), 'run')} failed; results.csv says why, --retry_failed runs them again")
     print(f"written to {sweep}", flush=True)

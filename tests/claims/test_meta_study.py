@@ -151,7 +151,7 @@ def test_a_run_that_diverged_counts_as_nothing_and_is_said() -> None:
     assert [one.verdict for one in outcome.comparisons] == ["does not hold", "does not hold"]
     row = next(row for row in outcome.tables[0].rows if row[3] == "arelu")
     assert (row[4], row[5], row[-1]) == ("0.0 ± 0.0", "48.5 ± 0.7", 2)
-    assert "2 runs became NaN" in outcome.notes[-1]
+    assert "2 runs became NaN, counted as accuracy 0." in outcome.notes[-1]
     assert [one.name for one in outcome.curves[0].series] == ["relu", "arelu"]
     assert [one.name for one in outcome.curves[1].series] == ["relu"]
 

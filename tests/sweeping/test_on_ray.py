@@ -70,7 +70,7 @@ def test_a_sweep_is_quiet_and_does_nothing_the_second_time(tmp_path: Path) -> No
     assert {"test_accuracy", "test_low", "test_high", "test_n", "seconds", "seed"} <= results.keys()
     first = next(folder.glob("runs/*/results.json"))
     before = first.stat().st_mtime_ns
-    assert "1 runs of finetune, 1 of them done" in _finish(_start(folder, text, 1))
+    assert "1 run of finetune, 1 of them done" in _finish(_start(folder, text, 1))
     assert first.stat().st_mtime_ns == before
 
 
@@ -121,7 +121,7 @@ def test_ctrl_c_ends_in_one_line_with_130_and_the_table_of_what_is_done(tmp_path
     running.send_signal(signal.SIGTERM)  # as Ctrl-C, but heard in a background shell too
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 130
-    assert errors == "error: interrupted; 0 runs are done; the same command goes on with the rest\n"
+    assert errors == "error: interrupted; 0 runs done; the same command goes on with the rest\n"
     assert (folder / "results.csv").is_file()
     assert list(folder.glob("runs/*/checkpoints/*.pt"))
     assert not _processes(folder)
