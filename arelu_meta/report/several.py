@@ -174,12 +174,12 @@ def _headline(groups: list[Group], runs: list[Run]) -> str:
     studies = [run for run in runs if run.task == "claims"]
     ended = [run for run in runs if run.number("test_accuracy") is not None]
     waiting = len(runs) - len(ended) - len(studies)
-    left = f" {waiting} {'has' if waiting == 1 else 'have'} not ended." if waiting else ""
+    left = f" {waiting} {'has' if waiting == 1 else 'have'} no result: not ended, or failed." if waiting else ""
     if studies:
         what = "is a study, which has" if len(studies) == 1 else "are studies, which have"
         left = f" {len(studies)} {what} no test accuracy but verdicts: see each one's own report.{left}"
     if not ended:
-        return left.strip() if studies else f"None of {len(runs)} runs has ended."
+        return left.strip() if studies else f"None of {len(runs)} runs has a result."
     if len(groups) == 1:
         mean, low, high = groups[0].interval()
         over = f" (95\u00a0% interval over runs {percent(low)} to {percent(high)})" if len(ended) > 1 else ""
@@ -189,7 +189,7 @@ def _headline(groups: list[Group], runs: list[Run]) -> str:
     best = next((one for one in _ranked(groups) if one.accuracies), groups[0])
     mean, _, _ = best.interval()
     if best.validation is None:
-        return f"{len(ended)} of {len(runs)} runs have ended.{left}"
+        return f"{len(ended)} of {len(runs)} runs have a result.{left}"
     return f"Best on validation images: {best.name}, with a test accuracy of {percent(mean)}.{left}"
 
 

@@ -366,7 +366,7 @@ def test_a_sweep_s_folder_shows_its_runs_and_its_own_table(make: Any, tmp_path: 
     (sweep / "results.csv").write_text("run,optim.lr,status\nabc,0.1,finished\ndef,0.2,failed\n")
     page = make_page([sweep])
     assert page.kind == "Sweep"
-    assert "1 has not ended" in page.headline
+    assert "1 has no result" in page.headline
     assert _table(page, "The sweep’s own table (results.csv)").rows[1] == ["def", 0.2, "failed"]
 
 
@@ -415,7 +415,7 @@ def test_studies_among_runs_are_not_called_unfinished_and_are_not_compared(make:
     make.finetune(tmp_path / "run")
     headline = make_page([tmp_path]).headline
     assert "1 is a study, which has no test accuracy but verdicts" in headline
-    assert "not ended" not in headline
+    assert "no result" not in headline
     with pytest.raises(InputError, match=r"^compare: '.*study' holds a study; give the folder of a run"):
         make_page([tmp_path / "run", study], compare=True)
 
