@@ -12,7 +12,7 @@ from typing import Any
 
 from arelu_meta.arguments import parse
 from arelu_meta.errors import InputError, RunError, SharedRunError, nearest_names
-from arelu_meta.runs.interrupts import HEARD, handling, terminated_as_by_ctrl_c
+from arelu_meta.runs.interrupts import HEARD, handling, interrupt, terminated_as_by_ctrl_c
 from arelu_meta.task_list import TASKS, Task
 
 BAD_INPUT, CANNOT_GO_ON, INTERRUPTED = 2, 3, 130
@@ -112,7 +112,7 @@ def _interrupted_at_once() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for number in [getattr(signal, name) for name in HEARD if hasattr(signal, name)]:
-            if signal.getsignal(number) is signal.default_int_handler:  # not somebody else's, as submitit's
+            if signal.getsignal(number) is interrupt:  # not somebody else's, as submitit's
                 stack.enter_context(handling(number, leave))
         yield
 

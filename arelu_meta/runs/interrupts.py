@@ -16,6 +16,20 @@ HEARD = ("SIGINT", *WARNINGS)
 Handler = Callable[[int, FrameType | None], Any]
 
 
+_raised: list[int] = []  # signals that `interrupt` has heard since the command began
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, and take note of it: Python drops what is raised in a weak reference's callback.
+
+    Args:
+        number: of the signal.
+        frame: where it arrived.
+    """
+    _raised.append(number)
+    signal.default_int_handler(number, frame)
+
+
 class Interrupts:
     """Signals that arrived while a step was under way."""
 
@@ -53,10 +67,14 @@ def _hear(found: Interrupts, handler: Handler, number: int, frame: FrameType | N
 def held_back() -> Iterator[Interrupts]:
     """Hold signals back inside the block, until `deliver` is called; what is left is delivered behind the block.
 
+    One that was raised before and dropped waits from the start.
+
     Only signals that would raise an exception are held; those that are ignored, or end the process at once, and all of
     them in a thread other than the main one, are left alone.
     """
     found, before = Interrupts(), {}
+    if _raised:
+        found.hear(_raised[-1], signal.default_int_handler)
     if threading.current_thread() is threading.main_thread():
         for name in HEARD:
             number = getattr(signal, name, None)  # Windows has not all of them
@@ -93,9 +111,13 @@ def handling(number: int, handler: Handler) -> Iterator[None]:
 @contextlib.contextmanager
 def terminated_as_by_ctrl_c() -> Iterator[None]:
     """Let what asks a process to leave end a run as Ctrl-C does."""
+    _raised.clear()
     with contextlib.ExitStack() as stack:
+        stack.callback(_raised.clear)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            stack.enter_context(handling(signal.SIGINT, interrupt))
         for number in [getattr(signal, name) for name in WARNINGS if hasattr(signal, name)]:
             # Whoever handles it already, as submitit does, is asked first, and told when the run can be stopped.
             if number == signal.SIGTERM or not callable(signal.getsignal(number)):
-                stack.enter_context(handling(number, signal.default_int_handler))
+                stack.enter_context(handling(number, interrupt))
         yield
