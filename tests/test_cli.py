@@ -446,6 +446,20 @@ def test_out_of_memory_is_no_bug(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["DataLoader worker (pid 7) is killed by signal: Killed. ", "DataLoader worker (pid(s) 7) exited unexpectedly"],
+)
+def test_a_worker_that_dies_is_no_bug(
+    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _replace_task(monkeypatch, RuntimeError(said))
+    assert main(["env"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a process that decodes images died (DataLoader worker")
+    assert line.endswith("with fewer --data.workers where memory ran out")
+
+
 def test_an_operation_that_cannot_be_repeated_is_no_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
