@@ -60,6 +60,13 @@ def test_training_on_cached_features_is_training_on_the_images(digits: Make, mon
         torch.testing.assert_close(_weights(plain)[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_cached_features_are_trained_on_where_images_are_channels_last(digits: Make) -> None:
+    changes: dict[str, Any] = {"train_mode": "head", "model_name": "test_efficientnet", "data_image_size": 32}
+    first, last = (finetune(digits(f"{kind}", train_channels_last=kind, **changes)) for kind in (False, True))
+    for name, tensor in _weights(first).items():
+        torch.testing.assert_close(_weights(last)[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_only_scalars_and_head_move_where_activations_are_trained(digits: Make) -> None:
     changes = {"model_activation": "arelu", "model_init": "preserve"}
     before = _weights(finetune(digits("start", optim_lr=1e-12, **changes)))
