@@ -139,6 +139,13 @@ def test_seeds_are_added_to_a_series_that_had_ended(digits: Make, capsys: pytest
         finetune(digits("alone", data_folds=2, run_resume="auto"))
 
 
+def test_one_runs_checkpoint_is_not_gone_on_from_by_several(digits: Make, tmp_path: Path) -> None:
+    checkpoint = sorted((Path(finetune(digits("one"))["folder"]) / "checkpoints").glob("*.pt"))[-1]
+    with pytest.raises(InputError, match=r"run\.resume: '.*pt' is one run's checkpoint, and 2 runs are .*; give auto"):
+        finetune(digits("many", train_repeats=2, run_resume=str(checkpoint)))
+    assert not (tmp_path / "many").exists()
+
+
 def test_every_image_is_tested_once_over_all_folds(digits: Make) -> None:
     config = digits(data_folds=4)
     tested: list[str] = []
