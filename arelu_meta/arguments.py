@@ -133,9 +133,20 @@ def _is_value_of(kind: Any, word: str | None, task: Task) -> bool:
 
 
 def _unknown_flag(flag: str, known: dict[str, Any]) -> str | None:
-    if flag.removeprefix("--") in {*known, "config"}:
+    key = flag.removeprefix("--")
+    if key in {*known, "config"}:
         return None
-    return f"{flag}: no such flag; {nearest_names(flag.removeprefix('--'), [*known, 'config'])}"
+    return f"{flag}: no such flag; {_readers(key, known) or nearest_names(key, [*known, 'config'])}"
+
+
+def _readers(key: str, known: dict[str, Any]) -> str | None:
+    """Say which other tasks read a field, or a group of fields, that this one does not have."""
+
+    def holds(flags: dict[str, Any]) -> bool:
+        return any(flag == key or flag.startswith(f"{key}.") for flag in flags)
+
+    readers = [] if holds(known) else [name for name, task in TASKS.items() if holds(_known_flags(task.config))]
+    return f"it is read by {', '.join(readers)} alone; leave it out" if readers else None
 
 
 def _check_flags(name: str, flags: list[str], known: dict[str, Any]) -> list[str]:
@@ -162,7 +173,8 @@ def _check_yaml(file: str, known: dict[str, Any], name: str) -> dict[str, Any]:
             continue
         fields_below = [flag.removeprefix(f"{key}.") for flag in known if flag.startswith(f"{key}.")]
         if not fields_below:
-            raise InputError(f"config: {file!r}: {key!r} is not a field of {name}; {nearest_names(key, known)}")
+            instead = _readers(key, known) or nearest_names(key, known)
+            raise InputError(f"config: {file!r}: {key!r} is not a field of {name}; {instead}")
         if not isinstance(value, dict):
             raise InputError(
                 f"config: {file!r}: {key}: {value!r} is not allowed; give fields below `{key}:`, "

@@ -68,6 +68,13 @@ def guarded(work: Callable[[], object]) -> int:
                 f"run.deterministic: {operation} has no repeatable form on this device; leave run.deterministic out",
                 CANNOT_GO_ON,
             )
+        if re.search(r"^DataLoader worker \(pid.*(killed by signal|exited unexpectedly)", str(error)):
+            reason = str(error).split("\n")[0].rstrip(". ")
+            return _fail(
+                f"a process that decodes images died ({reason}); --run.resume auto goes on, with fewer --data.workers "
+                "where memory ran out",
+                CANNOT_GO_ON,
+            )
         if not isinstance(error, MemoryError) and not re.search("out of memory|t allocate memory", str(error)):
             raise _as_bug(error) from error.__cause__
         reason = str(error).split("\n")[0]

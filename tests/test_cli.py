@@ -115,7 +115,7 @@ def test_texts_of_a_config_file_stay_texts_too(tmp_path: Path) -> None:
         (["--optim.l", "1"], r"^--optim\.l: no such flag; nearest: 'optim\.lr'"),  # no abbreviations
         (["--data.batch-size", "1"], r"^--data\.batch-size: no such flag; nearest: 'data\.batch_size'"),
         (["--optim", "{lr: 1}"], r"^--optim: no such flag"),
-        (["--task.ways", "3"], r"^--task\.ways: no such flag"),  # metatrain's
+        (["--task.ways", "3"], r"^--task\.ways: no such flag; it is read by metatrain alone; leave it out"),
         (["--confg", "x.yaml"], r"^--confg: no such flag; nearest: 'config'"),
         (["--"], r"^--: no such flag"),
         (["--run.seed"], r"^run\.seed: no value given"),
@@ -240,7 +240,11 @@ def test_a_config_file_of_many_keys_or_bytes_is_refused(tmp_path: Path) -> None:
         ("optim: {lrr: 1}", r"'optim\.lrr' is not a field of finetune; nearest: 'optim\.lr'"),
         ("optm: {lr: 1}", r"'optm' is not a field of finetune"),
         ("lr: 1", r"'lr' is not a field of finetune"),
-        ("task: {ways: 3}", r"'task' is not a field of finetune"),
+        (
+            "task: {ways: 3}",
+            r"'task' is not a field of finetune; it is read by metatrain, evaluate alone; leave it out",
+        ),
+        ("optim: {small_lr: 3}", r"'optim\.small_lr' is not a field of finetune; it is read by claims alone"),
         ("optim: 3", r"optim: 3 is not allowed; give fields below `optim:`, such as `name:`"),
         ("optim: [lr, 1]", r"optim: \['lr', 1\] is not allowed; give fields below"),
         ("optim:", r"optim: None is not allowed; give fields below"),
@@ -440,6 +444,20 @@ def test_out_of_memory_is_no_bug(
     assert err.startswith("error: out of memory")
     assert err.endswith("try a smaller --data.batch_size or --data.image_size\n")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["DataLoader worker (pid 7) is killed by signal: Killed. ", "DataLoader worker (pid(s) 7) exited unexpectedly"],
+)
+def test_a_worker_that_dies_is_no_bug(
+    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _replace_task(monkeypatch, RuntimeError(said))
+    assert main(["env"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a process that decodes images died (DataLoader worker")
+    assert line.endswith("with fewer --data.workers where memory ran out")
 
 
 def test_an_operation_that_cannot_be_repeated_is_no_bug(

@@ -180,18 +180,20 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
 def part_folders(root: Path) -> dict[str, Path]:
     """Find the train, val and test folders of a root, unless they hold images themselves: then they are classes.
 
+    `Training` and `TEST` are some, too: as classes they would be learned, and nobody would know.
+
     Args:
         root: a folder of images.
 
     Returns:
         Those of `train`, `validation` and `test` that are there, in this order.
     """
+    there = {folder.name.lower(): folder for folder in _class_folders(root)}
     parts = {}
     for part, names in _PARTS.items():
         for name in names:
-            folder = root / name
-            if part not in parts and folder.is_dir() and _class_folders(folder):
-                parts[part] = folder
+            if part not in parts and name in there and _class_folders(there[name]):
+                parts[part] = there[name]
     return parts
 
 

@@ -179,6 +179,16 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
                 yield [(self.epoch, int(index)) for index in mine]
 
 
+class _Loader(DataLoader[Any]):
+    """Torch's loader, whose workers' errors are one sentence here, too: it would put their tracebacks into them."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except InputError as error:
+            raise InputError(str(error).strip().rpartition(f"{InputError.__name__}: ")[2]) from error
+
+
 class Batches:
     """Batches of images and labels, shuffled anew each epoch where they are for training.
 
@@ -208,7 +218,7 @@ class Batches:
     ) -> None:
         self.images, self.transform = images, transform
         self.order = BatchOrder(len(images), batch_size, seed, share)
-        self.loader: DataLoader[Any] = DataLoader(
+        self.loader = _Loader(
             _Transformed(images, transform, seed),
             batch_sampler=self.order,
             num_workers=workers,

@@ -62,12 +62,13 @@ def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
 
     pool = _pool([splits.train, splits.validation] + ([] if splits.own_test else [splits.test]))
     counts = np.bincount(pool.labels, minlength=len(pool.classes))
-    # Validation takes one image of a class, training at least one.
-    if counts.min() < max(folds, 3):
+    # Beside the fold, validation takes one image of a class, training at least one; half of 3 may be 2.
+    needed = max(folds, 4 if folds == 2 else 3)
+    if counts.min() < needed:
         name = pool.classes[int(counts.argmin())]
         raise InputError(
-            f"data.folds: {folds} is more than class {name!r} allows, which has {counts.min()} images; give fewer, and "
-            "at least 3 images a class"
+            f"data.folds: {folds} is more than class {name!r} allows, which has {counts.min()} images; give fewer, or "
+            f"at least {needed} images a class"
         )
     cuts = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(pool.labels, pool.labels)
     rest, tested = list(cuts)[fold - 1]

@@ -80,7 +80,7 @@ class Course:
         self.trainer = make_trainer(config, optim, model, splits.train, len(self.train), ranks)
         self.scalars = ScalarRecorder(folder.path)
         # At least four samples an epoch: a short run would have none but the first, when a head at zero passes nothing.
-        every = max(1, min(50, len(self.train) // 4))
+        every = max(1, min(50, self.trainer.all_updates // config.train.epochs // 4))
         self.gradients = GradientRecorder(folder.path, every, silent=not ranks.main)
         self.trainer.before_step = self._record_gradients
         self.compiled = model
@@ -221,6 +221,8 @@ class Course:
         """Let more stages learn under `gradual`; what averages gradients over processes is told anew."""
         if self.config.train.mode == "gradual":
             set_learning(self.trainer.model, self.config.train, number)
+            if self.trainer.gates is not None:  # they are the schedule's, and would learn again
+                self.trainer.gates(self.trainer.updates / self.trainer.all_updates)
             self.trainer.forward = self.ranks.wrap(self.compiled)
 
     def _one_row(

@@ -22,6 +22,8 @@ _DECIDE_NOTHING = (
     *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
     *("run.detect_anomaly", "data.root", "data.workers", "data.cache", "data.download"),
 )
+# What a run settles once it knows its images and its device, when they are left open.
+_SETTLED_LATER = (("optim.act_lr", None), ("train.channels_last", "auto"))
 _OF_RUN = "test_accuracy_"  # in results.json, before a run's name
 
 
@@ -66,8 +68,14 @@ def run_members(
         share training images, so that theirs is rough).
 
     Raises:
-        InputError: if a run that has ended already had another config: their mean would be of nothing.
+        InputError: if a run that has ended already had another config: their mean would be of nothing; or if run.resume
+            names a checkpoint, which can be of one run alone.
     """
+    if config.run.resume not in ("never", "auto"):
+        raise InputError(
+            f"run.resume: {config.run.resume!r} is one run's checkpoint, and {len(members)} runs are asked for "
+            f"({', '.join(members)}); give auto, which goes on with each where it stopped"
+        )
     with ranks.agreeing():
         folder = open_run(config.run, "finetune", ranks)
         whole = folder.finished and _holds_all(folder.path, members)
@@ -142,7 +150,7 @@ def _check_same(folder: Path, member: FinetuneConfig) -> None:
     for name, value in flatten(member).items():
         group, _, field = name.partition(".")
         found = then.get(group, {}).get(field, value)
-        left_open = value == "default" or (name == "optim.act_lr" and value is None)
+        left_open = value == "default" or (name, value) in _SETTLED_LATER
         if found != value and not left_open and name not in _DECIDE_NOTHING:
             raise InputError(
                 f"{name}: {value!r}, and the run in {str(folder)!r} has ended with {found!r}; give what it had, or "

@@ -191,7 +191,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, epochs
 
     warmup = min(config.warmup_epochs, epochs)
     updates = (epochs - warmup) * updates_per_epoch  # after the warm-up
-    decay = {"step": max(1, epochs // 3), "wsd": _wsd_share(updates)}
+    decay = {"step": epochs / 3, "wsd": _wsd_share(updates)}
     scheduler, _ = create_scheduler_v2(
         optimizer,
         # Where the warm-up takes the whole run, the others would end it at a rate of 0, or not be made at all.

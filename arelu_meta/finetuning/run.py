@@ -174,7 +174,8 @@ def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Modu
         partial(unlabelled_batches, splits.train),
     )
     set_drop_rate(model, config.model.drop_rate)
-    smallest = None if keeps_features(config.train.mode) else min(config.data.batch_size, len(splits.train))
+    still = keeps_features(config.train.mode) or config.train.freeze_bn is True
+    smallest = None if still else min(config.data.batch_size, len(splits.train))
     check_forward(model, spec, smallest)
     set_learning(model, config.train)
     check_gates(model, config.optim.open_gates)

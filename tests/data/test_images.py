@@ -20,8 +20,10 @@ from arelu_meta.data.images import (
     load_folder,
     load_images,
     part_folders,
+    read_folder,
     split_whole,
 )
+from arelu_meta.data.splitting import take_fold
 from arelu_meta.errors import InputError
 
 Names = Sequence[str]
@@ -281,7 +283,13 @@ def test_an_image_that_vanishes_after_it_was_found_is_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("training", "valid", "testing"), ("train", "validation", "test")]
+    "names",
+    [
+        ("train", "val", "test"),
+        ("training", "valid", "testing"),
+        ("train", "validation", "test"),
+        ("Training", "Val", "TEST"),
+    ],
 )
 def test_a_folder_s_own_split_is_kept(tmp_path: Path, names: Names) -> None:
     for part, count in zip(names, (5, 3, 4), strict=True):
@@ -340,6 +348,19 @@ def test_a_class_that_only_one_part_has_is_named(tmp_path: Path, extra: str) -> 
     _tree(tmp_path / extra, weed=5)
     with pytest.raises(InputError, match=r"class 'weed' is not in both train and test"):
         load_folder(tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(("folds", "images", "needed"), [(2, 3, 4), (3, 2, 3), (5, 4, 5)])
+def test_a_class_that_is_too_small_for_the_folds_is_named(tmp_path: Path, folds: int, images: int, needed: int) -> None:
+    def pooled(tulips: int) -> Splits:
+        whole = read_folder(_tree(tmp_path / str(tulips), rose=20, tulip=tulips), tmp_path, skip_broken=False)
+        return Splits(whole, whole.subset([]), whole.subset([]))
+
+    with pytest.raises(InputError, match=rf"data\.folds: {folds} is more than class 'tulip' .* at least {needed} im"):
+        take_fold(pooled(images), folds, 1, seed=0)
+    for fold in range(1, folds + 1):
+        parts = take_fold(pooled(needed), folds, fold, seed=0)
+        assert all(_counts(part)["tulip"] for part in (parts.train, parts.validation, parts.test))
 
 
 # -- per_class --------------------------------------------------------------------------------------------------------

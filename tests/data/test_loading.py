@@ -7,6 +7,7 @@ from PIL import Image
 
 from arelu_meta.data.images import ImageSet
 from arelu_meta.data.loading import Batches, InputSpec, build_transform
+from arelu_meta.errors import InputError
 
 COLOUR = InputSpec(32, 3, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0), "bilinear")
 GREY = InputSpec(32, 1, (0.5,), (0.25,), "bilinear")
@@ -112,6 +113,16 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
     assert _order(second, 3) == expected[2]
     assert _order(second, 1) == expected[0]
     assert expected[0] != expected[1] != expected[2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_any_more_is_one_sentence_from_a_worker_too(workers: int) -> None:
+    def gone(name: str) -> Image.Image:
+        raise InputError(f"data.root: {name!r} could not be read any more (it is gone)")
+
+    batches = Batches(ImageSet(("a", "b"), np.array([0, 1]), ("0", "1"), gone), _plain, 2, workers=workers)
+    with pytest.raises(InputError, match=r"^data\.root: '0' could not be read any more \(it is gone\)$"):
+        list(batches.epoch(1))
 
 
 def test_another_seed_gives_another_order() -> None:

@@ -95,6 +95,13 @@ def test_cosine_falls_from_the_full_rate_towards_zero() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 20])
+def test_step_divides_by_ten_twice_after_each_third(epochs: int) -> None:
+    rates = _rates(OptimConfig(lr=1.0, schedule="step"), epochs=epochs, updates=30)
+    thirds = [rates[start : start + 10 * epochs] for start in (0, 10 * epochs, 20 * epochs)]
+    assert thirds == [pytest.approx([rate] * 10 * epochs) for rate in (1.0, 0.1, 0.01)]
+
+
 def test_constant_stays() -> None:
     assert set(_rates(OptimConfig(lr=0.3, schedule="constant"), epochs=2, updates=5)) == {0.3}
 

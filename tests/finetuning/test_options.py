@@ -60,6 +60,13 @@ def test_training_on_cached_features_is_training_on_the_images(digits: Make, mon
         torch.testing.assert_close(_weights(plain)[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_cached_features_are_trained_on_where_images_are_channels_last(digits: Make) -> None:
+    changes: dict[str, Any] = {"train_mode": "head", "model_name": "test_efficientnet", "data_image_size": 32}
+    first, last = (finetune(digits(f"{kind}", train_channels_last=kind, **changes)) for kind in (False, True))
+    for name, tensor in _weights(first).items():
+        torch.testing.assert_close(_weights(last)[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_only_scalars_and_head_move_where_activations_are_trained(digits: Make) -> None:
     changes = {"model_activation": "arelu", "model_init": "preserve"}
     before = _weights(finetune(digits("start", optim_lr=1e-12, **changes)))
@@ -130,6 +137,13 @@ def test_seeds_are_added_to_a_series_that_had_ended(digits: Make, capsys: pytest
     finetune(digits("alone"))
     with pytest.raises(InputError, match=r"alone' holds one run's results, which is not of these 2"):
         finetune(digits("alone", data_folds=2, run_resume="auto"))
+
+
+def test_one_runs_checkpoint_is_not_gone_on_from_by_several(digits: Make, tmp_path: Path) -> None:
+    checkpoint = sorted((Path(finetune(digits("one"))["folder"]) / "checkpoints").glob("*.pt"))[-1]
+    with pytest.raises(InputError, match=r"run\.resume: '.*pt' is one run's checkpoint, and 2 runs are .*; give auto"):
+        finetune(digits("many", train_repeats=2, run_resume=str(checkpoint)))
+    assert not (tmp_path / "many").exists()
 
 
 def test_every_image_is_tested_once_over_all_folds(digits: Make) -> None:

@@ -90,6 +90,39 @@ def test_a_schedule_leaves_the_gates_of_frozen_stages_alone(digits: Make) -> Non
     assert all(last[name] == before[name] for name in gates if not name.startswith("layer4"))
 
 
+def test_gates_that_a_schedule_opens_do_not_learn_where_stages_thaw(
+    digits: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from arelu_meta.finetuning.course import Course
+
+    learning: list[bool] = []
+    record = Course._record_gradients
+
+    def look(self: Course, model: torch.nn.Module) -> None:
+        learning.extend(p.grad is not None for name, p in model.named_parameters() if name.endswith(".t"))
+        record(self, model)
+
+    monkeypatch.setattr(Course, "_record_gradients", look)
+    arelu: dict[str, Any] = {"model_activation": "arelu", "model_init": "preserve"}
+    finetune(digits(train_mode="gradual", train_epochs=3, optim_open_gates=1.0, **arelu))
+    assert learning
+    assert not any(learning)
+
+
+def test_one_image_a_step_is_enough_where_batch_normalisation_stands_still(digits: Make) -> None:
+    single: dict[str, Any] = {"model_name": "test_resnet", "data_image_size": 32, "data_per_class": 1}
+    single |= {"data_batch_size": 1, "optim_accumulate": 10, "train_epochs": 1}
+    assert finetune(digits("still", train_freeze_bn=True, **single))["epochs"] == 1
+    with pytest.raises(InputError, match=r"data\.batch_size: 1 at 32 px is too small"):
+        finetune(digits("moving", train_freeze_bn=False, **single))
+
+
+def test_gradients_are_sampled_four_times_an_epoch_however_many_batches_make_a_step(digits: Make) -> None:
+    folder = Path(finetune(digits(train_epochs=1, data_batch_size=5, optim_accumulate=5))["folder"])
+    steps = {line.partition(",")[0] for line in (folder / "gradients.csv").read_text().splitlines()[1:]}
+    assert len(steps) >= 4  # of eight
+
+
 def test_a_schedule_without_gates_is_refused_and_nothing_is_written(digits: Make) -> None:
     config = digits(model_activation="arelu", optim_open_gates=0.5)
     with pytest.raises(
