@@ -1,6 +1,7 @@
 import os
 import signal
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,6 +10,14 @@ from arelu_meta.runs.interrupts import held_back, terminated_as_by_ctrl_c
 
 class Thing:
     pass
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Hear Ctrl-C as a terminal's process does: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def send_while_something_is_collected(number: int) -> None:
