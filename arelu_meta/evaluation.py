@@ -72,7 +72,7 @@ def evaluate(
         found = _evaluate_folders(checkpoint, support, query, device, data or DataConfig())
         return found | {"seconds": round(time.monotonic() - started, 2)}
     model, spec = load_model(checkpoint)
-    suit_layout(model.to(device), device)
+    model.to(device)
     if spec.task == "metatrain":
         asked = Asked(None if own else data, task or UnseenTaskConfig(), tasks, inner_steps, against)
         found = evaluate_tasks(model, spec, asked, device, run, Path(checkpoint))
@@ -155,6 +155,7 @@ def _evaluate_images(
     if data is None:
         check_unchanged(checkpoint, images)
     batches = Batches(images, build_transform(spec.inputs, training=False), (data or own).batch_size)
+    suit_layout(model, device)
     with progress("evaluating", len(images), "images") as bar:
         logits, labels = predict_logits(model, _counted(batches.epoch(0), bar), device, run.precision)
     if not logits.isfinite().all():

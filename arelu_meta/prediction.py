@@ -20,6 +20,8 @@ from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import open_fresh, write_atomically
 from arelu_meta.runs.progress import print_table
 
+_READ_OF_DATA = ("data.batch_size", "data.skip_broken")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -138,8 +140,8 @@ def _check_read(config: PredictConfig) -> None:
     """Refuse what a prediction does not read: whoever gave it believes that it does something."""
     plain = flatten(PredictConfig(config.checkpoint, config.images))
     for name, value in flatten(config).items():
-        read = not name.startswith("data.") and name != "run.precision"
-        if value != plain[name] and not read and name not in ("data.batch_size", "data.skip_broken"):
+        unread = name == "run.precision" or (name.startswith("data.") and name not in _READ_OF_DATA)
+        if unread and value != plain[name]:
             raise InputError(f"{name}: {value!r} is not read by a prediction; leave {name} out")
 
 
