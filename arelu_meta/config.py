@@ -179,8 +179,8 @@ class TrainConfig:
         patience: stop after this many epochs without a better validation accuracy, or an equal one at a lower loss;
             default: never.
         compile: torch.compile the model.
-        channels_last: keep images and weights in channels-last order; auto does so on a CPU where the backbone has
-            depthwise convolutions, which are faster then.
+        channels_last: keep the weights, and by them what passes between layers, in channels-last order; auto does so on
+            a CPU where the backbone has depthwise convolutions, which are faster then.
         shard: over several processes, each keeps a part of the weights, gradients and optimiser state alone (FSDP), for
             a backbone that does not fit one of them.
     """

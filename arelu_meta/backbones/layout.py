@@ -10,7 +10,7 @@ def suit_layout(model: nn.Module, device: torch.device, asked: bool | Literal["a
     """Put the weights in channels-last order; what the model computes stays the same to rounding.
 
     Args:
-        model: changed in place, on the device. It takes images of either order, before and after.
+        model: changed in place, on the device. It takes images of either order.
         device: that it computes on.
         asked: whether to; auto does so on a CPU where the network has depthwise convolutions, for oneDNN computes
             those in blocks of channels, and would bring images and gradients into them and back at every layer.

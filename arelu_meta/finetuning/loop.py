@@ -202,8 +202,6 @@ def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], s
     for number, (images, labels) in enumerate(step, 1):
         images = images.to(trainer.device, non_blocking=True)
         labels = labels.to(trainer.device, non_blocking=True)
-        if trainer.config.channels_last is True and images.dim() == 4:  # cached features may be vectors
-            images = images.contiguous(memory_format=torch.channels_last)
         targets = labels
         if trainer.mix is not None:
             images, targets = trainer.mix(images, labels)
