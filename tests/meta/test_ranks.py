@@ -87,6 +87,7 @@ def _processes(count: int, *arguments: str) -> list[subprocess.CompletedProcess[
 
 
 def test_two_processes_give_one_processs_meta_gradient(tmp_path: Path) -> None:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
     done = _processes(2, "meta-steps", str(tmp_path))
     assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
     for number, case in enumerate(_CASES):
