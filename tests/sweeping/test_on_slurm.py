@@ -56,7 +56,7 @@ def test_dry_run_prints_the_runs_and_writes_nothing(tmp_path: Path, capsys: pyte
     config = _config(tmp_path)
     config.dry_run = True
     assert sweep_task(config) == {"runs": 1, "done": 0}
-    assert "1 runs, 0 of them done; nothing was started" in capsys.readouterr().out
+    assert "1 run, 0 of them done; nothing was started" in capsys.readouterr().out
     assert not (tmp_path / "sweep").exists()
 
 
