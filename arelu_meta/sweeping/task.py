@@ -223,8 +223,9 @@ def _wait_for_checkpoints(sweep: Path) -> None:
 def _say(spec: Spec, sweep: Path, rows: Sequence[Row]) -> None:
     failed = [row for row in rows if row.state.status == FAILED]
     if failed and len(failed) == len(rows):
+        which = "the only run" if len(rows) == 1 else f"all {len(rows)} runs"
         raise RunError(
-            f"all {len(rows)} runs failed; {failed[0].trial.key}: {failed[0].state.error} "
+            f"{which} failed; {failed[0].trial.key}: {failed[0].state.error} "
             f"(mend it and give --retry_failed)"
         )
     best = best_of(rows)

@@ -148,12 +148,12 @@ def test_runs_that_fail_are_in_the_table_and_a_sweep_of_nothing_else_exits_3(tmp
     folder = tmp_path / "sweep"
     text = "parameters: {model.name: [no_such_model, mnist_linear]}\n"
     out = _finish(_start(folder, text, 1))
-    assert "1 runs failed" in out
+    assert "1 run failed" in out
     assert "no_such_model' is not known" in (folder / "results.csv").read_text()
     running = _start(tmp_path / "other", "parameters: {model.name: [no_such_model]}\n", 1)
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 3
-    assert errors.startswith("error: all 1 runs failed; ")
+    assert errors.startswith("error: the only run failed; ")
 
 
 @pytest.mark.slow
