@@ -187,13 +187,20 @@ def part_folders(root: Path) -> dict[str, Path]:
 
     Returns:
         Those of `train`, `validation` and `test` that are there, in this order.
+
+    Raises:
+        InputError: if two folders are the same part.
     """
-    there = {folder.name.lower(): folder for folder in _class_folders(root)}
-    parts = {}
+    parts: dict[str, Path] = {}
+    folders = _class_folders(root)
     for part, names in _PARTS.items():
-        for name in names:
-            if part not in parts and name in there and _class_folders(there[name]):
-                parts[part] = there[name]
+        for folder in [one for one in folders if one.name.lower() in names and _class_folders(one)]:
+            if part in parts and not folder.samefile(parts[part]):
+                raise InputError(
+                    f"data.root: {str(root)!r} has {parts[part].name}/ and {folder.name}/, which are both the {part} "
+                    f"images; keep one, or put what is in both into one"
+                )
+            parts.setdefault(part, folder)
     return parts
 
 

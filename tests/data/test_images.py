@@ -334,6 +334,17 @@ def test_a_class_called_train_with_images_directly_in_it_is_a_class(tmp_path: Pa
     assert part_folders(tmp_path) == {}
 
 
+@pytest.mark.parametrize(("one", "other", "part"), [("Train", "train", "train"), ("val", "valid", "validation")])
+def test_two_folders_that_are_the_same_part_are_refused(tmp_path: Path, one: str, other: str, part: str) -> None:
+    for name in {"train", one, other}:
+        _tree(tmp_path / name, rose=5, tulip=5)
+    with pytest.raises(InputError, match=rf"has {one}/ and {other}/, which are both the {part} images; keep one"):
+        load_folder(tmp_path, seed=0)
+    (tmp_path / other).rename(tmp_path / "spare")
+    (tmp_path / other).symlink_to(tmp_path / one)  # one folder with two names
+    assert part_folders(tmp_path)[part].name == one
+
+
 def test_test_images_without_training_images_are_refused_not_taken_for_classes(tmp_path: Path) -> None:
     _tree(tmp_path / "val", rose=5, tulip=5)
     _tree(tmp_path / "test", rose=5, tulip=5)
