@@ -97,7 +97,10 @@ def run_on_slurm(
         with executor.batch():
             queued = [executor.submit(job) for job in jobs]
     except (submitit.core.utils.FailedJobError, OSError) as error:
-        raise InputError(f"launcher: Slurm refused the jobs ({' '.join(str(error).split())[:300]})") from error
+        said = " ".join(str(error).split())[:300]
+        # A cluster without GPUs does not say that it was asked for one.
+        hint = "; it has no GPUs to give: --gpus 0 asks for none" if "gres" in said.lower() else ""
+        raise InputError(f"launcher: Slurm refused the jobs ({said}){hint}") from error
     print(f"{len(queued)} jobs queued as array {queued[0].job_id.split('_')[0]}", flush=True)
     if config.slurm.wait:
         _wait([_Queued(*one) for one in zip(jobs, queued, strict=True)], spec, tell)

@@ -225,8 +225,7 @@ def _say(spec: Spec, sweep: Path, rows: Sequence[Row]) -> None:
     if failed and len(failed) == len(rows):
         which = "the only run" if len(rows) == 1 else f"all {len(rows)} runs"
         raise RunError(
-            f"{which} failed; {failed[0].trial.key}: {failed[0].state.error} "
-            f"(mend it and give --retry_failed)"
+            f"{which} failed; {failed[0].trial.key}: {failed[0].state.error} (mend it and give --retry_failed)"
         )
     best = best_of(rows)
     if best is not None:
