@@ -10,9 +10,12 @@ from typing import Any
 
 from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.runs.files import write_text
 from arelu_meta.sweeping.quiet import stderr_to
 from arelu_meta.sweeping.runs import ENDED, FAILED, Child, folder_of, note, read_state
+from arelu_meta.sweeping.slurm_queue import NAME, OVER, LeftQueued, SlurmQueue
 from arelu_meta.sweeping.spec import Spec, Trial
+from arelu_meta.wording import counted
 
 _POLL = 0.5  # seconds
 _TIMEOUTS = 1000  # how often a job may be put back into the queue
@@ -73,7 +76,7 @@ class Job:
 def run_on_slurm(
     config: SweepConfig, spec: Spec, sweep: Path, pending: Sequence[Trial], tell: Callable[[Trial], object]
 ) -> None:
-    """Queue a sweep's runs, and wait for them unless told not to.
+    """Queue a sweep's runs, and wait for them unless told not to; what an earlier start queued is not queued again.
 
     Args:
         config: workers, cores and GPUs a run, how Slurm is asked.
@@ -84,6 +87,7 @@ def run_on_slurm(
 
     Raises:
         InputError: if Slurm is not there or refuses.
+        LeftQueued: if it is interrupted; the jobs stay.
     """
     executor, cluster = _executor(config, spec, sweep)
     threads = max(1, int(config.cpus))
@@ -91,19 +95,54 @@ def run_on_slurm(
     if cluster == "local":
         _one_after_the_other(executor, jobs, config.workers or os.cpu_count() or 1, spec, tell)
         return
+    queue = SlurmQueue(_ASK_EVERY)
+    queued = _queued_before(executor, jobs, queue)
+    if queued:
+        print(f"{counted(len(queued), 'job')} of an earlier start still queued", flush=True)
+    keys = {one.job.trial.key for one in queued}
+    if new := [job for job in jobs if job.trial.key not in keys]:
+        queued += _submit(executor, new, queue)
+    if config.slurm.wait:
+        try:
+            _wait(queued, spec, tell)
+        except KeyboardInterrupt:
+            raise LeftQueued from None
+
+
+def _queued_before(executor: Any, jobs: Sequence[Job], queue: SlurmQueue) -> list["_Queued"]:
+    """Find the jobs of an earlier start of this sweep that Slurm still has."""
+    import submitit
+
+    found = []
+    for job in jobs:
+        note = _note_of(job)
+        name = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        if name and queue.state_of(name) not in OVER | {"UNKNOWN"}:
+            found.append(_Queued(job, submitit.SlurmJob(executor.folder, name, tasks=[0]), queue, _ASK_EVERY))
+    return found
+
+
+def _submit(executor: Any, jobs: Sequence[Job], queue: SlurmQueue) -> list["_Queued"]:
+    """Queue jobs as one array, and write down which job does which run."""
     import submitit
 
     try:
         with executor.batch():
-            queued = [executor.submit(job) for job in jobs]
+            handles = [executor.submit(job) for job in jobs]
     except (submitit.core.utils.FailedJobError, OSError) as error:
         said = " ".join(str(error).split())[:300]
         # A cluster without GPUs does not say that it was asked for one.
         hint = "; it has no GPUs to give: --gpus 0 asks for none" if "gres" in said.lower() else ""
         raise InputError(f"launcher: Slurm refused the jobs ({said}){hint}") from error
-    print(f"{len(queued)} jobs queued as array {queued[0].job_id.split('_')[0]}", flush=True)
-    if config.slurm.wait:
-        _wait([_Queued(*one) for one in zip(jobs, queued, strict=True)], spec, tell)
+    for job, handle in zip(jobs, handles, strict=True):
+        write_text(_note_of(job), f"{handle.job_id}\n")
+    array = handles[0].job_id.split("_")[0]
+    print(f"{counted(len(handles), 'job')} queued as array {array}; scancel {array} takes them back", flush=True)
+    return [_Queued(*one, queue, _ASK_EVERY) for one in zip(jobs, handles, strict=True)]
+
+
+def _note_of(job: Job) -> Path:
+    return job.sweep / ".submitit" / f"{job.trial.key}.job"
 
 
 def _executor(config: SweepConfig, spec: Spec, sweep: Path) -> tuple[Any, str]:
@@ -123,7 +162,7 @@ def _executor(config: SweepConfig, spec: Spec, sweep: Path) -> tuple[Any, str]:
     if gpus != int(gpus) or config.cpus != max(1, int(config.cpus)):
         raise InputError("cpus, gpus: Slurm gives whole ones only; give whole numbers with --launcher submitit")
     executor.update_parameters(
-        name="arelu-meta-sweep",
+        name=NAME,
         timeout_min=config.slurm.minutes,
         cpus_per_task=int(config.cpus),
         gpus_per_node=int(gpus) or None,
@@ -146,7 +185,7 @@ def _one_after_the_other(
             while waiting and len(running) < most:
                 job = waiting.pop(0)
                 started.append(executor.submit(job))
-                running.append(_Queued(job, started[-1], 0.0))
+                running.append(_Queued(job, started[-1], None, 0.0))
             running = [one for one in running if not one.is_over(spec, tell)]
             time.sleep(_POLL)
     finally:
@@ -165,21 +204,29 @@ def _wait(running: list["_Queued"], spec: Spec, tell: Callable[[Trial], object])
 
 @dataclass
 class _Queued:
-    """A job, its handle, and how many seconds lie between two questions to Slurm about it."""
+    """A job, its handle, Slurm's queue where it is Slurm's, and how many seconds lie between two questions about it."""
 
     job: Job
     handle: Any
-    every: float = _ASK_EVERY
+    queue: SlurmQueue | None
+    every: float
     asked: float = field(default_factory=time.monotonic)
     over_since: float | None = None
 
     def is_over(self, spec: Spec, tell: Callable[[Trial], object]) -> bool:
-        """Say whether the run has ended, by its files; a job that is over and left none has failed."""
+        """Say whether the run has ended, by its files; a job that is over and left none has failed.
+
+        One that was cancelled has not: a later start goes on with its run.
+        """
         folder = folder_of(self.job.sweep, self.job.trial)
         if read_state(folder, spec).status not in ENDED:
             if not self._is_lost():
                 return False
-            reason = str(self.handle.exception() or "its job ended without a word").strip().splitlines()[-1]
+            if self._state().startswith("CANCELLED"):
+                return True
+            # Of a job that submitit knows nothing of, `exception` waits for ever.
+            error = self.handle.exception() if self.handle.done() else None
+            reason = str(error or "its job ended without a word").strip().splitlines()[-1]
             note(folder, self.job.trial.parameters, FAILED, reason)
         tell(self.job.trial)
         return True
@@ -191,10 +238,17 @@ class _Queued:
             return False
         self.asked = now
         with stderr_to(self.job.sweep / ".submitit" / "driver.log"):
-            over = self.handle.done()
+            known = self.handle.done()
+            over = known or (self.queue is not None and self._state() in OVER)
         if not over:
+            self.over_since = None
             return False
-        if self.handle.exception() is not None:
+        if known and self.handle.exception() is not None:
             return True
         self.over_since = now if self.over_since is None else self.over_since
         return now - self.over_since > _LOST_AFTER  # a shared file system shows files late
+
+    def _state(self) -> str:
+        """Ask submitit, which asks Slurm's accounting; that may be off, and the queue answers."""
+        known = str(self.handle.state)
+        return known if known != "UNKNOWN" or self.queue is None else self.queue.state_of(self.handle.job_id)

@@ -16,6 +16,7 @@ from arelu_meta.runs.files import write_text
 from arelu_meta.runs.lock import check_free, locked
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.sweeping.runs import BEGUN, ENDED, FAILED, FINISHED, STOPPED, folder_of, read_state
+from arelu_meta.sweeping.slurm_queue import LeftQueued
 from arelu_meta.sweeping.spec import Spec, Trial, as_text, describe, listed_trials, read_spec
 from arelu_meta.sweeping.table import (
     Row,
@@ -118,12 +119,14 @@ def _sweep(config: SweepConfig, spec: Spec, sweep: Path, trials: list[Trial]) ->
             watch = _Watch(spec, sweep, trials, bar, started)
             try:
                 _launch(config, spec, sweep, known, pending, watch)
-            except KeyboardInterrupt:
-                _wait_for_checkpoints(sweep)
+            except KeyboardInterrupt as stopped:
+                how = "Slurm goes on with the rest, and the same command waits for it"
+                if not isinstance(stopped, LeftQueued):
+                    _wait_for_checkpoints(sweep)
+                    how = "the same command goes on with the rest"
                 rows = read_rows(sweep, spec, trials)
                 write_table(sweep, spec, rows)
-                done = count(rows, *ENDED)
-                said = f"{counted(done, 'run')} done; the same command goes on with the rest"
+                said = f"{counted(count(rows, *ENDED), 'run')} done; {how}"
                 raise KeyboardInterrupt(said) from None
     rows = read_rows(sweep, spec, trials)
     write_table(sweep, spec, rows)
@@ -237,6 +240,8 @@ def _say(spec: Spec, sweep: Path, rows: Sequence[Row]) -> None:
                 f"its test accuracy: {results['test_accuracy']:.1%} "
                 f"(95 % interval {results['test_low']:.1%} to {results['test_high']:.1%})"
             )
+    if left := len(rows) - count(rows, *ENDED):
+        print(f"{counted(left, 'run')} not done yet; the same command goes on with the rest")
     if failed:
         print(f"{counted(len(failed), 'run')} failed; results.csv says why, --retry_failed runs them again")
     print(f"written to {sweep}", flush=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from arelu_meta.config import SlurmConfig, SweepConfig, SweepRunConfig
-from arelu_meta.errors import InputError, MissingExtraError
-from arelu_meta.sweeping import task
+from arelu_meta.errors import InputError, MissingExtraError, RunError
+from arelu_meta.sweeping import on_slurm, task
 from arelu_meta.sweeping.task import sweep_task
 
 SPEC = (
@@ -113,3 +113,77 @@ def test_a_job_whose_time_is_up_checkpoints_its_run_and_goes_on_when_it_is_queue
     assert "interrupted; " in log
     numbers = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert numbers == list(range(1, 301))
+
+
+SLURM = {  # what the programs of a Slurm without accounting answer; `queue` is squeue's list
+    "srun": "exit 1",
+    "sacct": "echo 'Slurm accounting storage is disabled' >&2; exit 1",
+    "scancel": "exit 0",
+    "sbatch": 'echo "$@" >> "$HERE/asked"; n=$(wc -l < "$HERE/asked"); echo "Submitted batch job $n"',
+    "squeue": 'cat "$HERE/queue"',
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    here = tmp_path / "slurm"
+    here.mkdir()
+    (here / "queue").write_text("")
+    for name, text in SLURM.items():
+        (here / name).write_text(f"#!/bin/sh\n{text}\n")
+        (here / name).chmod(0o755)
+    monkeypatch.setenv("HERE", str(here))
+    monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
+    monkeypatch.setattr(on_slurm, "_ASK_EVERY", 0.0)
+    monkeypatch.setattr(on_slurm, "_LOST_AFTER", 0.0)
+    return here
+
+
+def _slurm_config(tmp_path: Path, wait: bool) -> SweepConfig:
+    config = _config(tmp_path)
+    config.slurm, config.gpus = SlurmConfig(cluster="slurm", wait=wait), 0
+    return config
+
+
+def test_what_is_still_queued_is_not_queued_again(
+    tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for queue, asked, said in (
+        ("", 1, "1 job queued as array 1; scancel 1 takes them back"),
+        ("1 PENDING\n", 1, "1 job of an earlier start still queued"),
+        ("1 RUNNING\n9_0 PENDING\n", 1, "1 job of an earlier start still queued"),
+        ("1 CANCELLED\n", 2, "1 job queued as array 2"),
+        ("9_0 RUNNING\n", 3, "1 job queued as array 3"),  # Slurm has forgotten job 2
+    ):
+        (slurm / "queue").write_text(queue)
+        assert sweep_task(_slurm_config(tmp_path, wait=False))["finished"] == 0
+        out = capsys.readouterr().out
+        assert said in out
+        assert "1 run not done yet; the same command goes on with the rest" in out
+        assert len((slurm / "asked").read_text().splitlines()) == asked
+
+
+def test_a_job_that_slurm_lost_has_failed_and_one_that_was_cancelled_is_gone_on_with(
+    tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (slurm / "queue").write_text("1 CANCELLED\n")
+    assert sweep_task(_slurm_config(tmp_path, wait=True))["failed"] == 0
+    assert "1 run not done yet; the same command goes on with the rest" in capsys.readouterr().out
+    (slurm / "queue").write_text("2 NODE_FAIL\n")
+    with pytest.raises(RunError, match=r"^the only run failed; .*: its job ended without a word"):
+        sweep_task(_slurm_config(tmp_path, wait=True))
+
+
+def test_an_interrupted_sweep_leaves_its_jobs_to_slurm(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (slurm / "queue").write_text("1 RUNNING\n")
+    monkeypatch.setattr(on_slurm, "_wait", interrupt)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"^0 runs done; Slurm goes on with the rest, and the same command waits"
+    ):
+        sweep_task(_slurm_config(tmp_path, wait=True))
