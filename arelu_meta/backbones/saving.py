@@ -123,6 +123,11 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
+        kept = file.parent.parent / "model.safetensors"
+        if file.suffix == ".pt" and kept.is_file():
+            raise InputError(
+                f"{where}: {str(file)!r} is what --run.resume goes on from; the model its run kept is {str(kept)!r}"
+            ) from error
         raise InputError(f"{where}: {str(file)!r} is damaged or no model of this toolkit ({error})") from error
 
 

@@ -192,6 +192,13 @@ def test_a_damaged_file_is_named(saved: Path, damage: Callable[[bytes], bytes]) 
     refused(saved, str(saved), "is damaged or no model of this toolkit")
 
 
+def test_a_checkpoint_to_resume_from_is_answered_with_the_model_that_its_run_kept(saved: Path) -> None:
+    checkpoint = saved.parent / "checkpoints" / "epoch-0020.pt"
+    checkpoint.parent.mkdir()
+    torch.save({"epoch": 20}, checkpoint)
+    refused(checkpoint, "is what --run.resume goes on from; the model its run kept is", str(saved))
+
+
 def test_a_file_of_another_program_is_named(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     for metadata in (None, {"format": "pt"}):
