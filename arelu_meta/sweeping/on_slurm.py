@@ -115,8 +115,8 @@ def _queued_before(executor: Any, jobs: Sequence[Job], queue: SlurmQueue) -> lis
 
     found = []
     for job in jobs:
-        note = _note_of(job)
-        name = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        file = _id_file(job)
+        name = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         if name and queue.state_of(name) not in OVER | {"UNKNOWN"}:
             found.append(_Queued(job, submitit.SlurmJob(executor.folder, name, tasks=[0]), queue, _ASK_EVERY))
     return found
@@ -135,13 +135,14 @@ def _submit(executor: Any, jobs: Sequence[Job], queue: SlurmQueue) -> list["_Que
         hint = "; it has no GPUs to give: --gpus 0 asks for none" if "gres" in said.lower() else ""
         raise InputError(f"launcher: Slurm refused the jobs ({said}){hint}") from error
     for job, handle in zip(jobs, handles, strict=True):
-        write_text(_note_of(job), f"{handle.job_id}\n")
+        write_text(_id_file(job), f"{handle.job_id}\n")
     array = handles[0].job_id.split("_")[0]
     print(f"{counted(len(handles), 'job')} queued as array {array}; scancel {array} takes them back", flush=True)
     return [_Queued(*one, queue, _ASK_EVERY) for one in zip(jobs, handles, strict=True)]
 
 
-def _note_of(job: Job) -> Path:
+def _id_file(job: Job) -> Path:
+    """Say where the id of the job that does a run is written down."""
     return job.sweep / ".submitit" / f"{job.trial.key}.job"
 
 

@@ -69,24 +69,6 @@ def test_a_job_does_its_run_and_a_second_sweep_none(tmp_path: Path) -> None:
     assert len(list((tmp_path / "sweep" / ".submitit").glob("[0-9]*"))) == 1
 
 
-def test_a_slurm_without_gpus_is_answered_with_the_flag_that_asks_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    for name in ("srun", "sbatch"):
-        (tmp_path / name).write_text(
-            "#!/bin/sh\necho 'error: Invalid generic resource (gres) specification' >&2\nexit 1\n"
-        )
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    config = _config(tmp_path)
-    config.slurm.cluster, config.gpus = "slurm", 1
-    with pytest.raises(
-        InputError, match=r"^launcher: Slurm refused the jobs \(.*gres.*\); .*: --gpus 0 asks for none$"
-    ):
-        sweep_task(config)
-
-
 @pytest.mark.slow
 def test_a_job_whose_time_is_up_checkpoints_its_run_and_goes_on_when_it_is_queued_again(tmp_path: Path) -> None:
     submitit = pytest.importorskip("submitit", reason="submitit is not installed")
@@ -187,3 +169,14 @@ def test_an_interrupted_sweep_leaves_its_jobs_to_slurm(
         KeyboardInterrupt, match=r"^0 runs done; Slurm goes on with the rest, and the same command waits"
     ):
         sweep_task(_slurm_config(tmp_path, wait=True))
+
+
+def test_a_slurm_without_gpus_is_answered_with_the_flag_that_asks_for_none(tmp_path: Path, slurm: Path) -> None:
+    (slurm / "sbatch").write_text(
+        "#!/bin/sh\necho 'error: Invalid generic resource (gres) specification' >&2\nexit 1\n"
+    )
+    config = _slurm_config(tmp_path, wait=True)
+    config.gpus = 1
+    refused = r"^launcher: Slurm refused the jobs \(.*gres.*\); .*: --gpus 0 asks for none$"
+    with pytest.raises(InputError, match=refused):
+        sweep_task(config)
