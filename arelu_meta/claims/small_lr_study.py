@@ -14,6 +14,7 @@ import torch
 
 from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.claims.amounts import amount, epochs
+from arelu_meta.claims.inner_matching import matched_inner_rate
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.matching import matched_rate
 from arelu_meta.claims.plan import Plan
@@ -143,7 +144,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     for seed in seeds(config):
         for lr, contender in itertools.product(numbers("optim.lr", config.optim.lr), contenders):
             trials.append(replace(first, contender=contender, lr=lr, seed=seed))
-        others = [name for name in contenders if name != ORIGINAL and not maml and ORIGINAL in contenders]
+        others = [name for name in contenders if name != ORIGINAL and ORIGINAL in contenders]
         trials += [replace(first, contender=f"{MATCHED}{name}", seed=seed) for name in others]
     return trials
 
@@ -272,7 +273,7 @@ def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> Finetun
 def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
     rate = trial.lr
     if trial.contender.startswith(MATCHED):
-        like = replace(trial, contender=trial.contender.removeprefix(MATCHED))
+        like = _matched_by(trial)
         rate = matched_rate(finetune_config(config, trial, folder), finetune_config(config, like, folder))
     results = finetune(finetune_config(config, replace(trial, lr=rate), folder))
     metrics = _metrics(folder)
@@ -285,24 +286,35 @@ def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
     ]
 
 
-def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
-    results = metatrain(
-        MetatrainConfig(
-            run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device, pictures=False),
-            data=deepcopy(config.data),
-            model=model_config(trial.model, trial.pretrained, trial.contender),
-            optim=OptimConfig(name=trial.optimizer, lr=1e-3, weight_decay=0.0, schedule="constant"),
-            meta=MetaConfig(inner_lr=trial.lr, inner_steps=_INNER_STEPS, steps=trial.length, batch_tasks=8),
-            eval=EvalConfig(
-                tasks=trial.tasks,
-                every=max(1, trial.length // _VALIDATIONS),
-                validation_tasks=min(_VALIDATION_TASKS, trial.tasks),
-            ),
-        )
+def metatrain_config(config: ClaimsConfig, trial: Trial, folder: Path) -> MetatrainConfig:
+    """As `finetune_config`, of a trial that meta-learns; its rate is the inner loop's."""
+    return MetatrainConfig(
+        run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device, pictures=False),
+        data=deepcopy(config.data),
+        model=model_config(trial.model, trial.pretrained, trial.contender),
+        optim=OptimConfig(name=trial.optimizer, lr=1e-3, weight_decay=0.0, schedule="constant"),
+        meta=MetaConfig(inner_lr=trial.lr, inner_steps=_INNER_STEPS, steps=trial.length, batch_tasks=8),
+        eval=EvalConfig(
+            tasks=trial.tasks,
+            every=max(1, trial.length // _VALIDATIONS),
+            validation_tasks=min(_VALIDATION_TASKS, trial.tasks),
+        ),
     )
+
+
+def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
+    rate = trial.lr
+    if trial.contender.startswith(MATCHED):
+        like = _matched_by(trial)
+        rate = matched_inner_rate(metatrain_config(config, trial, folder), metatrain_config(config, like, folder))
+    results = metatrain(metatrain_config(config, replace(trial, lr=rate), folder))
     validation = [float(row["validation_accuracy"] or 0.0) for row in _metrics(folder)]
-    ends = {"validation_accuracy": max(validation), "test_accuracy": results["test_accuracy"], "rate": trial.lr}
+    ends = {"validation_accuracy": max(validation), "test_accuracy": results["test_accuracy"], "rate": rate}
     return [{"step": step, "accuracy": results[f"accuracy_after_{step}"], **ends} for step in range(_INNER_STEPS + 1)]
+
+
+def _matched_by(trial: Trial) -> Trial:
+    return replace(trial, contender=trial.contender.removeprefix(MATCHED))
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:

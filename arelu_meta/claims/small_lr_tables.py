@@ -6,6 +6,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from arelu_meta.claims.ledger import Row
+from arelu_meta.claims.matching import STEPS
 from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Table, mean_series
 from arelu_meta.claims.statistics import Comparison, compare, judge
 
@@ -67,15 +68,15 @@ def conclude(rows: Sequence[Row], small: float, margin: float, target: float | N
     aim = 100 * target if target is not None else _aim(runs, reference)
     axis = "inner step" if rows[0]["pipeline"] == "maml" else "step"
     tables = [
-        _readings(runs, small, best),
+        _readings(runs, small, best, axis),
         _courses(runs, small, aim, axis),
-        *([_multipliers(runs, small)] if runs.matched else []),
+        *([_multipliers(runs, small, axis)] if runs.matched else []),
     ]
     curves = [
         course_curves(runs, dict.fromkeys([*runs.contenders, *runs.matched], small), f"at {small:g}", axis),
         course_curves(runs, best, "each at its best rate", axis),
     ]
-    comparisons = list(_comparisons(runs, small, best, reference, margin))
+    comparisons = list(_comparisons(runs, small, best, reference, margin, axis))
     return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=_notes(runs, small, best))
 
 
@@ -87,7 +88,7 @@ def _aim(runs: Runs, reference: str) -> float | None:
 
 
 def _comparisons(
-    runs: Runs, small: float, best: dict[str, float], reference: str, margin: float
+    runs: Runs, small: float, best: dict[str, float], reference: str, margin: float, axis: str
 ) -> Iterator[Comparison]:
     """Make the three readings of each contender against the reference."""
     for name in runs.contenders:
@@ -105,14 +106,14 @@ def _comparisons(
         if MATCHED + name in runs.matched:
             theirs = runs.test(MATCHED + name, small)
             yield compare(
-                f"{name} at {small:g} is ahead of {reference} whose first steps move the logits as far",
+                f"{name} at {small:g} is ahead of {reference} whose first {axis}s move the logits as far",
                 ours,
                 theirs,
                 margin,
             )
 
 
-def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
+def _readings(runs: Runs, small: float, best: dict[str, float], axis: str) -> Table:
     rows = [
         [
             name,
@@ -130,7 +131,7 @@ def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
         rows,
         f"Mean ± standard deviation over seeds; the small rate is {small:g}; the best rate is chosen on validation."
         + (
-            f" A row {MATCHED}X is the original at the rate at which its first steps move the logits as far as X's."
+            f" A row {MATCHED}X is the original at the rate at which its first {axis}s move the logits as far as X's."
             if runs.matched
             else ""
         ),
@@ -182,17 +183,19 @@ def _steps_to(run: Sequence[Row], aim: float) -> int | None:
     return next((int(row["step"]) for row in run if 100 * row["accuracy"] >= aim), None)
 
 
-def _multipliers(runs: Runs, small: float) -> Table:
+def _multipliers(runs: Runs, small: float, axis: str) -> Table:
     rows = []
     for name in runs.matched:
         factors = [run[-1]["rate"] / small for run in runs.course(name, small)]
         mean = f"{np.exp(np.mean(np.log(factors))):.3g}" if factors else "it became NaN"
         rows.append([name.removeprefix(MATCHED), mean])
+    inner = axis == "inner step"
+    how = "the inner learning rate multiplied, before meta-training" if inner else "all learning rates multiplied alike"
     return Table(
-        f"How many times as fast the original has to learn at {small:g} for its first steps to go as far",
+        f"How many times as fast the original has to learn at {small:g} for its first {axis}s to go as far",
         ["as", "times (geometric mean over seeds)"],
         rows,
-        "By the root mean square of the change of the logits after 3 steps, all learning rates multiplied alike.",
+        f"By the root mean square of the change of the logits after {STEPS} {axis}s, {how}.",
     )
 
 

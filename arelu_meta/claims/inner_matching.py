@@ -1,0 +1,71 @@
+"""How much of a gain in few-shot tasks is a larger effective inner learning rate, as `matching` asks of fine-tuning."""
+
+import math
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from arelu_meta.claims.matching import STEPS, solve
+from arelu_meta.config import MetatrainConfig
+from arelu_meta.data.episodes import TaskBatch, load_class_splits
+from arelu_meta.meta.inner import Inner, InnerLoop, inner_of
+from arelu_meta.meta.preparing import make_model, make_sampler
+from arelu_meta.meta.stack import Stack
+
+_TASKS = 4
+
+
+def matched_inner_rate(ours: MetatrainConfig, theirs: MetatrainConfig) -> float:
+    """Find the inner learning rate at which our first inner steps change the logits as much as theirs do.
+
+    Args:
+        ours: the run whose rate is sought, before its first meta-step.
+        theirs: the run to be matched, on the same tasks.
+
+    Returns:
+        An inner learning rate.
+    """
+    model, tasks = _begin(ours)
+    wanted = adaptation_change(*_begin(theirs), inner_of(theirs.meta))
+    inner = inner_of(ours.meta)
+    change = solve(lambda factor: adaptation_change(model, tasks, replace(inner, lr=inner.lr * factor)), wanted)
+    return inner.lr * change
+
+
+def adaptation_change(model: nn.Module, tasks: TaskBatch, inner: Inner) -> float:
+    """Say how far the first inner steps move the logits of the images that they are taken on.
+
+    Args:
+        model: left as it was; in the mode that its normalisation asks for.
+        tasks: each adapts from the model's weights.
+        inner: the inner loop; of its steps the first three count.
+
+    Returns:
+        The root mean square of the change over all tasks' support images; infinite where they overflow.
+    """
+    moved = deepcopy(model)
+    squares = []
+    for number in range(len(tasks)):
+        images, labels = tasks.support_images[number, None], tasks.support_labels[number, None]
+        stack = Stack(moved, InnerLoop(moved, inner), 1)
+        weights = [weight.detach() for weight in stack.start()]
+        with torch.no_grad():
+            before = stack.logits(weights, images)
+        for step in range(min(STEPS, inner.steps)):
+            weights = [weight.detach().requires_grad_() for weight in weights]
+            weights = stack.step(weights, images, labels, step, second_order=False)
+        with torch.no_grad():
+            squares.append((stack.logits(weights, images) - before).square().mean())
+    size = float(torch.stack(squares).mean().sqrt())
+    return size if math.isfinite(size) else math.inf
+
+
+def _begin(config: MetatrainConfig) -> tuple[nn.Module, TaskBatch]:
+    """Build a run's model as `metatrain` does, and its first tasks."""
+    splits = load_class_splits(config.data, config.task, config.run.seed)
+    torch.manual_seed(config.run.seed)
+    model, spec = make_model(config, splits)
+    sampler = make_sampler(config, spec, splits, "train", torch.device("cpu"))
+    return model, sampler.batch(range(_TASKS))
