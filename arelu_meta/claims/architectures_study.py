@@ -97,7 +97,7 @@ def _check_networks(config: ClaimsConfig) -> None:
 
 
 def _seconds(config: ClaimsConfig, trials: Any) -> float:
-    """Measure one short run a network: they differ many times over."""
+    """Measure a run of one epoch a network: they differ many times over."""
     by_model: dict[str, list[Trial]] = {}
     for trial in trials:
         by_model.setdefault(trial.model, []).append(trial)

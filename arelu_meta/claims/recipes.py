@@ -107,7 +107,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "model.activation": "original,arelu",
             "optim.name": "adamw",
             "optim.lr": "1e-3",
-            "train.epochs": 4,
+            "train.epochs": 3,
             "train.repeats": 3,
         },
         "full": {
@@ -196,14 +196,15 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "small-lr/maml": {
         "quick": {
+            "data.image_size": 20,
             "model.name": "conv4_32",
             "model.pretrained": False,
             "model.activation": "original,arelu:paper",
             "optim.name": "adam",
-            "optim.lr": "1e-1,1e-2,1e-3",
+            "optim.lr": "1e-1,1e-2",
             "train.repeats": 3,
-            "meta.steps": 60,
-            "meta.tasks": 200,
+            "meta.steps": 40,
+            "meta.tasks": 100,
         },
         "full": {
             "data.name": "omniglot-small",

@@ -1,6 +1,8 @@
 """The study `small-lr`: is an activation ahead at a small learning rate, and still when each has its best one?"""
 
+import csv
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -276,9 +278,9 @@ def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
         like = _matched_by(trial)
         rate = matched_rate(finetune_config(config, trial, folder), finetune_config(config, like, folder))
     results = finetune(finetune_config(config, replace(trial, lr=rate), folder))
-    metrics = _metrics(folder)
-    images = sum(1 for _ in load_images(config.data, trial.seed).train.names)
-    steps = -(-images // trial.batch_size)
+    metrics = _numbers(folder / "metrics.csv")
+    images = json.loads((folder / "split.json").read_text(encoding="utf-8"))["train"]
+    steps = -(-len(images) // trial.batch_size)
     ends = {name: results[name] for name in ("validation_accuracy", "test_accuracy")}
     return [
         {"step": int(row["epoch"]) * steps, "accuracy": row["validation_accuracy"], **ends, "rate": rate}
@@ -297,9 +299,14 @@ def metatrain_config(config: ClaimsConfig, trial: Trial, folder: Path) -> Metatr
         eval=EvalConfig(
             tasks=trial.tasks,
             every=max(1, trial.length // _VALIDATIONS),
-            validation_tasks=min(_VALIDATION_TASKS, trial.tasks),
+            validation_tasks=_validation_tasks(trial.tasks),
         ),
     )
+
+
+def _validation_tasks(tasks: int) -> int:
+    """Validations together take as many tasks as the test, and no more than choosing a rate needs."""
+    return min(_VALIDATION_TASKS, -(-tasks // _VALIDATIONS))
 
 
 def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
@@ -308,7 +315,7 @@ def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
         like = _matched_by(trial)
         rate = matched_inner_rate(metatrain_config(config, trial, folder), metatrain_config(config, like, folder))
     results = metatrain(metatrain_config(config, replace(trial, lr=rate), folder))
-    validation = [float(row["validation_accuracy"] or 0.0) for row in _metrics(folder)]
+    validation = [float(row["validation_accuracy"] or 0.0) for row in _numbers(folder / "metrics.csv")]
     ends = {"validation_accuracy": max(validation), "test_accuracy": results["test_accuracy"], "rate": rate}
     return [{"step": step, "accuracy": results[f"accuracy_after_{step}"], **ends} for step in range(_INNER_STEPS + 1)]
 
@@ -317,15 +324,14 @@ def _matched_by(trial: Trial) -> Trial:
     return replace(trial, contender=trial.contender.removeprefix(MATCHED))
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    import csv
-
-    rows = csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines())
+def _numbers(file: Path) -> list[dict[str, Any]]:
+    """Read a table of a run; an empty cell is None."""
+    rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
     return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
 
 
 def estimate(config: ClaimsConfig, trials: Sequence[Trial]) -> float:
-    """Do one of the trials in two short lengths, and say how long all take one after the other.
+    """Do one of the trials in short, and say how long all take one after the other.
 
     Args:
         config: of the study.
@@ -337,8 +343,24 @@ def estimate(config: ClaimsConfig, trials: Sequence[Trial]) -> float:
     like = next((one for one in trials if not one.contender.startswith(MATCHED)), trials[0])
     if config.pipeline == "maml":
         return _estimate_maml(config, like, trials)
-    seconds = probe(lambda length: work(config, [replace(like, length=length)]))
-    return sum(seconds(trial.length) for trial in trials)
+    whole, an_epoch = _time_one_epoch(config, replace(like, length=1))
+    return sum(whole + (trial.length - 1) * an_epoch for trial in trials)
+
+
+def _time_one_epoch(config: ClaimsConfig, trial: Trial) -> tuple[float, float]:
+    """Do a run of one epoch in one thread, as in a process of a pool: the seconds of it all, and of its epoch."""
+    epochs: list[Row] = []
+
+    def run(folder: Path) -> list[Row]:
+        finetune(finetune_config(config, trial, folder))
+        epochs.extend(_numbers(folder / "times.csv"))
+        return []
+
+    with one_thread():
+        started = time.perf_counter()
+        run_apart(run, {})
+        whole = time.perf_counter() - started
+    return whole, epochs[0]["seconds"] if epochs else whole  # one that became NaN has no epoch
 
 
 def _estimate_maml(config: ClaimsConfig, like: Trial, trials: Sequence[Trial]) -> float:
@@ -350,13 +372,15 @@ def _estimate_maml(config: ClaimsConfig, like: Trial, trials: Sequence[Trial]) -
 
     seconds = probe(run)
     one, two = seconds(1), seconds(2)
+    checked = _validation_tasks(few)
     a_task = 0.0
     if more > few:
         with one_thread():
             started = time.perf_counter()
             run(1, more)
-            a_task = max(0.0, time.perf_counter() - started - one) / (2 * (more - few))
-    a_step = max(0.0, two - one - few * a_task)
-    start = max(0.0, one - a_step - 2 * few * a_task)
-    judged = like.tasks + _VALIDATIONS * min(_VALIDATION_TASKS, like.tasks)
+            further = more - few + _validation_tasks(more) - checked
+            a_task = max(0.0, time.perf_counter() - started - one) / further
+    a_step = max(0.0, two - one - checked * a_task)
+    start = max(0.0, one - a_step - (few + checked) * a_task)
+    judged = like.tasks + _VALIDATIONS * _validation_tasks(like.tasks)
     return sum(start + trial.length * a_step + judged * a_task for trial in trials)

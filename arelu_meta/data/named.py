@@ -19,6 +19,8 @@ from arelu_meta.data.images import ImageSet, Splits, data_home, fill_splits
 from arelu_meta.data.reading import to_channels
 from arelu_meta.errors import InputError
 
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
 
 @dataclass(frozen=True)
 class NamedSet:
@@ -142,7 +144,7 @@ def load_part(name: str, arguments: dict[str, Any], config: DataConfig) -> Image
         classes=tuple(names),
         labels=labels,
         names=tuple(str(index) for index in range(len(labels))),
-        read=partial(_read_item, dataset, 1 if spec.grey else 3),
+        read=_ReadItem(dataset, 1 if spec.grey else 3),
         channels=1 if spec.grey else 3,
     )
 
@@ -212,5 +214,33 @@ def _labels(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.asarray([int(dataset[index][1]) for index in range(len(dataset))], dtype=np.int64)
 
 
-def _read_item(dataset: Any, channels: int, name: str) -> Image.Image:
-    return to_channels(dataset[int(name)][0], channels)
+@dataclass(frozen=True)
+class _ReadItem:
+    """Reads an image of a torchvision set; the name is its index."""
+
+    dataset: Any
+    channels: int
+
+    def __call__(self, name: str) -> Image.Image:
+        return to_channels(self.dataset[int(name)][0], self.channels)
+
+
+def pixels_in_memory(images: ImageSet) -> Pixels | None:
+    """Return the images of a set that torchvision holds decoded, as reading one after the other gives them.
+
+    Args:
+        images: any set.
+
+    Returns:
+        Shape (images, height, width) of grey ones and (images, height, width, 3) of others, uint8; None where they are
+        decoded one by one.
+    """
+    if not isinstance(images.read, _ReadItem):
+        return None
+    held = getattr(images.read.dataset, "data", None)
+    if held is None or isinstance(held, list):
+        return None
+    pixels = np.asarray(held)
+    if pixels.dtype != np.uint8 or pixels.shape[3:] != (() if images.channels == 1 else (3,)):
+        return None
+    return pixels[np.array(images.names, dtype=np.int64)]

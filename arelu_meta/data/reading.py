@@ -21,6 +21,10 @@ _AT_ONCE = 8  # images that are decoded side by side: each may take as much memo
 _PIXELS_A_BYTE = 512  # at the most in a JPEG: eight blocks of 64, each of which takes a bit or more
 _RUN_BY_OTHERS = {"EPS", "WMF"}  # Pillow hands these to Ghostscript and to Windows
 
+_Stamp = tuple[int, int, int, int]
+_MOST_KNOWN = 100_000  # some 30 MB of names
+_known: dict[str, _Stamp] = {}  # files that were whole when this process read them: its next run need not
+
 # Without a handler of the user's, Pillow would print its remarks on broken files to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -134,21 +138,37 @@ def _is_broken(path: Path) -> bool:
     return False
 
 
+def _stamp(path: Path) -> _Stamp | None:
+    """Tell a file's content from any other that it had; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def find_broken(paths: Sequence[Path]) -> list[Path]:
     """List the files that are not whole images.
 
     Args:
-        paths: files; each is decoded once, at reduced size where the format allows.
+        paths: files; each is decoded once a process, at reduced size where the format allows, and again if it changes.
 
     Returns:
         Those that Pillow cannot read to the end, in the order given.
     """
+    stamps = {path: _stamp(path) for path in paths}
+    unknown = [path for path, stamp in stamps.items() if stamp is None or _known.get(str(path)) != stamp]
     broken: list[Path] = []
+    if not unknown:
+        return broken
     with warnings.catch_warnings(), ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")
-        with progress("checking images", len(paths), "images") as bar:
-            for path, bad in zip(paths, pool.map(_is_broken, paths), strict=True):
+        with progress("checking images", len(unknown), "images") as bar:
+            for path, bad in zip(unknown, pool.map(_is_broken, unknown), strict=True):
                 bar.advance(1, broken=len(broken))
                 if bad:
                     broken.append(path)
+    for path in set(unknown).difference(broken):
+        if (stamp := stamps[path]) is not None and len(_known) < _MOST_KNOWN:
+            _known[str(path)] = stamp
     return broken

@@ -1,3 +1,4 @@
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from arelu_meta.claims import small_lr_study
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_lr_study import finetune_config, list_trials
 from arelu_meta.claims.small_lr_tables import conclude
-from arelu_meta.errors import InputError
+from arelu_meta.config import FinetuneConfig
+from arelu_meta.errors import InputError, RunError
 
 _WORDS = ["small-lr", "--model.name", "mnist_linear", "--model.pretrained", "false", "--optim.lr", "0.1,0.01"]
 
@@ -188,7 +190,7 @@ def test_the_time_of_mamls_runs_is_told_from_few_tasks(monkeypatch: pytest.Monke
     def work(_: Any, found: Any) -> None:
         nonlocal judged
         (trial,) = found
-        tasks = trial.tasks + min(4, trial.length) * min(50, trial.tasks)
+        tasks = trial.tasks + min(4, trial.length) * math.ceil(min(50, trial.tasks / 4))
         judged += tasks
         clock[0] += 3 + 2 * trial.length + tasks / 4
 
@@ -197,3 +199,34 @@ def test_the_time_of_mamls_runs_is_told_from_few_tasks(monkeypatch: pytest.Monke
     expected = sum(3 + 2 * trial.length + (600 + 4 * 50) / 4 for trial in trials)
     assert small_lr_study.estimate(config, trials) == pytest.approx(expected)
     assert judged < 50
+
+
+def test_the_time_of_fine_tuning_is_told_from_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(parse("claims", [*_WORDS, "--train.epochs", "7", "--train.repeats", "2", "--data.name", "digits"]))
+    trials, clock, lengths = list_trials(config), [0.0], []
+
+    def finetune(found: FinetuneConfig) -> None:
+        folder = Path(str(found.run.folder))
+        folder.mkdir()
+        (folder / "times.csv").write_text("epoch,seconds\n1,5.0\n")
+        lengths.append(found.train.epochs)
+        clock[0] += 12
+
+    monkeypatch.setattr(small_lr_study, "finetune", finetune)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert small_lr_study.estimate(config, trials) == pytest.approx(len(trials) * (12 + 6 * 5))
+    assert lengths == [1]
+
+
+def test_where_the_first_epoch_becomes_nan_the_time_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(parse("claims", [*_WORDS, "--data.name", "digits"]))
+    clock = [0.0]
+
+    def finetune(_: FinetuneConfig) -> None:
+        clock[0] += 3
+        raise RunError("the loss is NaN in step 1; lower the rate")
+
+    monkeypatch.setattr(small_lr_study, "finetune", finetune)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    trials = list_trials(config)
+    assert small_lr_study.estimate(config, trials) == pytest.approx(sum(3 * trial.length for trial in trials))

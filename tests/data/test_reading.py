@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from arelu_meta.data import reading
 from arelu_meta.data.reading import find_broken, is_candidate, read_image, to_channels
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -175,6 +177,27 @@ def test_broken_files_come_in_the_order_they_were_given(tmp_path: Path) -> None:
         path.write_text("no image")
     _photo().save(paths[1])
     assert find_broken(paths) == [paths[0], paths[2], paths[3]]
+
+
+def test_a_file_is_checked_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    whole, check = tmp_path / "whole.png", reading._is_broken
+
+    def counted(path: Path) -> bool:
+        opened.append(path.name)
+        return check(path)
+
+    monkeypatch.setattr(reading, "_is_broken", counted)
+    _photo().save(whole)
+    (tmp_path / "bad.png").write_text("no image")
+    paths = [whole, tmp_path / "bad.png", tmp_path / "missing.png"]
+    for _ in range(2):
+        assert find_broken(paths) == paths[1:]
+    assert opened == ["whole.png", "bad.png", "missing.png", "bad.png", "missing.png"]
+    content, times = whole.read_bytes(), whole.stat()
+    whole.write_bytes(content[:-40] + bytes(40))
+    os.utime(whole, ns=(times.st_atime_ns, times.st_mtime_ns))  # as tools leave it that keep a file's time
+    assert find_broken([whole]) == [whole]
 
 
 def test_an_image_of_millions_of_empty_pixels_is_refused_not_unpacked(
