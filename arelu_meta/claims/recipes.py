@@ -203,7 +203,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "optim.name": "adam",
             "optim.lr": "1e-1,1e-2",
             "train.repeats": 3,
-            "meta.steps": 40,
+            "meta.steps": 30,
             "meta.tasks": 100,
         },
         "full": {

@@ -94,22 +94,33 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         device: where to compute.
 
     Raises:
-        InputError: if a name is unknown, the data is missing, or the small rate is not among the rates.
+        InputError: if a name is unknown, the data is missing, the small rate is not among the rates, or there is
+            nothing to choose the best one by.
     """
     trials = list_trials(config)
     small = small_rate(config)
-    if config.pipeline == "maml":
-        load_class_splits(config.data, MetatrainConfig().task, config.run.seed)
-    else:
-        load_images(config.data, config.run.seed)
+    notes = _notes_on_data(config)
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),
         processes=side_by_side(config.processes, device),
         seconds=partial(estimate, config),
-        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), small, config.margin, config.target),
+        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), small, config.margin, config.target, notes),
         headline=_headline(config, small),
     )
+
+
+def _notes_on_data(config: ClaimsConfig) -> tuple[str, ...]:
+    """Read the data once before the first run; return what is to be known of how it was divided."""
+    if config.pipeline != "maml":
+        return load_images(config.data, config.run.seed).notes
+    splits = load_class_splits(config.data, MetatrainConfig().task, config.run.seed)
+    if splits.validation is None and len(numbers("optim.lr", config.optim.lr)) > 1:
+        raise InputError(
+            f"optim.lr: the best of {config.optim.lr} is chosen on validation tasks, and this data has too few classes "
+            "and images for any; give one rate, or more data"
+        )
+    return splits.notes
 
 
 def list_trials(config: ClaimsConfig) -> list[Trial]:

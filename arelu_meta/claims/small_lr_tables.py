@@ -52,7 +52,9 @@ class Runs:
         return sum(bool(run[0].get("diverged")) for run in self.by.get((contender, lr), {}).values())
 
 
-def conclude(rows: Sequence[Row], small: float, margin: float, target: float | None) -> Outcome:
+def conclude(
+    rows: Sequence[Row], small: float, margin: float, target: float | None, notes: Sequence[str] = ()
+) -> Outcome:
     """Judge finished runs.
 
     Args:
@@ -61,6 +63,7 @@ def conclude(rows: Sequence[Row], small: float, margin: float, target: float | N
         small: the small learning rate.
         margin: how many points count as being ahead.
         target: the accuracy that steps are counted to, a fraction; None for 0.9 of the original's best.
+        notes: what is to be known of the data.
     """
     runs = Runs(rows)
     best = {name: runs.best_rate(name) for name in runs.contenders}
@@ -77,7 +80,8 @@ def conclude(rows: Sequence[Row], small: float, margin: float, target: float | N
         course_curves(runs, best, "each at its best rate", axis),
     ]
     comparisons = list(_comparisons(runs, small, best, reference, margin, axis))
-    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=_notes(runs, small, best))
+    said = [*_notes(runs, small, best), *(f"Of the data: {note}." for note in notes)]
+    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=said)
 
 
 def _aim(runs: Runs, reference: str) -> float | None:

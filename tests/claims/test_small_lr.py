@@ -1,9 +1,12 @@
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from arelu_meta.arguments import parse
 from arelu_meta.claims import small_lr_study
@@ -230,3 +233,34 @@ def test_where_the_first_epoch_becomes_nan_the_time_is_told_all_the_same(monkeyp
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     trials = list_trials(config)
     assert small_lr_study.estimate(config, trials) == pytest.approx(sum(3 * trial.length for trial in trials))
+
+
+def _few_shot_folder(root: Path, images: int) -> Path:
+    for name in "abcdefghij":
+        (root / name).mkdir(parents=True)
+        for number in range(images):
+            Image.new("L", (8, 8), 20 * number).save(root / name / f"{number}.png")
+    return root
+
+
+def _maml_plan(root: Path, rates: str) -> Any:
+    words = ["small-lr", "--pipeline", "maml", "--model.name", "mnist_linear", "--data.root", str(root)]
+    config = resolve(parse("claims", [*words, "--optim.lr", rates, "--train.repeats", "2"]))
+    return small_lr_study.plan(config, torch.device("cpu"))
+
+
+def test_where_no_task_is_left_to_choose_a_rate_by_one_rate_alone_is_tried(tmp_path: Path) -> None:
+    root = _few_shot_folder(tmp_path / "few", images=17)
+    with pytest.raises(InputError, match=r"^optim\.lr: the best of 0\.1,0\.01 is chosen on validation tasks"):
+        _maml_plan(root, "0.1,0.01").__enter__()
+    with _maml_plan(root, "0.1") as plan:
+        assert len(plan.trials) == 6  # two contenders and the one that is matched, two seeds
+
+
+def test_a_study_says_that_its_rate_was_chosen_on_classes_that_were_trained_on(tmp_path: Path) -> None:
+    with _maml_plan(_few_shot_folder(tmp_path / "few", images=40), "0.01,0.001") as plan:
+        ledger = SimpleNamespace(of_all=lambda _: _study())
+        notes = plan.conclude(ledger, tmp_path).notes
+    assert notes[-1] == (
+        "Of the data: too few classes to validate on unseen ones: validated on other images of the training classes."
+    )
