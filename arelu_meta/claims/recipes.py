@@ -103,7 +103,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "data.root": "cifar10-subset",
             "data.per_class": 100,
             "data.image_size": 32,
-            "model.name": "resnet18,mobilenetv3_small_100,convnext_atto,vit_tiny_patch16_224",
+            "model.name": "resnet10t,mobilenetv3_small_100,convnext_atto,vit_tiny_patch16_224",
             "model.activation": "original,arelu",
             "optim.name": "adamw",
             "optim.lr": "1e-3",
