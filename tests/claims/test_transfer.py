@@ -2,15 +2,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 
 from arelu_meta.arguments import parse
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_nets import accuracy
 from arelu_meta.claims.task import claims_task
 from arelu_meta.claims.tensors import Tensors
-from arelu_meta.claims.transfer_data import PairData, read_pairs
+from arelu_meta.claims.transfer_data import PairData, load_pair, read_pairs
 from arelu_meta.claims.transfer_nets import Trial, build, transfer
 from arelu_meta.claims.transfer_study import list_trials
 from arelu_meta.claims.transfer_tables import conclude
@@ -145,3 +147,31 @@ def test_a_small_study_runs_to_its_page_and_goes_on_where_it_stopped(
     again = claims_task(parse("claims", [*words, "--run.resume", "auto", "--train.repeats", "3"]))
     assert "6 of 18 runs to do" in capsys.readouterr().out
     assert again["seeds"] == [0, 1, 2]
+
+
+def _write_svhn(root: Path) -> None:
+    """Write files as SVHN's are: images last, and 10 for the digit 0. A digit is as bright as it is large."""
+    root.mkdir()
+    generator = np.random.default_rng(0)
+    for part, images in (("train", 200), ("test", 50)):
+        digits = np.arange(images) % 10
+        pixels = generator.integers(0, 20, (32, 32, 3, images)) + 20 * digits
+        labels = np.where(digits == 0, 10, digits)[:, None]
+        savemat(root / f"{part}_32x32.mat", {"X": pixels.astype(np.uint8), "y": labels.astype(np.uint8)})
+
+
+def test_street_numbers_are_learned_from_digits_and_the_other_way_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_svhn(tmp_path / "svhn")
+    monkeypatch.setattr("torchvision.datasets.SVHN._check_integrity", lambda _: True)  # of the real files' checksums
+    config = resolve(parse("claims", ["transfer", "--data.root", str(tmp_path / "svhn")]))
+    data = load_pair(config, "digits", "svhn")
+    assert data.target.train_images.shape[1:] == data.source.train_images.shape[1:] == (3, 28, 28)
+    assert data.test.test_labels[:11].tolist() == [*range(10), 0]
+    means = data.test.test_images.float().mean((1, 2, 3))
+    assert means[:10].tolist() == sorted(means[:10].tolist())
+    words = ["transfer", "--pairs", "digits-to-svhn,svhn-to-digits", "--data.root", str(tmp_path / "svhn")]
+    words += ["--optim.lr", "1e-2", "--train.epochs", "1", "--train.repeats", "2", "--processes", "1"]
+    results = claims_task(parse("claims", [*words, "--run.folder", str(tmp_path / "study")]))
+    assert [one["claim"].split(":")[0] for one in results["verdicts"][::2]] == ["digits-to-svhn", "svhn-to-digits"]
