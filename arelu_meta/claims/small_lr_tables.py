@@ -81,7 +81,7 @@ def conclude(
     ]
     comparisons = list(_comparisons(runs, small, best, reference, margin, axis))
     said = [*_notes(runs, small, best), *(f"Of the data: {note}." for note in notes)]
-    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=said)
+    return Outcome(judge(comparisons), tables, curves, [_map(runs, axis)], notes=said)
 
 
 def _aim(runs: Runs, reference: str) -> float | None:
@@ -224,13 +224,12 @@ def course_curves(runs: Runs, rates: dict[str, float], where: str, axis: str) ->
     return Curves(f"Accuracy by {axis}, {where}", axis, what, series)
 
 
-def _map(runs: Runs) -> Heatmap:
+def _map(runs: Runs, axis: str) -> Heatmap:
     values: list[list[float | None]] = [
         [float(np.mean([*runs.test(name, lr).values()])) for lr in runs.rates] for name in runs.contenders
     ]
-    return Heatmap(
-        "Test accuracy (%)", "learning rate", "contender", [f"{lr:g}" for lr in runs.rates], runs.contenders, values
-    )
+    rate = "inner learning rate" if axis == "inner step" else "learning rate"
+    return Heatmap("Test accuracy (%)", rate, "contender", [f"{lr:g}" for lr in runs.rates], runs.contenders, values)
 
 
 def _notes(runs: Runs, small: float, best: dict[str, float]) -> list[str]:
