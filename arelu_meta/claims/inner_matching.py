@@ -30,8 +30,9 @@ def matched_inner_rate(ours: MetatrainConfig, theirs: MetatrainConfig) -> float:
     model, tasks = _begin(ours)
     wanted = adaptation_change(*_begin(theirs), inner_of(theirs.meta))
     inner = inner_of(ours.meta)
-    change = solve(lambda factor: adaptation_change(model, tasks, replace(inner, lr=inner.lr * factor)), wanted)
-    return inner.lr * change
+    return inner.lr * solve(
+        lambda factor: adaptation_change(model, tasks, replace(inner, lr=inner.lr * factor)), wanted
+    )
 
 
 def adaptation_change(model: nn.Module, tasks: TaskBatch, inner: Inner) -> float:
