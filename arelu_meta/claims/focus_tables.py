@@ -139,6 +139,7 @@ def _notes(runs: Runs) -> list[str]:
     notes = [
         pairs,
         "A map shows what moves the class's score; that it lies on the object does not prove a right reason.",
+        "An image without colours over it has an empty map, since nothing raises the score; it counts as even.",
     ]
     if not runs.boxed:
         notes.append(
