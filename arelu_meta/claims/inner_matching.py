@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.claims.matching import STEPS, solve
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import TaskBatch, load_class_splits
+from arelu_meta.data.episodes import ClassSplits, TaskBatch, load_class_splits
 from arelu_meta.meta.inner import Inner, InnerLoop, inner_of
 from arelu_meta.meta.preparing import make_model, make_sampler
 from arelu_meta.meta.stack import Stack
@@ -27,8 +28,10 @@ def matched_inner_rate(ours: MetatrainConfig, theirs: MetatrainConfig) -> float:
     Returns:
         An inner learning rate.
     """
-    model, tasks = _begin(ours)
-    wanted = adaptation_change(*_begin(theirs), inner_of(theirs.meta))
+    splits = load_class_splits(ours.data, ours.task, ours.run.seed)
+    model, spec = _begin(ours, splits)
+    tasks = make_sampler(ours, spec, splits, "train", torch.device("cpu")).batch(range(_TASKS))
+    wanted = adaptation_change(_begin(theirs, splits)[0], tasks, inner_of(theirs.meta))
     inner = inner_of(ours.meta)
     return inner.lr * solve(
         lambda factor: adaptation_change(model, tasks, replace(inner, lr=inner.lr * factor)), wanted
@@ -47,10 +50,10 @@ def adaptation_change(model: nn.Module, tasks: TaskBatch, inner: Inner) -> float
         The root mean square of the change over all tasks' support images; infinite where they overflow.
     """
     moved = deepcopy(model)
+    stack = Stack(moved, InnerLoop(moved, inner), 1)
     squares = []
     for number in range(len(tasks)):
         images, labels = tasks.support_images[number, None], tasks.support_labels[number, None]
-        stack = Stack(moved, InnerLoop(moved, inner), 1)
         weights = [weight.detach() for weight in stack.start()]
         with torch.no_grad():
             before = stack.logits(weights, images)
@@ -63,10 +66,7 @@ def adaptation_change(model: nn.Module, tasks: TaskBatch, inner: Inner) -> float
     return size if math.isfinite(size) else math.inf
 
 
-def _begin(config: MetatrainConfig) -> tuple[nn.Module, TaskBatch]:
-    """Build a run's model as `metatrain` does, and its first tasks."""
-    splits = load_class_splits(config.data, config.task, config.run.seed)
+def _begin(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module, ModelSpec]:
+    """Build a run's model as `metatrain` does."""
     torch.manual_seed(config.run.seed)
-    model, spec = make_model(config, splits)
-    sampler = make_sampler(config, spec, splits, "train", torch.device("cpu"))
-    return model, sampler.batch(range(_TASKS))
+    return make_model(config, splits)

@@ -8,15 +8,15 @@ import torch
 
 from arelu_meta.arguments import parse
 from arelu_meta.backbones.paper_nets import conv4_32, mnist_linear
-from arelu_meta.claims import inner_matching
 from arelu_meta.claims.inner_matching import adaptation_change, matched_inner_rate
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_lr_study import list_trials, metatrain_config
 from arelu_meta.claims.task import claims_task
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.episodes import TaskBatch, load_class_splits
 from arelu_meta.meta.inner import Inner, inner_of
 from arelu_meta.meta.normalization import set_normalization
+from arelu_meta.meta.preparing import make_model, make_sampler
 
 
 def _tasks() -> TaskBatch:
@@ -78,10 +78,13 @@ def test_at_the_matched_rate_the_first_inner_steps_go_as_far(tmp_path: Path) -> 
     found = _configs(tmp_path)
     ours, theirs = found["matched:arelu:paper"], found["arelu:paper"]
     rate = matched_inner_rate(ours, theirs)
-    sizes = [
-        adaptation_change(*inner_matching._begin(config), inner_of(config.meta))
-        for config in (replace(ours, meta=replace(ours.meta, inner_lr=rate)), theirs)
-    ]
+    splits = load_class_splits(ours.data, ours.task, ours.run.seed)
+    sizes = []
+    for config in (replace(ours, meta=replace(ours.meta, inner_lr=rate)), theirs):
+        torch.manual_seed(config.run.seed)
+        model, spec = make_model(config, splits)
+        tasks = make_sampler(config, spec, splits, "train", torch.device("cpu")).batch(range(4))
+        sizes.append(adaptation_change(model, tasks, inner_of(config.meta)))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.06)
 
 
