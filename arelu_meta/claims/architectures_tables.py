@@ -33,7 +33,7 @@ def conclude(rows: Sequence[Row], margin: float) -> Outcome:
     return Outcome(
         judge(comparisons),
         [_table(tested, best, first.contenders, reference)],
-        [course_curves(runs[name], best[name], name, "step") for name in networks],
+        [course_curves(runs[name], best[name], name) for name in networks],
         [_map(runs, best)] if len(first.rates) == 1 else [_map(runs, best), *_rates(runs)],
         notes=_notes(runs, best),
     )

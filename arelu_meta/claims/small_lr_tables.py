@@ -22,6 +22,9 @@ class Runs:
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
+        self.inner = any(row.get("pipeline") == "maml" for row in rows)
+        """Whether learning rate and steps are those of an inner loop."""
+        self.axis = "inner step" if self.inner else "step"
         self.by: dict[tuple[str, float], dict[int, list[Row]]] = {}
         for row in rows:
             self.by.setdefault((row["contender"], row["lr"]), {}).setdefault(row["seed"], []).append(row)
@@ -69,19 +72,18 @@ def conclude(
     best = {name: runs.best_rate(name) for name in runs.contenders}
     reference = ORIGINAL if ORIGINAL in runs.contenders else runs.contenders[0]
     aim = 100 * target if target is not None else _aim(runs, reference)
-    axis = "inner step" if rows[0]["pipeline"] == "maml" else "step"
     tables = [
-        _readings(runs, small, best, axis),
-        _courses(runs, small, aim, axis),
-        *([_multipliers(runs, small, axis)] if runs.matched else []),
+        _readings(runs, small, best),
+        _courses(runs, small, aim),
+        *([_multipliers(runs, small)] if runs.matched else []),
     ]
     curves = [
-        course_curves(runs, dict.fromkeys([*runs.contenders, *runs.matched], small), f"at {small:g}", axis),
-        course_curves(runs, best, "each at its best rate", axis),
+        course_curves(runs, dict.fromkeys([*runs.contenders, *runs.matched], small), f"at {small:g}"),
+        course_curves(runs, best, "each at its best rate"),
     ]
-    comparisons = list(_comparisons(runs, small, best, reference, margin, axis))
+    comparisons = list(_comparisons(runs, small, best, reference, margin))
     said = [*_notes(runs, small, best), *(f"Of the data: {note}." for note in notes)]
-    return Outcome(judge(comparisons), tables, curves, [_map(runs, axis)], notes=said)
+    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=said)
 
 
 def _aim(runs: Runs, reference: str) -> float | None:
@@ -92,7 +94,7 @@ def _aim(runs: Runs, reference: str) -> float | None:
 
 
 def _comparisons(
-    runs: Runs, small: float, best: dict[str, float], reference: str, margin: float, axis: str
+    runs: Runs, small: float, best: dict[str, float], reference: str, margin: float
 ) -> Iterator[Comparison]:
     """Make the three readings of each contender against the reference."""
     for name in runs.contenders:
@@ -110,14 +112,14 @@ def _comparisons(
         if MATCHED + name in runs.matched:
             theirs = runs.test(MATCHED + name, small)
             yield compare(
-                f"{name} at {small:g} is ahead of {reference} whose first {axis}s move the logits as far",
+                f"{name} at {small:g} is ahead of {reference} whose first {runs.axis}s move the logits as far",
                 ours,
                 theirs,
                 margin,
             )
 
 
-def _readings(runs: Runs, small: float, best: dict[str, float], axis: str) -> Table:
+def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
     rows = [
         [
             name,
@@ -135,7 +137,7 @@ def _readings(runs: Runs, small: float, best: dict[str, float], axis: str) -> Ta
         rows,
         f"Mean ± standard deviation over seeds; the small rate is {small:g}; the best rate is chosen on validation."
         + (
-            f" A row {MATCHED}X is the original at the rate at which its first {axis}s move the logits as far as X's."
+            f" A row {MATCHED}X is the original at a rate at which its first {runs.axis}s move the logits as far as X's."
             if runs.matched
             else ""
         ),
@@ -154,7 +156,7 @@ def spread(values: dict[int, float]) -> str:
     return f"{np.mean(found):.1f}" + (f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else "")
 
 
-def _courses(runs: Runs, small: float, aim: float | None, axis: str) -> Table:
+def _courses(runs: Runs, small: float, aim: float | None) -> Table:
     rows = []
     for name in [*runs.contenders, *runs.matched]:
         courses = runs.course(name, small)
@@ -163,7 +165,7 @@ def _courses(runs: Runs, small: float, aim: float | None, axis: str) -> Table:
     goal = "a target" if aim is None else f"{aim:.1f} %"
     return Table(
         f"The course at {small:g}",
-        ["contender", "mean accuracy over the course", f"{axis}s to {goal}", "runs that reach it", "diverged"],
+        ["contender", "mean accuracy over the course", f"{runs.axis}s to {goal}", "runs that reach it", "diverged"],
         rows,
         "The mean over the course is the area under accuracy against steps, divided by the steps.",
     )
@@ -187,30 +189,32 @@ def _steps_to(run: Sequence[Row], aim: float) -> int | None:
     return next((int(row["step"]) for row in run if 100 * row["accuracy"] >= aim), None)
 
 
-def _multipliers(runs: Runs, small: float, axis: str) -> Table:
+def _multipliers(runs: Runs, small: float) -> Table:
     rows = []
     for name in runs.matched:
         factors = [run[-1]["rate"] / small for run in runs.course(name, small)]
         mean = f"{np.exp(np.mean(np.log(factors))):.3g}" if factors else "it became NaN"
         rows.append([name.removeprefix(MATCHED), mean])
-    inner = axis == "inner step"
-    how = "the inner learning rate multiplied, before meta-training" if inner else "all learning rates multiplied alike"
+    how = (
+        "the inner learning rate multiplied, before meta-training"
+        if runs.inner
+        else "all learning rates multiplied alike"
+    )
     return Table(
-        f"How many times as fast the original has to learn at {small:g} for its first {axis}s to go as far",
+        f"How many times as fast the original has to learn at {small:g} for its first {runs.axis}s to go as far",
         ["as", "times (geometric mean over seeds)"],
         rows,
-        f"By the root mean square of the change of the logits after {STEPS} {axis}s, {how}.",
+        f"By the root mean square of the change of the logits after {STEPS} {runs.axis}s, {how}.",
     )
 
 
-def course_curves(runs: Runs, rates: dict[str, float], where: str, axis: str) -> Curves:
+def course_curves(runs: Runs, rates: dict[str, float], where: str) -> Curves:
     """Draw accuracy against steps.
 
     Args:
         runs: finished.
         rates: the learning rate of each contender that is drawn.
         where: the end of the title.
-        axis: step, or inner step.
     """
     series = []
     for name, lr in rates.items():
@@ -220,15 +224,15 @@ def course_curves(runs: Runs, rates: dict[str, float], where: str, axis: str) ->
             accuracies = [[100 * row["accuracy"] for row in run] for run in courses]
             shown = f"{name}, {lr:g}" if len(set(rates.values())) > 1 else name
             series.append(mean_series(shown, accuracies, steps))
-    what = "accuracy on unseen tasks (%)" if axis == "inner step" else "validation accuracy (%)"
-    return Curves(f"Accuracy by {axis}, {where}", axis, what, series)
+    what = "accuracy on unseen tasks (%)" if runs.inner else "validation accuracy (%)"
+    return Curves(f"Accuracy by {runs.axis}, {where}", runs.axis, what, series)
 
 
-def _map(runs: Runs, axis: str) -> Heatmap:
+def _map(runs: Runs) -> Heatmap:
     values: list[list[float | None]] = [
         [float(np.mean([*runs.test(name, lr).values()])) for lr in runs.rates] for name in runs.contenders
     ]
-    rate = "inner learning rate" if axis == "inner step" else "learning rate"
+    rate = "inner learning rate" if runs.inner else "learning rate"
     return Heatmap("Test accuracy (%)", rate, "contender", [f"{lr:g}" for lr in runs.rates], runs.contenders, values)
 
 
