@@ -137,7 +137,7 @@ def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
         rows,
         f"Mean ± standard deviation over seeds; the small rate is {small:g}; the best rate is chosen on validation."
         + (
-            f" A row {MATCHED}X is the original at a rate at which its first {runs.axis}s move the logits as far as X's."
+            f" A row {MATCHED}X is the original at a rate where its first {runs.axis}s move the logits as far as X's."
             if runs.matched
             else ""
         ),

@@ -12,13 +12,14 @@ import torch
 
 from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.backbones.paper_nets import PAPER_NETS
-from arelu_meta.claims import small_lr_study
+from arelu_meta.claims import small_lr_runs
 from arelu_meta.claims.amounts import amount, epochs
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import one_thread, side_by_side
-from arelu_meta.claims.small_lr_study import contenders_of, model_config, small_rate
+from arelu_meta.claims.small_lr_runs import model_config
+from arelu_meta.claims.small_lr_study import contenders_of, small_rate
 from arelu_meta.claims.tensors import Shelf, opened, shelved
 from arelu_meta.claims.transfer_data import PRETRAINED, PairData, backbone_config, load_pair, read_pairs
 from arelu_meta.claims.transfer_nets import Trial, transfer
@@ -75,7 +76,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
 
 def list_trials(
     config: ClaimsConfig, pairs: dict[str, tuple[str, str]]
-) -> tuple[list[Trial], dict[str, list[small_lr_study.Trial]]]:
+) -> tuple[list[Trial], dict[str, list[small_lr_runs.Trial]]]:
     """List a resolved config's runs, the first seed of everything first.
 
     Args:
@@ -143,8 +144,8 @@ def _check_models(
 
 def _backbone_trial(
     config: ClaimsConfig, target: str, model: str, seed: int, contender: str, lr: float
-) -> small_lr_study.Trial:
-    return small_lr_study.Trial(
+) -> small_lr_runs.Trial:
+    return small_lr_runs.Trial(
         pipeline="finetune",
         data=target,
         image_size=config.data.image_size,
@@ -181,7 +182,7 @@ def work(config: ClaimsConfig, shelves: Shelves, trials: Sequence[Any]) -> list[
     """
     if isinstance(trials[0], Trial):
         return transfer(trials, PairData(*(opened(shelf, "cpu") for shelf in shelves[trials[0].pair])))
-    return small_lr_study.work(backbone_config(config, trials[0].data), trials)
+    return small_lr_runs.work(backbone_config(config, trials[0].data), trials)
 
 
 def estimate(config: ClaimsConfig, shelves: Shelves, trials: Sequence[Any]) -> float:
@@ -202,13 +203,11 @@ def estimate(config: ClaimsConfig, shelves: Shelves, trials: Sequence[Any]) -> f
         images = group[0].source_epochs * len(data.source.train_labels)
         images += sum(trial.length for trial in group) * len(data.target.train_labels)
         total += images * _seconds_an_image(group[0], data)
-    others: dict[str, list[small_lr_study.Trial]] = {}
+    others: dict[str, list[small_lr_runs.Trial]] = {}
     for trial in trials:
         if not isinstance(trial, Trial):
             others.setdefault(trial.data, []).append(trial)
-    return total + sum(
-        small_lr_study.estimate(backbone_config(config, target), some) for target, some in others.items()
-    )
+    return total + sum(small_lr_runs.estimate(backbone_config(config, target), some) for target, some in others.items())
 
 
 _measured: dict[tuple[str, str], float] = {}

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from arelu_meta.arguments import parse
-from arelu_meta.claims import small_lr_study
+from arelu_meta.claims import small_lr_runs, small_lr_study
 from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.small_lr_study import finetune_config, list_trials
+from arelu_meta.claims.small_lr_runs import finetune_config
+from arelu_meta.claims.small_lr_study import list_trials
 from arelu_meta.claims.small_lr_tables import conclude
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError, RunError
@@ -197,10 +198,10 @@ def test_the_time_of_mamls_runs_is_told_from_few_tasks(monkeypatch: pytest.Monke
         judged += tasks
         clock[0] += 3 + 2 * trial.length + tasks / 4
 
-    monkeypatch.setattr(small_lr_study, "work", work)
+    monkeypatch.setattr(small_lr_runs, "work", work)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     expected = sum(3 + 2 * trial.length + (600 + 4 * 50) / 4 for trial in trials)
-    assert small_lr_study.estimate(config, trials) == pytest.approx(expected)
+    assert small_lr_runs.estimate(config, trials) == pytest.approx(expected)
     assert judged < 50
 
 
@@ -215,9 +216,9 @@ def test_the_time_of_fine_tuning_is_told_from_one_epoch(monkeypatch: pytest.Monk
         lengths.append(found.train.epochs)
         clock[0] += 12
 
-    monkeypatch.setattr(small_lr_study, "finetune", finetune)
+    monkeypatch.setattr(small_lr_runs, "finetune", finetune)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    assert small_lr_study.estimate(config, trials) == pytest.approx(len(trials) * (12 + 6 * 5))
+    assert small_lr_runs.estimate(config, trials) == pytest.approx(len(trials) * (12 + 6 * 5))
     assert lengths == [1]
 
 
@@ -229,10 +230,10 @@ def test_where_the_first_epoch_becomes_nan_the_time_is_told_all_the_same(monkeyp
         clock[0] += 3
         raise RunError("the loss is NaN in step 1; lower the rate")
 
-    monkeypatch.setattr(small_lr_study, "finetune", finetune)
+    monkeypatch.setattr(small_lr_runs, "finetune", finetune)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     trials = list_trials(config)
-    assert small_lr_study.estimate(config, trials) == pytest.approx(sum(3 * trial.length for trial in trials))
+    assert small_lr_runs.estimate(config, trials) == pytest.approx(sum(3 * trial.length for trial in trials))
 
 
 def _few_shot_folder(root: Path, images: int) -> Path:
