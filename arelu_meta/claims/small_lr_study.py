@@ -51,16 +51,16 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
 
 
 def _notes_on_data(config: ClaimsConfig) -> tuple[str, ...]:
-    """Read the data once before the first run; return what is to be known of how it was divided."""
+    """Read the data before the first run; return what is to be known of how it was divided."""
     if config.pipeline != "maml":
         return load_images(config.data, config.run.seed).notes
-    splits = load_class_splits(config.data, MetatrainConfig().task, config.run.seed)
-    if splits.validation is None and len(numbers("optim.lr", config.optim.lr)) > 1:
+    divided = [load_class_splits(config.data, MetatrainConfig().task, seed) for seed in seeds(config)]
+    if len(numbers("optim.lr", config.optim.lr)) > 1 and any(splits.validation is None for splits in divided):
         raise InputError(
             f"optim.lr: the best of {config.optim.lr} is chosen on validation tasks, and this data has too few classes "
             "and images for any; give one rate, or more data"
         )
-    return splits.notes
+    return tuple(dict.fromkeys(note for splits in divided for note in splits.notes))
 
 
 def list_trials(config: ClaimsConfig) -> list[Trial]:

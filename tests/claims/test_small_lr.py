@@ -14,7 +14,8 @@ from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_lr_runs import finetune_config
 from arelu_meta.claims.small_lr_study import list_trials
 from arelu_meta.claims.small_lr_tables import conclude
-from arelu_meta.config import FinetuneConfig
+from arelu_meta.config import DataConfig, FinetuneConfig, TaskConfig
+from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.errors import InputError, RunError
 
 _WORDS = ["small-lr", "--model.name", "mnist_linear", "--model.pretrained", "false", "--optim.lr", "0.1,0.01"]
@@ -256,6 +257,17 @@ def test_where_no_task_is_left_to_choose_a_rate_by_one_rate_alone_is_tried(tmp_p
         _maml_plan(root, "0.1,0.01").__enter__()
     with _maml_plan(root, "0.1") as plan:
         assert len(plan.trials) == 6  # two contenders and the one that is matched, two seeds
+
+
+def test_a_seed_that_leaves_no_task_to_choose_a_rate_by_is_found_before_the_first_run(tmp_path: Path) -> None:
+    root = _few_shot_folder(tmp_path / "few", images=40)
+    splits = {seed: load_class_splits(DataConfig(root=str(root)), TaskConfig(), seed) for seed in (0, 1)}
+    taught = {seed: {one.train.classes[label] for label in one.train.labels} for seed, one in splits.items()}
+    (scarce,) = sorted(taught[1] - taught[0])[:1]
+    for number in range(17, 40):
+        (root / scarce / f"{number}.png").unlink()
+    with pytest.raises(InputError, match=r"^optim\.lr: the best of"):
+        _maml_plan(root, "0.1,0.01").__enter__()
 
 
 def test_a_study_says_that_its_rate_was_chosen_on_classes_that_were_trained_on(tmp_path: Path) -> None:
