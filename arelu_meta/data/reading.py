@@ -22,7 +22,7 @@ _PIXELS_A_BYTE = 512  # at the most in a JPEG: eight blocks of 64, each of which
 _RUN_BY_OTHERS = {"EPS", "WMF"}  # Pillow hands these to Ghostscript and to Windows
 
 _Stamp = tuple[int, int, int, int]
-_MOST_KNOWN = 100_000  # some 30 MB of names
+_MOST_KNOWN = 100_000  # names and stamps of millions would fill the memory
 _known: dict[str, _Stamp] = {}  # files that were whole when this process read them: its next run need not
 
 # Without a handler of the user's, Pillow would print its remarks on broken files to stderr.
@@ -156,8 +156,8 @@ def find_broken(paths: Sequence[Path]) -> list[Path]:
     Returns:
         Those that Pillow cannot read to the end, in the order given.
     """
-    stamps = {path: _stamp(path) for path in paths}
-    unknown = [path for path, stamp in stamps.items() if stamp is None or _known.get(str(path)) != stamp]
+    stamps = {path: _stamp(path) for path in paths} if len(paths) <= _MOST_KNOWN else {}
+    unknown = [path for path in paths if (stamp := stamps.get(path)) is None or _known.get(str(path)) != stamp]
     broken: list[Path] = []
     if not unknown:
         return broken
@@ -169,6 +169,6 @@ def find_broken(paths: Sequence[Path]) -> list[Path]:
                 if bad:
                     broken.append(path)
     for path in set(unknown).difference(broken):
-        if (stamp := stamps[path]) is not None and len(_known) < _MOST_KNOWN:
+        if (stamp := stamps.get(path)) is not None and len(_known) < _MOST_KNOWN:
             _known[str(path)] = stamp
     return broken

@@ -200,6 +200,17 @@ def test_a_file_is_checked_once_and_again_when_it_changes(tmp_path: Path, monkey
     assert find_broken([whole]) == [whole]
 
 
+def test_more_files_than_are_remembered_are_checked_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_MOST_KNOWN", 2)
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        _photo().save(path)
+    assert find_broken(paths) == []
+    assert not {str(path) for path in paths} & set(reading._known)
+    paths[1].write_text("no image")
+    assert find_broken(paths) == [paths[1]]
+
+
 def test_an_image_of_millions_of_empty_pixels_is_refused_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
