@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.claims.fixed_tasks import divide_for
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.meta_runs import ALL, BATCH_TASKS, DIVIDED, WAYS, MetaTrial, run
 from arelu_meta.claims.meta_tables import conclude
@@ -16,7 +17,6 @@ from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import activation_names, names, numbers, seeds
 from arelu_meta.claims.running import probe, side_by_side
 from arelu_meta.config import ClaimsConfig, DataConfig, TaskConfig
-from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.compute import choose_device
@@ -39,7 +39,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
     """
     trials = list_trials(config)
     for data, shots in dict.fromkeys((trial.data, trial.shots) for trial in trials):
-        load_class_splits(_data(config, data), TaskConfig(WAYS, shots, shots), config.run.seed)
+        divide_for(_data(config, data), TaskConfig(WAYS, shots, shots), config.run.seed)
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),

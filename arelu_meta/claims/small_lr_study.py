@@ -10,13 +10,13 @@ import torch
 
 from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.claims.amounts import amount, epochs
+from arelu_meta.claims.fixed_tasks import divide_for
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.small_lr_runs import Trial, estimate, model_config, work
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
 from arelu_meta.config import ClaimsConfig, MetatrainConfig
-from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning.optimizer import check_optimizer_name
@@ -54,7 +54,7 @@ def _notes_on_data(config: ClaimsConfig) -> tuple[str, ...]:
     """Read the data before the first run; return what is to be known of how it was divided."""
     if config.pipeline != "maml":
         return load_images(config.data, config.run.seed).notes
-    divided = [load_class_splits(config.data, MetatrainConfig().task, seed) for seed in seeds(config)]
+    divided = [divide_for(config.data, MetatrainConfig().task, seed) for seed in seeds(config)]
     if len(numbers("optim.lr", config.optim.lr)) > 1 and any(splits.validation is None for splits in divided):
         raise InputError(
             f"optim.lr: the best of {config.optim.lr} is chosen on validation tasks, and this data has too few classes "
