@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -200,3 +201,5 @@ def join(config: RunConfig) -> Ranks:
 def _part() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        # Models that averaged gradients hold the group, in cycles: its threads end with the last of them.
+        gc.collect()

@@ -3,6 +3,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from arelu_meta.backbones.saving import read_tensors
@@ -31,6 +32,26 @@ def test_two_processes_give_one_processs_result(run_processes: Run, tmp_path: Pa
     rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
     assert len(rows[0]) == len(rows[1]) == 3
     assert double[1].stdout == ""  # the first process speaks for all
+
+
+# Registered first, this runs last: threads that are left then would end the process by abort(), now and then.
+_THREADS_AT_THE_END = """
+import atexit, pathlib, sys
+from arelu_meta.cli import main
+
+def tell():
+    names = [file.read_text().strip() for file in pathlib.Path("/proc/self/task").glob("*/comm")]
+    print(sorted(name for name in names if "gloo" in name), file=sys.stderr)
+
+atexit.register(tell)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from Linux's /proc")
+def test_no_thread_of_the_group_outlives_it(run_processes: Run, tmp_path: Path) -> None:
+    found = run_processes(2, *_ARGUMENTS, "--run.folder", str(tmp_path / "run"), program=_THREADS_AT_THE_END)
+    assert [(one.returncode, one.stderr.splitlines()[-1]) for one in found] == [(0, "[]"), (0, "[]")]
 
 
 def test_bad_input_is_said_once_by_all_processes_together(run_processes: Run, tmp_path: Path) -> None:
