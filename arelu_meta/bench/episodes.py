@@ -10,7 +10,7 @@ from torch import Tensor
 
 from arelu_meta.bench.timing import Contender, Row, make_row, time_in_turns
 from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.episodes import TaskSampler, TensorSampler, load_pool, load_whole
+from arelu_meta.data.episodes import TensorSampler, load_pool, load_whole
 from arelu_meta.data.images import concatenate
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.extras import import_learn2learn
@@ -37,7 +37,7 @@ CASES = {
     "digits-5w1s": Case("digits", 8, TaskConfig(5, 1, 15)),
 }
 PEER = "learn2learn"
-CONTENDERS = ("tensors", "learn2learn", "learn2learn-tensors", "learn2learn-indices")
+CONTENDERS = ("tensors", "learn2learn", "learn2learn-tensors")
 TASKS = 4
 """A contender's turn draws as many tasks; `median_ms` is for all of them."""
 
@@ -51,9 +51,8 @@ def episode_rows(cases: Iterable[str] = tuple(CASES), rounds: int = 5) -> list[R
 
     Returns:
         One row for each case and contender: `tensors` (ours), `learn2learn` (its `Taskset` over a data set that decodes
-        and normalises each image, as its examples do), `learn2learn-tensors` (the same over tensors that are ready in
-        memory), and `learn2learn-indices` (over positions alone, the images gathered afterwards: what
-        `--meta.engine learn2learn` trains on here).
+        and normalises each image, as its examples do) and `learn2learn-tensors` (the same over tensors that are ready
+        in memory).
 
     Raises:
         MissingExtraError: if learn2learn is not installed.
@@ -75,12 +74,11 @@ def _case_rows(name: str, case: Case, rounds: int) -> list[Row]:
 
         return normalize(to_tensor(images[index][0].convert("L")), [0.5], [0.5]), labels[index]
 
-    ours, positions = TensorSampler(pool, case.task, "bench"), TaskSampler(pool, case.task, "bench")
+    ours = TensorSampler(pool, case.task, "bench")
     samplers: dict[str, Callable[[], object]] = {
         "tensors": lambda: ours.batch(range(TASKS)),
         "learn2learn": _taskset(_Items(labels, decode), case.task),
         "learn2learn-tensors": _taskset(_Items(labels, lambda index: (ready[index], labels[index])), case.task),
-        "learn2learn-indices": lambda: positions.batch(range(TASKS)),
     }
     # Each draw makes new tasks: nothing is kept for a backward, so that memory is that of the tasks alone.
     times = time_in_turns({key: Contender(partial(_draw, draw)) for key, draw in samplers.items()}, rounds)

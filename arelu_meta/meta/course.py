@@ -73,7 +73,7 @@ class Course:
         return self.outer.step
 
     def _sampler(self, part: str) -> Sampler:
-        return make_sampler(self.config, self.spec, self.splits, part, self.device, self.outer.engine.name)
+        return make_sampler(self.config, self.spec, self.splits, part, self.device)
 
     def _draw(self, tasks: Sequence[int]) -> TaskBatch:
         return self.train_tasks.batch(tasks).to(self.device)

@@ -14,7 +14,6 @@ from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import (
     ClassSplits,
     Sampler,
-    TaskSampler,
     TensorSampler,
     load_pool,
     unlabelled_images,
@@ -95,9 +94,8 @@ def make_sampler(
     splits: ClassSplits,
     part: str,
     device: torch.device,
-    engine: str = "vectorized",
 ) -> Sampler:
-    """Decode the images of a part, and draw tasks from them.
+    """Decode the images of a part, and draw tasks from them: task i of a seed is the same for every engine.
 
     Args:
         config: the tasks' size, and the seed.
@@ -105,15 +103,11 @@ def make_sampler(
         splits: the parts.
         part: train, validation or test; training classes are also turned where data.rotations says so.
         device: where the images lie, if they fit.
-        engine: learn2learn draws training tasks through its own task sets.
     """
     images: ImageSet = getattr(splits, part)
     rotations = part == "train" and config.data.rotations
     pool = load_pool(images, spec.inputs, splits.inverted, rotations)
-    seed = f"{part} {config.run.seed}"
-    if part == "train" and engine == "learn2learn":
-        return TaskSampler(pool, config.task, seed)
-    return TensorSampler(pool.to(device), config.task, seed)
+    return TensorSampler(pool.to(device), config.task, f"{part} {config.run.seed}")
 
 
 def headline(config: MetatrainConfig, spec: ModelSpec, splits: ClassSplits, engine_note: str, ranks: Ranks) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -235,6 +236,16 @@ def test_the_headline_and_the_results_say_which_engine_ran(digits: Make, capsys:
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
     assert metatrain(digits(meta_engine="learn2learn"))["engine"] == "learn2learn"
     assert "learn2learn engine" in capsys.readouterr().out
+
+
+def test_both_engines_train_on_the_same_tasks_and_so_end_at_the_same_weights(digits: Make) -> None:
+    pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    folders = [Path(metatrain(digits(name, meta_engine=name))["folder"]) for name in ("vectorized", "learn2learn")]
+    rows = [np.loadtxt(folder / "metrics.csv", delimiter=",", skiprows=1) for folder in folders]
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-3)
+    weights = [read_tensors(folder / "model.safetensors") for folder in folders]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], rtol=1e-3, atol=1e-4)
 
 
 def test_running_averages_are_learned_alike_by_both_engines(digits: Make) -> None:

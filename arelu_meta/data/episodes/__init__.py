@@ -1,10 +1,9 @@
 """Few-shot episodes: N-way K-shot tasks whose test classes were never trained on.
 
-They are drawn straight from tensors, a whole meta-batch at once, or through learn2learn's task sets.
+They are drawn straight from tensors, a whole meta-batch at once; task i of a seed is one task, whatever computes it.
 """
 
 from arelu_meta.data.episodes.dividing import class_counts, load_class_splits, load_whole
-from arelu_meta.data.episodes.learn2learn_tasks import TaskSampler
 from arelu_meta.data.episodes.pool import Pool, load_pool, to_pixels, unlabelled_images
 from arelu_meta.data.episodes.sampling import TensorSampler
 from arelu_meta.data.episodes.splits import ClassSplits, check_class_sizes
@@ -16,7 +15,6 @@ __all__ = [
     "Pool",
     "Sampler",
     "TaskBatch",
-    "TaskSampler",
     "TensorSampler",
     "check_class_sizes",
     "class_counts",

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.episodes import ClassSplits, Pool, TaskSampler, TensorSampler, load_class_splits, load_pool
+from arelu_meta.data.episodes import ClassSplits, Pool, TensorSampler, load_class_splits, load_pool
 from arelu_meta.data.episodes.splits import AlphabetSet, alphabet_of, within_alphabets
 from arelu_meta.data.images import ImageSet
 from arelu_meta.data.loading import InputSpec
@@ -123,23 +123,6 @@ def test_tasks_within_an_alphabet_take_all_alphabets_that_are_large_enough_and_n
     assert all(len(set(row.tolist())) == 4 for row in labels[:, :, 0])
     pairs = {(int(row[0, 0]), int(row[1, 0])) for row in labels if groups[int(row[0, 0]) * 4] == 1}
     assert len(pairs) == 20  # every ordered pair of B's five characters
-
-
-def test_learn2learns_task_sets_keep_to_an_alphabet_too() -> None:
-    pytest.importorskip("learn2learn", reason="learn2learn is not installed (the extra `meta`)")
-    pool, groups = _pool_of_alphabets()
-    sampler = TaskSampler(pool, TaskConfig(4, 1, 2), "a")
-    seen = set()
-    for index in range(40):
-        numbers = (sampler.sample(index).support_images[:, 0, 0, 0] * 255).round().int().tolist()
-        alphabets = {groups[number] for number in numbers}
-        assert len(alphabets) == 1
-        assert len({number // 4 for number in numbers}) == 4
-        seen |= alphabets
-    assert seen == {1, 2}
-    assert torch.equal(
-        sampler.sample(3).query_images, TaskSampler(pool, TaskConfig(4, 1, 2), "a").sample(3).query_images
-    )
 
 
 def test_lakes_tasks_on_omniglot_small_are_of_katakana_and_sanskrit(data_root: Path) -> None:
