@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from arelu_meta.config import DataConfig
-from arelu_meta.data.reading import find_broken, is_candidate, read_image
+from arelu_meta.data.reading import check_files, is_candidate, read_image
 from arelu_meta.data.sets import ImageSet, Labels, Splits, concatenate
 from arelu_meta.data.splitting import fill_splits, split_whole, take_fold, thin
 from arelu_meta.errors import InputError, nearest_names
@@ -263,7 +263,8 @@ def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.
         check_encodable(path, where)
     if len(found) < 2:
         raise InputError(f"{where}: {str(folder)!r} has {len(found)} sub-folders; at least 2 classes are needed")
-    broken = set(find_broken([path for paths in found.values() for path in paths]))
+    digests = check_files([path for paths in found.values() for path in paths])
+    broken = {path for path, digest in digests.items() if digest is None}
     if broken and not skip_broken:
         first = min(broken)
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
@@ -280,6 +281,7 @@ def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.
         names=tuple(path.relative_to(root).as_posix() for paths in found.values() for path in paths),
         read=partial(_read_below, root),
         skipped=tuple(sorted(path.relative_to(root).as_posix() for path in broken)),
+        known_digests=np.array([digests[path] for paths in found.values() for path in paths], dtype=np.uint64),
     )
 
 

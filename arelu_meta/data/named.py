@@ -17,6 +17,7 @@ from arelu_meta.config import DataConfig
 from arelu_meta.data.archives import kept_inside
 from arelu_meta.data.images import ImageSet, Splits, data_home, fill_splits
 from arelu_meta.data.reading import to_channels
+from arelu_meta.data.sets import Digests, digest_pixels, digest_texts
 from arelu_meta.errors import InputError
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -94,6 +95,7 @@ def load_digits() -> ImageSet:
         names=tuple(str(index) for index in range(len(pixels))),
         read=partial(_read_array, pixels),
         channels=1,
+        known_digests=digest_pixels(pixels),
     )
 
 
@@ -146,7 +148,16 @@ def load_part(name: str, arguments: dict[str, Any], config: DataConfig) -> Image
         names=tuple(str(index) for index in range(len(labels))),
         read=_ReadItem(dataset, 1 if spec.grey else 3),
         channels=1 if spec.grey else 3,
+        known_digests=_digests(dataset, name, arguments, len(labels)),
     )
+
+
+def _digests(dataset: Any, name: str, arguments: dict[str, Any], images: int) -> Digests:
+    """Tell images apart by their pixels where torchvision holds them decoded, else by their place in the set."""
+    held = getattr(dataset, "data", None)
+    if held is not None and hasattr(held, "shape") and len(held) == images:
+        return digest_pixels(np.asarray(held))
+    return digest_texts(f"{name} {sorted(arguments.items())} {index}" for index in range(images))
 
 
 def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:

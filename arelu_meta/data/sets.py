@@ -1,6 +1,7 @@
 """What labelled images are: a set of them, and a set's training, validation and test parts."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from arelu_meta.data.reading import shorten
+
 Labels = NDArray[np.int64]
+Digests = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class ImageSet:
         read: decodes image i of `names`, as 8-bit grey or RGB.
         channels: 1 for grey sets, 3 otherwise.
         skipped: files left out, when the set was read, because they are not images.
+        known_digests: shape (images,), uint64: equal for equal images (`digests` computes them where they are None).
     """
 
     classes: tuple[str, ...]
@@ -30,6 +35,7 @@ class ImageSet:
     read: Callable[[str], Image.Image]
     channels: int = 3
     skipped: tuple[str, ...] = ()
+    known_digests: Digests | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,7 +49,35 @@ class ImageSet:
         Args:
             indices: positions in this set.
         """
-        return replace(self, labels=self.labels[indices], names=tuple(self.names[index] for index in indices))
+        digests = None if self.known_digests is None else self.known_digests[indices]
+        names = tuple(self.names[index] for index in indices)
+        return replace(self, labels=self.labels[indices], names=names, known_digests=digests)
+
+    def digests(self) -> Digests:
+        """Return a number an image: of its file's bytes or of its pixels, the same for equal images."""
+        if self.known_digests is not None:
+            return self.known_digests
+        return digest_pixels(self.read(name) for name in self.names)
+
+
+def digest_pixels(images: Iterable[Image.Image | NDArray[Any]]) -> Digests:
+    """Compute a number an image, the same for equal pixels.
+
+    Args:
+        images: decoded.
+    """
+    pixels = (np.ascontiguousarray(image) for image in images)
+    found = (shorten(hashlib.sha256(repr(array.shape).encode() + array.tobytes()).digest()) for array in pixels)
+    return np.fromiter(found, dtype=np.uint64)
+
+
+def digest_texts(texts: Iterable[str]) -> Digests:
+    """Compute a number an image from what tells it apart from all others, where decoding it would take long.
+
+    Args:
+        texts: such as a set's name, a part's, and the image's place in it.
+    """
+    return np.fromiter((shorten(hashlib.sha256(text.encode()).digest()) for text in texts), dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -96,7 +130,9 @@ def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
     names = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.names]
     read = _ReadAny(tuple(part.read for part in parts))
     skipped = tuple(name for part in parts for name in part.skipped)
-    return ImageSet(classes, np.array(labels, dtype=np.int64), tuple(names), read, parts[0].channels, skipped)
+    known = [part.known_digests for part in parts if part.known_digests is not None]
+    digests = np.concatenate(known) if len(known) == len(parts) else None
+    return ImageSet(classes, np.array(labels, dtype=np.int64), tuple(names), read, parts[0].channels, skipped, digests)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from arelu_meta.data.images import (
     read_folder,
     split_whole,
 )
+from arelu_meta.data.named import load_digits
 from arelu_meta.data.splitting import take_fold
 from arelu_meta.errors import InputError
 
@@ -502,3 +504,11 @@ def test_the_test_set_is_the_same_whether_or_not_validation_images_are_given() -
     alone, given = fill_splits(images, None, None, seed=5), fill_splits(images, other, None, seed=5)
     assert alone.test.names == given.test.names
     assert given.validation is other
+
+
+def test_an_image_has_the_same_digest_in_a_part_and_in_a_set_of_parts_as_alone() -> None:
+    images = load_digits()
+    part, other = images.subset([3, 5]), images.subset([5, 7])
+    assert concatenate([part, other]).digests().tolist() == images.digests()[[3, 5, 5, 7]].tolist()
+    assert replace(part, known_digests=None).digests().tolist() == part.digests().tolist()
+    assert len(set(images.digests().tolist())) == len(images)

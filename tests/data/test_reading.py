@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from arelu_meta.data import reading
-from arelu_meta.data.reading import find_broken, is_candidate, read_image, to_channels
+from arelu_meta.data.reading import check_files, find_broken, is_candidate, read_image, to_channels
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -181,13 +181,13 @@ def test_broken_files_come_in_the_order_they_were_given(tmp_path: Path) -> None:
 
 def test_a_file_is_checked_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    whole, check = tmp_path / "whole.png", reading._is_broken
+    whole, check = tmp_path / "whole.png", reading._digest_if_whole
 
-    def counted(path: Path) -> bool:
+    def counted(path: Path) -> int | None:
         opened.append(path.name)
         return check(path)
 
-    monkeypatch.setattr(reading, "_is_broken", counted)
+    monkeypatch.setattr(reading, "_digest_if_whole", counted)
     _photo().save(whole)
     (tmp_path / "bad.png").write_text("no image")
     paths = [whole, tmp_path / "bad.png", tmp_path / "missing.png"]
@@ -310,3 +310,14 @@ def test_images_that_no_camera_took_are_refused_before_they_are_decoded(tmp_path
         if path.name != "panorama.png":
             with pytest.raises(OSError, match=r"\w"):
                 read_image(path)
+
+
+def test_equal_files_have_one_digest_whatever_their_names_and_a_changed_one_another(tmp_path: Path) -> None:
+    first, copy, other = (tmp_path / name for name in ("a.png", "b.jpg", "c.png"))
+    _photo().save(first)
+    copy.write_bytes(first.read_bytes())
+    _photo().transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+    digests = check_files([first, copy, other])
+    assert digests[first] == digests[copy] != digests[other]
+    first.write_bytes(other.read_bytes())
+    assert check_files([first])[first] == digests[other]

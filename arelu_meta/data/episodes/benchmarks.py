@@ -21,6 +21,7 @@ from arelu_meta.data.archives import kept_inside
 from arelu_meta.data.episodes.splits import ClassSplits, of_classes
 from arelu_meta.data.images import ImageSet, data_home
 from arelu_meta.data.reading import to_channels
+from arelu_meta.data.sets import digest_texts
 from arelu_meta.errors import InputError
 from arelu_meta.extras import import_learn2learn
 
@@ -79,7 +80,8 @@ def load_benchmark(name: str, config: DataConfig, seed: int) -> ClassSplits:
     make = getattr(import_learn2learn(f"data.name {name}").vision.datasets, BENCHMARKS[name].loader)
     if name == "omniglot":
         return _omniglot(_open(name, make, config), seed)
-    train, validation, test = (_image_set(_open(name, partial(make, mode=mode), config)) for mode in _MODES)
+    sets = (_image_set(_open(name, partial(make, mode=mode), config), f"{name} {mode}") for mode in _MODES)
+    train, validation, test = sets
     return ClassSplits(train, validation, test, (f"classes divided as in {name}",))
 
 
@@ -131,8 +133,8 @@ def _remove_empty(folders: set[Path]) -> None:
             folder.rmdir()
 
 
-def _image_set(dataset: Any) -> ImageSet:
-    """Make one of learn2learn's data sets an image set of its classes."""
+def _image_set(dataset: Any, name: str) -> ImageSet:
+    """Make one of learn2learn's data sets an image set of its classes; its name tells its images from all others."""
     labels, names = _labels_of(dataset)
     present = np.unique(labels)
     classes = tuple(names[int(label)] if names is not None else str(label) for label in present)
@@ -141,6 +143,7 @@ def _image_set(dataset: Any) -> ImageSet:
         labels=np.searchsorted(present, labels).astype(np.int64),
         names=tuple(str(index) for index in range(len(labels))),
         read=partial(_read, dataset),
+        known_digests=digest_texts(f"{name} {index}" for index in range(len(labels))),
     )
 
 
@@ -177,6 +180,7 @@ def _omniglot(dataset: Any, seed: int) -> ClassSplits:
         names=tuple(str(index) for index in range(len(labels))),
         read=partial(_read_character, dataset),
         channels=1,
+        known_digests=digest_texts(f"omniglot {index}" for index in range(len(labels))),
     )
     order = np.random.default_rng([seed, 2]).permutation(len(classes))
     train, validation, test = np.split(order, _omniglot_cuts(len(classes)))
@@ -208,7 +212,9 @@ def turned(images: ImageSet) -> ImageSet:
     names = [f"{turn}:{name}" for turn in range(_TURNS) for name in images.names]
     classes = [_turned_name(name, turn) for turn in range(_TURNS) for name in images.classes]
     labels = np.concatenate([images.labels + turn * len(images.classes) for turn in range(_TURNS)])
-    return ImageSet(tuple(classes), labels, tuple(names), _Turned(images.read), images.channels, images.skipped)
+    digests = None if images.known_digests is None else np.tile(images.known_digests, _TURNS)
+    read = _Turned(images.read)
+    return ImageSet(tuple(classes), labels, tuple(names), read, images.channels, images.skipped, digests)
 
 
 def _turned_name(name: str, turn: int) -> str:

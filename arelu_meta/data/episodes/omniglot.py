@@ -87,6 +87,7 @@ def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
         read=parts[0].read,  # names are relative to the folder that holds all alphabets
         channels=1,
         skipped=tuple(name for part in parts for name in part.skipped),
+        known_digests=np.concatenate([part.digests() for part in parts]),
     )
 
 
