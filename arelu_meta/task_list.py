@@ -65,7 +65,7 @@ TASKS: dict[str, Task] = {
     ),
     "report": Task(
         configs.ReportConfig,
-        "arelu_meta.report.task:report_task",
+        "arelu_meta.report.report:report_task",
         "a page of a run, a study or a sweep",
         positional=("runs",),
     ),

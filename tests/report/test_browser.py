@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from arelu_meta.report import write_report
-from arelu_meta.report.blocks import Page, Section, Table
-from arelu_meta.report.charts import Series, curves, dots, heatmap
-from arelu_meta.report.html import render_html
+from arelu_meta.report.figures import Series, curves, dots, heatmap
+from arelu_meta.report.page import Page, Section, Table
+from arelu_meta.report.render import render_html
 
 SCRIPT = "<script>alert(1)</script>"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from arelu_meta.report.plotlyjs import KINDS, plotly_script, starting_only
+from arelu_meta.report.render import KINDS, plotly_script, starting_only
 
 BUNDLE = (
     'var k=W((a,b)=>{"use strict";b.exports={moduleType:"trace",name:"bar"}});'

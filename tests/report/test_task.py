@@ -12,8 +12,8 @@ import pytest
 from arelu_meta.cli import main
 from arelu_meta.errors import InputError
 from arelu_meta.report import make_page, write_report
-from arelu_meta.report.blocks import Chart, Page, Paragraph, Table
-from arelu_meta.report.charts import Series, curves, heatmap
+from arelu_meta.report.figures import Series, curves, heatmap
+from arelu_meta.report.page import Chart, Page, Paragraph, Table
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -170,8 +170,8 @@ def test_a_study_says_what_it_compared_and_what_its_reader_should_know(make: Any
 
 
 def test_an_interval_lies_where_its_numbers_say() -> None:
-    from arelu_meta.report.blocks import Verdict
-    from arelu_meta.report.whiskers import render_verdicts
+    from arelu_meta.report.figures import render_verdicts
+    from arelu_meta.report.page import Verdict
 
     first = Verdict("a", "holds", difference=5.0, low=4.0, high=6.0, margin=1.0)
     other = Verdict("b", "cannot tell", difference=500.0, low=-500.0, high=600.0, unit="per cent of the norm")
@@ -382,7 +382,7 @@ def test_a_study_of_100_runs_stays_below_15_mb(make: Any, tmp_path: Path) -> Non
 
 
 def test_a_picture_too_large_for_the_page_is_left_out_with_a_sentence(make: Any, tmp_path: Path) -> None:
-    from arelu_meta.report.pictures import Budget, picture
+    from arelu_meta.report.page import Budget, picture
 
     run = make.finetune(tmp_path / "run")
     found = picture(run / "mistakes.png", "Mistakes", "alt", Budget(left=10))

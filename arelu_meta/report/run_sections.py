@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from arelu_meta.report.blocks import Block, Cell, Chart, Fact, Paragraph, Raw, Section, Table, percent
-from arelu_meta.report.charts import Series, curves, heatmap
-from arelu_meta.report.reading import Row, Run, column, number_of
+from arelu_meta.report.figures import Series, curves, heatmap
+from arelu_meta.report.page import Block, Cell, Chart, Fact, Paragraph, Raw, Section, Table, percent
+from arelu_meta.report.run_data import Row, Run, column, number_of
 
 # Title, meaning, format, and how far apart the colours' ends are at least: rounding is no colour.
 _SCALARS = {

@@ -5,16 +5,14 @@ from pathlib import Path
 
 from arelu_meta.config import ReportConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.report.blocks import Page
-from arelu_meta.report.compare import compare_page
-from arelu_meta.report.finetuned import finetune_page
-from arelu_meta.report.html import GENERATOR, render_html
-from arelu_meta.report.markdown import csv_tables, render_markdown
-from arelu_meta.report.metatrained import metatrain_page
-from arelu_meta.report.pictures import Budget
-from arelu_meta.report.reading import Run, holds_run, open_folder, runs_below
-from arelu_meta.report.several import several_page
-from arelu_meta.report.study import study_page
+from arelu_meta.report.compare_page import compare_page
+from arelu_meta.report.finetune_page import finetune_page
+from arelu_meta.report.metatrain_page import metatrain_page
+from arelu_meta.report.page import Budget, Page
+from arelu_meta.report.render import GENERATOR, csv_tables, render_html, render_markdown
+from arelu_meta.report.run_data import Run, holds_run, open_folder, runs_below
+from arelu_meta.report.study_page import study_page
+from arelu_meta.report.sweep_page import several_page
 
 _HEAD = 4096  # bytes of a file in which a page of ours names itself
 _NAME = "report.html"

@@ -1,10 +1,22 @@
 """The page of a fine-tuning run."""
 
-from arelu_meta.report.blocks import Block, Cell, Chart, Fact, Page, Paragraph, Section, Table, is_number, percent
-from arelu_meta.report.charts import heatmap
-from arelu_meta.report.pictures import Budget, picture
-from arelu_meta.report.reading import Run, column, number_of
-from arelu_meta.report.training import (
+from arelu_meta.report.figures import heatmap
+from arelu_meta.report.page import (
+    Block,
+    Budget,
+    Cell,
+    Chart,
+    Fact,
+    Page,
+    Paragraph,
+    Section,
+    Table,
+    is_number,
+    percent,
+    picture,
+)
+from arelu_meta.report.run_data import Run, column, number_of
+from arelu_meta.report.run_sections import (
     described,
     ending,
     facts_around,

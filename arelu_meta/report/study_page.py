@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from arelu_meta.report.blocks import (
+from arelu_meta.report.figures import Series, curves, heatmap
+from arelu_meta.report.page import (
     VERDICTS,
     Block,
+    Budget,
     Cell,
     Chart,
     Fact,
@@ -16,11 +18,10 @@ from arelu_meta.report.blocks import (
     Table,
     Verdict,
     is_number,
+    picture,
 )
-from arelu_meta.report.charts import Series, curves, heatmap
-from arelu_meta.report.pictures import Budget, picture
-from arelu_meta.report.reading import Run
-from arelu_meta.report.training import duration, ending
+from arelu_meta.report.run_data import Run
+from arelu_meta.report.run_sections import duration, ending
 
 _ROWS = 25
 T = TypeVar("T")

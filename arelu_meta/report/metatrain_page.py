@@ -2,11 +2,11 @@
 
 import itertools
 
-from arelu_meta.report.blocks import Cell, Fact, Page, Paragraph, Section, Table, percent
-from arelu_meta.report.charts import Series, curves
-from arelu_meta.report.finetuned import unfinished
-from arelu_meta.report.reading import Run
-from arelu_meta.report.training import (
+from arelu_meta.report.figures import Series, curves
+from arelu_meta.report.finetune_page import unfinished
+from arelu_meta.report.page import Cell, Fact, Page, Paragraph, Section, Table, percent
+from arelu_meta.report.run_data import Run
+from arelu_meta.report.run_sections import (
     described,
     ending,
     facts_around,

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arelu_meta.intervals import accuracy_interval, mean_interval
-from arelu_meta.report.blocks import Block, Cell, Chart, Fact, Page, Section, Table, percent
-from arelu_meta.report.charts import Series, curves, dots, heatmap
-from arelu_meta.report.metatrained import adaptation_sections
-from arelu_meta.report.reading import Run, column, number_of
-from arelu_meta.report.training import duration, ending
+from arelu_meta.report.figures import Series, curves, dots, heatmap
+from arelu_meta.report.metatrain_page import adaptation_sections
+from arelu_meta.report.page import Block, Cell, Chart, Fact, Page, Section, Table, percent
+from arelu_meta.report.run_data import Run, column, number_of
+from arelu_meta.report.run_sections import duration, ending
 
 _MOST_LINES = 21  # of one chart: seven colours in three dashes
 _MOST_DOTS = 40

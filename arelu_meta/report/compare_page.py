@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 from arelu_meta.intervals import CONFIDENCE, mean_interval
-from arelu_meta.report.blocks import Block, Cell, Fact, Page, Paragraph, Section, Table, percent, shown
-from arelu_meta.report.charts import Series, curves
-from arelu_meta.report.metatrained import adaptation_sections
-from arelu_meta.report.reading import Run, column, number_of
-from arelu_meta.report.several import setting
-from arelu_meta.report.training import described, ending, scalar_maps
+from arelu_meta.report.figures import Series, curves
+from arelu_meta.report.metatrain_page import adaptation_sections
+from arelu_meta.report.page import Block, Cell, Fact, Page, Paragraph, Section, Table, percent, shown
+from arelu_meta.report.run_data import Run, column, number_of
+from arelu_meta.report.run_sections import described, ending, scalar_maps
+from arelu_meta.report.sweep_page import setting
 
 _SEEDS = "One run each: the interval is over test {unit} alone, and says nothing of other seeds."
 
