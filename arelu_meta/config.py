@@ -352,7 +352,7 @@ class EvaluateConfig:
         data: other images than the run's own test set.
         eval: the number of tasks, and what else is judged on them.
         task: other tasks than the run's own.
-        support: few-shot: a folder with a sub-folder a class to learn from.
+        support: few-shot: a folder with a sub-folder a class to learn from; each class weighs the same.
         query: with a support: a folder of the same classes to be judged on.
     """
 

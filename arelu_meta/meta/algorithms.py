@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from arelu_meta.data.episodes import Episode
 from arelu_meta.errors import InputError
 from arelu_meta.extras import import_learn2learn
-from arelu_meta.meta.inner import InnerLoop
+from arelu_meta.meta.inner import InnerLoop, support_losses
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
 
 
@@ -36,7 +36,7 @@ def build_maml(model: nn.Module, inner_lr: float, first_order: bool) -> Any:
 
 
 def adapt(learner: Any, images: Tensor, labels: Tensor, steps: int, loop: InnerLoop | None = None) -> None:
-    """Take gradient steps on one task's support set.
+    """Take gradient steps on one task's support set, each class of which weighs the same.
 
     Args:
         learner: a clone made for this task; changed in place.
@@ -58,7 +58,7 @@ def adapt_once(learner: Any, images: Tensor, labels: Tensor, step: int, loop: In
     """Take inner step number `step`, from 0; see `adapt`."""
     logits = learner(images)
     check_labels(labels, logits.shape[1])
-    loss = F.cross_entropy(logits, labels)
+    loss = support_losses(logits[None], labels[None])[0]
     if loop is None or _is_plain(loop):
         learner.adapt(loss)
     else:

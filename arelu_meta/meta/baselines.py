@@ -80,7 +80,7 @@ def logistic_regression(support: Tensor, labels: Tensor, queries: Tensor) -> Ten
 
 
 def fit_logistic(support: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Fit scikit-learn's logistic regression to features of length 1, to classify any number of batches with.
+    """Fit scikit-learn's logistic regression, each class weighing the same, to classify any number of batches with.
 
     Args:
         support: shape (images, features).
@@ -91,7 +91,7 @@ def fit_logistic(support: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """
     from sklearn.linear_model import LogisticRegression
 
-    fitted = LogisticRegression(max_iter=1000)
+    fitted = LogisticRegression(max_iter=1000, class_weight="balanced")  # each class weighs the same
     fitted.fit(F.normalize(support, dim=1).double().cpu().numpy(), labels.cpu().numpy())
 
     def classify(queries: Tensor) -> Tensor:

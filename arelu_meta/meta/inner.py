@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arelu_meta.config import Adapt, Algorithm, MetaConfig
@@ -138,6 +139,25 @@ def _adapted_names(model: nn.Module, inner: Inner) -> list[str]:
             hint = "swap in --model.activation arelu" if part == "activations" else "give all"
             raise InputError(f"meta.adapt: {part!r} leaves nothing to adapt in this model; {hint}")
     return list(named)
+
+
+def support_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each task's inner loss: the mean over its classes of a class's mean cross-entropy.
+
+    Each class weighs the same, however many images it has: it has as many queries to come as any other. Where all have
+    as many, this is the mean over images.
+
+    Args:
+        logits: shape (tasks, images, outputs).
+        labels: shape (tasks, images), int64 in [0, outputs).
+
+    Returns:
+        Shape (tasks,).
+    """
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    counts = F.one_hot(labels, logits.shape[2]).sum(1)
+    shares = 1 / (counts.gather(1, labels) * (counts > 0).sum(1, keepdim=True)).to(losses.dtype)
+    return (losses * shares).sum(1)
 
 
 def attach_loop(model: nn.Module, inner: Inner) -> InnerLoop:

@@ -107,6 +107,9 @@ class Learner:
     def adapt(self, support: Support, skip_broken: bool = False) -> "AdaptedLearner":
         """Learn classes from a few images of each; the learner itself does not change.
 
+        Each class weighs the same, however many images it has. Where batch normalisation takes its statistics of the
+        support set, these are of all its images.
+
         Args:
             support: a folder with a sub-folder a class; or the images of each class by its name (paths, Pillow images,
                 tensors); or a tensor of images (images, channels, height, width) with labels (images,), int64 from 0,

@@ -15,7 +15,7 @@ from arelu_meta.meta.algorithms import check_labels, features
 from arelu_meta.meta.averages import RunningAverages
 from arelu_meta.meta.baselines import baseline_probabilities
 from arelu_meta.meta.head_alone import HeadAlone, head_inputs, head_that_adapts_alone, tasks_as_features
-from arelu_meta.meta.inner import COMPARING, InnerLoop, saved_loop
+from arelu_meta.meta.inner import COMPARING, InnerLoop, saved_loop, support_losses
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
 from arelu_meta.meta.stacked import StackedOperators, twin
 
@@ -110,7 +110,7 @@ class Stack:
     def step(
         self, weights: list[Tensor], images: Tensor, labels: Tensor, step: int, second_order: bool
     ) -> list[Tensor]:
-        """Take one gradient step in every task.
+        """Take one gradient step in every task, each class of which weighs the same.
 
         Args:
             weights: what adapts, each (tasks, …).
@@ -125,7 +125,7 @@ class Stack:
         logits = self.logits(weights, images)
         if step == 0:  # the labels are the same in every step, and to look at them is to wait for a GPU
             check_labels(labels, logits.shape[2])
-        loss = task_losses(logits, labels).sum()
+        loss = support_losses(logits, labels).sum()
         gradients = torch.autograd.grad(loss, weights, create_graph=second_order, allow_unused=True)
         return [
             weight if gradient is None else weight - self.loop.rate(name, step) * gradient

@@ -9,8 +9,8 @@ from torch import nn
 
 from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
-from arelu_meta.meta.inner import Inner, InnerLoop, attach_loop
-from arelu_meta.meta.stack import Stack, task_losses
+from arelu_meta.meta.inner import Inner, InnerLoop, attach_loop, support_losses
+from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.compute import autocast
 
 T = TypeVar("T")
@@ -111,4 +111,4 @@ def lowers_support_loss(model: nn.Module, tasks: TaskBatch, loop: InnerLoop, ste
 
 @torch.no_grad()
 def _support_loss(stack: Stack, weights: list[torch.Tensor], task: TaskBatch) -> float:
-    return task_losses(stack.logits(weights, task.support_images).float(), task.support_labels).sum().item()
+    return support_losses(stack.logits(weights, task.support_images).float(), task.support_labels).sum().item()

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -231,3 +232,22 @@ def test_adapted_probabilities_are_the_same_together_and_apart_and_know_the_supp
 def test_labels_outside_the_models_outputs_are_refused() -> None:
     with pytest.raises(InputError, match=r"labels: 3 is outside the model's 3 outputs"):
         VectorizedEngine(_net("mnist_conv", None, 28), Inner(0.1, 1)).meta_gradient(_tasks(ways=4))
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "mamlpp", "reptile", "protonet"])
+@pytest.mark.parametrize("kind", [Learn2learnEngine, VectorizedEngine])
+def test_more_support_images_of_one_class_weigh_no_more_than_one_of_another(kind: type[Any], algorithm: str) -> None:
+    if kind is Learn2learnEngine:
+        pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    tasks, inner = _tasks(shots=1, queries=2), Inner(0.5, 2, algorithm=algorithm)
+    if algorithm == "reptile":  # which adapts to the queries, too
+        tasks = replace(tasks, query_images=tasks.support_images, query_labels=tasks.support_labels)
+    found = []
+    for repeats in ([1, 1, 1], [1, 9, 2]):
+        which = torch.arange(3).repeat_interleave(torch.tensor(repeats))
+        unequal = replace(tasks, support_images=tasks.support_images[:, which], support_labels=which.repeat(3, 1))
+        if algorithm == "reptile":
+            unequal = replace(unequal, query_images=unequal.support_images, query_labels=unequal.support_labels)
+        model = _net("mnist_conv", "arelu", 28)
+        found.append(_gradients(kind(model, inner), model, unequal))
+    _assert_same(found[1], found[0])

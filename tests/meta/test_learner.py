@@ -170,6 +170,18 @@ def test_a_backbone_tells_classes_apart_by_its_features(method: Any) -> None:
     assert learner.normalization == "frozen"
 
 
+@pytest.mark.parametrize("method", ["maml", "centroid", "logistic"])
+def test_eight_more_images_of_one_class_do_not_draw_the_others_to_it(runs: Make, method: Any) -> None:
+    learner = Learner.load(runs(normalization="none"), method=method)
+    rows = (1, 4, 6)
+    support = {str(row): [_digit(row, 10 * row + seed) for seed in range(2)] for row in rows}
+    more = support | {"1": [*support["1"], *(_digit(1, 900 + seed) for seed in range(8))]}
+    queries = [_digit(row, 500 + row + 10 * number) for row in rows for number in range(8)]
+    wanted = [str(row) for row in rows for _ in range(8)]
+    for given in (support, more):
+        assert [guess.name for guess in learner.adapt(given).predict(queries)] == wanted
+
+
 def test_support_that_does_not_fit_the_model_is_said_in_a_sentence(runs: Make, tmp_path: Path) -> None:
     learner = Learner.load(runs(normalization="none"))
     labels = torch.arange(2)
