@@ -1,27 +1,20 @@
-"""One run a folder: a lock that the system lets go of when its process ends, however it ends.
-
-The lock is the kernel's (POSIX, held over NFS too), so a killed run leaves none behind. The file's content says who
-holds it. Where a file system does not carry locks from machine to machine, a heartbeat does: the holder touches the
-file, and whoever finds it left by another machine watches whether it is still touched.
-"""
+"""One run a folder: a lock that the system lets go of when its process ends, however it ends."""
 
 import contextlib
-import errno
 import json
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from arelu_meta.errors import InputError, RunError
 
 LOCK_NAME = ".lock"
-HEARTBEAT = 5.0  # seconds
-_HELD: dict[str, "FolderLock"] = {}  # of this process, which the kernel's locks do not keep from itself
-_HELD_GUARD = threading.Lock()
+_HELD: dict[str, "FolderLock"] = {}  # of this process: a run that an exception left open still holds its folder
 
 
 class FolderLock:
@@ -29,112 +22,43 @@ class FolderLock:
 
     Args:
         folder: of the run.
-        heartbeat: seconds between two touches of the file.
     """
 
-    def __init__(self, folder: Path, heartbeat: float = HEARTBEAT) -> None:
-        self.folder, self.heartbeat = folder, heartbeat
-        self.path = folder / LOCK_NAME
-        self._file: int | None = None
-        self._key = ""
-        self._thread: int | None = None
-        self._stopped = threading.Event()
-        self._beats: threading.Thread | None = None
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / LOCK_NAME
+        self._lock = FileLock(self.path, timeout=0, thread_local=False)
+        self._thread = threading.get_ident()
 
-    @property
-    def held(self) -> bool:
-        """Whether it is ours."""
-        return self._file is not None
-
-    def acquire(self, tell: Callable[[str], object] = print) -> None:
-        """Take the lock.
-
-        Args:
-            tell: told a line where it takes seconds to find out whether another machine's run is alive.
+    def acquire(self) -> None:
+        """Take the lock; one that this thread's last run left on the folder is given free first.
 
         Raises:
             InputError: if another run holds it, saying which.
             RunError: if the folder cannot be written.
         """
-        self._key, self._thread = str(self.folder.resolve()), threading.get_ident()
-        with _HELD_GUARD:
-            older = _held_here(self.folder)
-            _HELD[self._key] = self
+        older = _held_here(self.folder)
         if older is not None:
             older.release()
+        holder = _holder(self.path)
         try:
-            self._file = self._open()
-            self._watch_other_machine(tell)
-            self._sign()
-        except BaseException:
-            self._close()
-            raise
-        self._beats = threading.Thread(target=self._beat, name="lock", daemon=True)
-        self._beats.start()
+            self._lock.acquire()
+            self.path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        except Timeout as error:
+            raise _in_use(self.folder, holder) from error
+        except OSError as error:
+            self._lock.release()
+            raise RunError(f"run.folder: {str(self.folder)!r} cannot be written ({error.strerror})") from error
+        self._thread = threading.get_ident()
+        _HELD[str(self.folder.resolve())] = self
 
     def release(self) -> None:
         """Give the folder free; nothing is left of the lock."""
-        if self._file is None:
+        if not self._lock.is_locked:
             return
-        self._stopped.set()
-        if self._beats is not None:
-            self._beats.join()
+        _HELD.pop(str(self.folder.resolve()), None)
         with contextlib.suppress(OSError):
             self.path.unlink()
-        self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
-        with _HELD_GUARD:
-            if _HELD.get(self._key) is self:
-                del _HELD[self._key]
-
-    def _open(self) -> int:
-        while True:
-            try:
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except OSError as error:
-                raise RunError(f"run.folder: {str(self.folder)!r} cannot be written ({error.strerror})") from error
-            if not _lock(file):
-                holder = _read(file)
-                os.close(file)
-                raise _in_use(self.folder, holder)
-            # Whoever held it may have removed the file just before we had it: then ours is of no name.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), self.path.stat()):
-                    return file
-            os.close(file)
-
-    def _watch_other_machine(self, tell: Callable[[str], object]) -> None:
-        """Where another machine's run left its name, see whether it still touches the file."""
-        assert self._file is not None
-        holder = _read(self._file)
-        if holder.get("host") in (None, socket.gethostname()):
-            return
-        seconds = 2.5 * float(holder.get("heartbeat", self.heartbeat))
-        tell(f"run.folder: left by process {holder.get('process')} on {holder['host']}; waiting {seconds:.0f} s to see")
-        before, until = os.fstat(self._file).st_mtime_ns, time.monotonic() + seconds
-        while time.monotonic() < until:
-            time.sleep(min(0.2, self.heartbeat / 4))
-            # The name, not our handle: NFS shows another machine's touch when it is looked up.
-            if self.path.stat().st_mtime_ns != before:
-                raise _in_use(self.folder, holder)
-
-    def _sign(self) -> None:
-        assert self._file is not None
-        content = {"process": os.getpid(), "host": socket.gethostname(), "heartbeat": self.heartbeat}
-        try:
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, json.dumps(content).encode(), 0)
-        except OSError as error:
-            raise RunError(f"run.folder: {str(self.folder)!r} cannot be written ({error.strerror})") from error
-
-    def _beat(self) -> None:
-        while not self._stopped.wait(self.heartbeat):
-            with contextlib.suppress(OSError):  # a disk that is away for a while is no reason to stop
-                os.utime(self.path)
+        self._lock.release()
 
 
 @contextlib.contextmanager
@@ -148,11 +72,11 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: if another run holds it, saying which.
         RunError: if it cannot be written.
     """
-    lock = FolderLock(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"run.folder: {str(folder)!r} cannot be written ({error.strerror})") from error
+    lock = FolderLock(folder)
     lock.acquire()
     try:
         yield
@@ -161,7 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder in which a run is under way on this machine; nothing is written.
+    """Refuse a folder in which a run is under way.
 
     Args:
         folder: need not be there.
@@ -169,45 +93,31 @@ def check_free(folder: Path) -> None:
     Raises:
         InputError: saying which process holds it.
     """
-    if _held_here(folder) is not None:
-        return  # by this thread, which does one thing at a time: that run is over
+    path = folder / LOCK_NAME
+    if _held_here(folder) is not None or not path.is_file():
+        return  # held by this thread, which does one thing at a time: that run is over
+    probe = FileLock(path, timeout=0, thread_local=False)
+    holder = _holder(path)
     try:
-        file = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+        with probe:
+            pass
+    except Timeout as error:
+        raise _in_use(folder, holder) from error
     except OSError:
-        return  # no lock, or a folder that cannot be written, which is said elsewhere
-    try:
-        if not _lock(file):
-            raise _in_use(folder, _read(file))
-    finally:
-        os.close(file)
+        return  # a folder that cannot be written, which is said elsewhere
 
 
 def _held_here(folder: Path) -> FolderLock | None:
     """Return the lock that this thread has left on a folder, if any; refuse what another thread of ours holds."""
-    holder = _HELD.get(str(folder.resolve()))
-    if holder is not None and holder._thread != threading.get_ident():
+    held = _HELD.get(str(folder.resolve()))
+    if held is not None and held._thread != threading.get_ident():
         raise _in_use(folder, {"process": os.getpid(), "host": socket.gethostname()})
-    return holder
+    return held
 
 
-def _lock(file: int) -> bool:
-    """Take the kernel's lock on an open file; True, too, where the file system has none."""
-    import fcntl
-
+def _holder(path: Path) -> dict[str, Any]:
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-            return True
-        raise
-    return True
-
-
-def _read(file: int) -> dict[str, Any]:
-    try:
-        content = json.loads(os.pread(file, 4096, 0))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

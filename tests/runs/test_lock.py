@@ -1,10 +1,8 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -62,32 +60,13 @@ def test_another_thread_of_the_same_process_is_refused(tmp_path: Path) -> None:
     check_free(tmp_path)
 
 
-def test_a_lock_left_by_a_dead_run_of_another_machine_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / LOCK_NAME).write_text(json.dumps({"process": 7, "host": "elsewhere", "heartbeat": 0.05}))
-    told: list[str] = []
+def test_a_lock_left_by_a_dead_run_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).write_text(json.dumps({"process": 7, "host": "elsewhere"}))
+    check_free(tmp_path)
     lock = FolderLock(tmp_path)
-    lock.acquire(told.append)
-    assert "process 7 on elsewhere" in told[0]
+    lock.acquire()
     lock.release()
-
-
-def test_a_live_run_of_another_machine_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / LOCK_NAME
-    path.write_text(json.dumps({"process": 7, "host": "elsewhere", "heartbeat": 600}))
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(0.02):
-            os.utime(path)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    started = time.monotonic()
-    with pytest.raises(InputError, match="process 7 on elsewhere"):
-        FolderLock(tmp_path).acquire(lambda line: None)
-    stop.set()
-    thread.join()
-    assert time.monotonic() - started < 600
+    assert not (tmp_path / LOCK_NAME).exists()
 
 
 def test_a_run_that_started_meanwhile_is_not_written_over(tmp_path: Path) -> None:
