@@ -24,7 +24,7 @@ from arelu_meta.data.photographs import sample_photographs
 from arelu_meta.data.reading import read_image
 from arelu_meta.finetuning.loop import Trainer, train_epoch
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule
-from arelu_meta.finetuning.recording import GradientRecorder
+from arelu_meta.finetuning.recorders import GradientRecorder
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import ProgressBar
 

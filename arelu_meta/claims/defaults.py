@@ -14,7 +14,7 @@ from arelu_meta.claims.ledger import Ledger, key_of
 from arelu_meta.config import DataConfig, FinetuneConfig, Keep, ModelConfig, RunConfig, TrainConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import finetune
-from arelu_meta.finetuning.choices import default_rate
+from arelu_meta.finetuning.defaults import default_rate
 from arelu_meta.runs.progress import print_table
 from arelu_meta.wording import counted
 

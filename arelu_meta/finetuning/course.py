@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
-from arelu_meta.checking import LAST_STAGES
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import Splits
 from arelu_meta.data.loading import Batches
-from arelu_meta.finetuning.features import FeatureBatches, Tail, cached_batches, fit_once
-from arelu_meta.finetuning.keeping import Judged, Keeper
+from arelu_meta.finetuning.freezing import keeps_features, set_learning
+from arelu_meta.finetuning.fsdp import Shards, gathered
+from arelu_meta.finetuning.linear_probe import FeatureBatches, Tail, cached_batches, fit_once
 from arelu_meta.finetuning.loop import (
     Sums,
     check_finite,
@@ -26,14 +26,12 @@ from arelu_meta.finetuning.loop import (
     predict_logits,
     train_epoch,
 )
-from arelu_meta.finetuning.modes import keeps_features, set_learning, set_training
-from arelu_meta.finetuning.prefix import cached_prefix
+from arelu_meta.finetuning.lr_finder import write_search
+from arelu_meta.finetuning.model_selection import Judged, Keeper
 from arelu_meta.finetuning.preparing import choose_rate, headline, make_batches, make_trainer, why_not_cached
-from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
+from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import draw_course, write_results
 from arelu_meta.finetuning.resuming import check_state, read_sums
-from arelu_meta.finetuning.search import write_search
-from arelu_meta.finetuning.sharding import Shards, gathered
 from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.compute import random_state, restore_random_state
 from arelu_meta.runs.folder import RunFolder, resumable
@@ -135,30 +133,20 @@ class Course:
                 write_search(self.folder.path, self.search)
 
     def _prepare_features(self) -> list[str]:
-        """Compute frozen features once where the head or the last stages learn; say so, or why not."""
-        mode, model = self.config.train.mode, self.trainer.model
-        head_alone, last = keeps_features(mode), LAST_STAGES.fullmatch(mode) is not None
-        why = why_not_cached(self.config) if head_alone or last else None
-        if (head_alone or last) and why is None:
-            found = self._cached_features(head_alone)
+        """Compute frozen features once where the head alone learns; say so, or why not."""
+        model, why = self.trainer.model, None
+        if keeps_features(self.config.train.mode):
+            why = why_not_cached(self.config)
+            found = cached_batches(self.trainer, self.train, self.validation, self.config) if why is None else why
             if not isinstance(found, str):
                 self.train, self.validation, self.tail = found
                 self.trainer.forward = self.ranks.wrap(self.tail(model))
-                learns = "the head trains on them" if head_alone else "the last stages train on them"
-                return [f"frozen features are computed once; {learns}"]
+                return ["frozen features are computed once; the head trains on them"]
             why = found
         if self.config.train.compile:
             self.compiled = torch.compile(model)  # type: ignore[assignment]
         self.trainer.forward = self.compiled if self.shards is not None else self.ranks.wrap(self.compiled)
         return [] if why is None else [f"features are not cached: {why}"]
-
-    def _cached_features(self, head_alone: bool) -> tuple[FeatureBatches, FeatureBatches, Tail] | str:
-        if head_alone:
-            return cached_batches(self.trainer, self.train, self.validation, self.config)
-        assert isinstance(self.train, Batches)
-        assert isinstance(self.validation, Batches)
-        set_training(self.trainer.model, self.config.train)
-        return cached_prefix(self.trainer.model, self.train, self.validation, self.device, self.config.run.precision)
 
     def _judge_the_start(self) -> None:
         """Count the model as it starts among those that validation chooses from: a fitted head is hard to beat."""

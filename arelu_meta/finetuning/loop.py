@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from arelu_meta.config import FinetuneConfig, TrainConfig
 from arelu_meta.errors import RunError
-from arelu_meta.finetuning.modes import set_training
+from arelu_meta.finetuning.freezing import set_training
 from arelu_meta.finetuning.optimizer import restore_optimizer
 from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.nonfinite import first_nonfinite_layer

@@ -12,11 +12,11 @@ from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig, OptimConfig
 from arelu_meta.data.images import ImageSet, Splits
 from arelu_meta.data.loading import Batches, InputSpec, build_transform, choose_workers
-from arelu_meta.finetuning.choices import scalars_share
+from arelu_meta.finetuning.defaults import scalars_share
+from arelu_meta.finetuning.freezing import keeps_features, set_training
 from arelu_meta.finetuning.loop import Mix, Trainer, mean_loss
-from arelu_meta.finetuning.modes import keeps_features, set_training
+from arelu_meta.finetuning.lr_finder import Search, search_rate
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, peak_rate
-from arelu_meta.finetuning.search import Search, search_rate
 from arelu_meta.runs.ranks import Ranks
 
 

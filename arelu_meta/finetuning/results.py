@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.data.images import ImageSet
 from arelu_meta.errors import RunError
-from arelu_meta.finetuning import drawing, judging
-from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
+from arelu_meta.finetuning import metrics, plots
+from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import write_atomically
@@ -53,16 +53,16 @@ def write_results(
     if not logits.isfinite().all():
         first = test.names[int(logits.isfinite().all(1).int().argmin())]
         raise RunError(f"the prediction for {first!r} is NaN or infinite; the test is worth nothing")
-    counts, wrong = judging.confusion(logits, labels), judging.mistakes(logits, labels)
-    rows = judging.per_class(logits, labels, test.classes)
+    counts, wrong = metrics.confusion(logits, labels), metrics.mistakes(logits, labels)
+    rows = metrics.per_class(logits, labels, test.classes)
     right = len(labels) - len(wrong)
     _write_tables(folder, counts, wrong, rows, test)
     if pictures:
         title = f"test accuracy {right / len(labels):.1%} of {len(labels)} images"
-        drawing.draw_confusion(folder / "confusion.png", counts, test.classes, title)
-        drawing.draw_mistakes(folder / "mistakes.png", wrong, test)
-        drawing.draw_scalars(folder / "scalars.png", [] if scalars is None else scalars.rows)
-        drawing.draw_gradients(folder / "gradients.png", [] if gradients is None else gradients.rows)
+        plots.draw_confusion(folder / "confusion.png", counts, test.classes, title)
+        plots.draw_mistakes(folder / "mistakes.png", wrong, test)
+        plots.draw_scalars(folder / "scalars.png", [] if scalars is None else scalars.rows)
+        plots.draw_gradients(folder / "gradients.png", [] if gradients is None else gradients.rows)
     low, high = proportion_interval(right, len(labels))
     worst = min((row for row in rows if row["support"]), key=lambda row: row["recall"])
     found: dict[str, Any] = {
@@ -70,15 +70,15 @@ def write_results(
         "test_low": low,
         "test_high": high,
         "test_n": len(labels),
-        "top5": judging.top_accuracy(logits, labels),
-        "ece": judging.calibration_error(logits, labels),
-        "macro_f1": judging.macro_f1(logits, labels),
+        "top5": metrics.top_accuracy(logits, labels),
+        "ece": metrics.calibration_error(logits, labels),
+        "macro_f1": metrics.macro_f1(logits, labels),
         "mistakes": len(wrong),
         "worst_class": worst["class"],
         "worst_recall": worst["recall"],
     }
     if model is not None:
-        found["alphas"], found["alphas_clamped"] = judging.clamped_alphas(model)
+        found["alphas"], found["alphas_clamped"] = metrics.clamped_alphas(model)
     return found
 
 
@@ -101,13 +101,13 @@ def draw_course(folder: Path, rows: list[dict[str, Any]], spec: ModelSpec, accur
 
 
 def _write_tables(
-    folder: Path, counts: judging.Counts, wrong: list[judging.Mistake], rows: list[dict[str, Any]], test: ImageSet
+    folder: Path, counts: metrics.Counts, wrong: list[metrics.Mistake], rows: list[dict[str, Any]], test: ImageSet
 ) -> None:
     names = test.classes
     _write_csv(folder / "per_class.csv", list(rows[0]), (row.values() for row in rows))
     matrix = ([name, *counts[label].tolist()] for label, name in enumerate(names))
     _write_csv(folder / "confusion.csv", ["true \\ predicted", *names], matrix)
-    pairs = judging.confused_pairs(counts)
+    pairs = metrics.confused_pairs(counts)
     of_class = counts.sum(1).tolist()
     shares = ([names[true], names[other], count, count / of_class[true]] for true, other, count in pairs)
     _write_csv(folder / "confused_pairs.csv", ["true", "predicted", "images", "share_of_true"], shares)

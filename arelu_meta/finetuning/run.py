@@ -25,13 +25,13 @@ from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.data.loading import check_augmentation, unlabelled_batches
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.choices import settle, settle_rates
 from arelu_meta.finetuning.course import Course
-from arelu_meta.finetuning.heads import check_probe, start_with_probe
+from arelu_meta.finetuning.defaults import settle, settle_rates
+from arelu_meta.finetuning.freezing import count_learning, keeps_features, set_drop_rate, set_learning
+from arelu_meta.finetuning.fsdp import check_sharding
+from arelu_meta.finetuning.linear_probe import check_probe, start_with_probe
 from arelu_meta.finetuning.members import check_single, member_configs, run_members
-from arelu_meta.finetuning.modes import count_learning, keeps_features, set_drop_rate, set_learning
 from arelu_meta.finetuning.optimizer import check_optimizer_name
-from arelu_meta.finetuning.sharding import check_sharding
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import RunFolder, check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.data.episodes import Pool, Sampler, TensorSampler
-from arelu_meta.finetuning.heads import linear_head
+from arelu_meta.finetuning.linear_probe import linear_head
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.head_alone import HeadAlone
 from arelu_meta.meta.inner import COMPARING, InnerLoop

@@ -20,7 +20,7 @@ from arelu_meta.claims.defaults import (
 from arelu_meta.claims.ledger import Ledger
 from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.choices import settle, settle_rates
+from arelu_meta.finetuning.defaults import settle, settle_rates
 
 DEFAULT = ("defaults", default_point("flowers17", 64, 0).lr)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from arelu_meta import AReLU
 from arelu_meta.data.images import ImageSet
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder
+from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import write_results
 
 # Scripts with and without a font here, right to left, emoji, formulas that are none, markup, lines and length.

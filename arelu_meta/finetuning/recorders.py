@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.finetuning.judging import is_clamped
-from arelu_meta.finetuning.sharding import whole_tensor
+from arelu_meta.finetuning.fsdp import whole_tensor
+from arelu_meta.finetuning.metrics import is_clamped
 from arelu_meta.runs.checkpoints import is_cell
 from arelu_meta.runs.folder import write_atomically
 

@@ -14,7 +14,7 @@ from arelu_meta import evaluate, finetune
 from arelu_meta.backbones.saving import read_tensors
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.sharding import check_sharding, units
+from arelu_meta.finetuning.fsdp import check_sharding, units
 from arelu_meta.runs.checkpoints import load_checkpoint
 from arelu_meta.runs.ranks import Ranks, join
 
@@ -33,10 +33,10 @@ _FROZEN = ["--train.freeze_bn", "true", "--optim.accumulate", "2"]
 # Every block is a unit of its own, which the small network's would otherwise be too small for.
 _SHARDED = """
 import os, signal, sys
-from arelu_meta.finetuning import sharding
+from arelu_meta.finetuning import fsdp
 from arelu_meta.runs.folder import RunFolder
 from arelu_meta.cli import main
-sharding.SMALLEST_UNIT = 1
+fsdp.SMALLEST_UNIT = 1
 save = RunFolder.save_checkpoint
 def save_and_die(self, name, state):
     path = save(self, name, state)
@@ -129,20 +129,20 @@ _OPTIMIZERS = """
 import copy, sys, torch
 from torch import nn
 from arelu_meta.config import OptimConfig, RunConfig
-from arelu_meta.finetuning import sharding
+from arelu_meta.finetuning import fsdp
 from arelu_meta.finetuning.optimizer import build_optimizer
 from arelu_meta.runs.ranks import join
-sharding.SMALLEST_UNIT = 1
+fsdp.SMALLEST_UNIT = 1
 class Net(nn.Sequential):
     def get_classifier(self):
         return self[-1]
 ranks = join(RunConfig(device="cpu"))
-for name in sharding._OPTIMIZERS:
+for name in fsdp._OPTIMIZERS:
     torch.manual_seed(0)
     plain = Net(nn.Sequential(nn.Linear(5, 7), nn.PReLU()), nn.Linear(7, 3))
     images, wanted = torch.rand(2, 5), torch.rand(2, 3)
     model = copy.deepcopy(plain)
-    shards = sharding.Shards(model, ranks)
+    shards = fsdp.Shards(model, ranks)
     config = OptimConfig(name=name, lr=0.01, weight_decay=0.01)
     optimizers = [build_optimizer(plain, config), build_optimizer(model, config)]
     own = slice(ranks.rank, ranks.rank + 1)
@@ -150,9 +150,9 @@ for name in sharding._OPTIMIZERS:
         for network, optimizer, part in zip((plain, model), optimizers, (slice(0, 2), own)):
             optimizer.zero_grad()
             ((network(images[part]) - wanted[part]) ** 2).mean().backward()
-            norm = sharding.whole_tensor(nn.utils.clip_grad_norm_(network.parameters(), 0.5))
+            norm = fsdp.whole_tensor(nn.utils.clip_grad_norm_(network.parameters(), 0.5))
             optimizer.step()
-        state = sharding.gathered({"model": model.state_dict(), "optimizer": optimizers[1].state_dict()})
+        state = fsdp.gathered({"model": model.state_dict(), "optimizer": optimizers[1].state_dict()})
         for key, value in plain.state_dict().items():
             torch.testing.assert_close(state["model"][key], value, msg=lambda text: f"{name} {key}: {text}")
         optimizers[1].load_state_dict(shards.cut_state(state, optimizers[1])["optimizer"])
@@ -212,9 +212,9 @@ def test_accelerates_own_settings_of_fsdp_are_refused(digits: Make, monkeypatch:
 _PAST_THE_LAYER = """
 import sys
 from arelu_meta.backbones.paper_nets import SmallNet
-from arelu_meta.finetuning import sharding
+from arelu_meta.finetuning import fsdp
 from arelu_meta.cli import main
-sharding.SMALLEST_UNIT = 1
+fsdp.SMALLEST_UNIT = 1
 forward = SmallNet.forward
 SmallNet.forward = lambda self, images: forward(self, images) + 0 * next(self.parameters()).sum()
 sys.exit(main(sys.argv[1:]))

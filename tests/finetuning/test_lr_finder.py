@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arelu_meta.config import OptimConfig
-from arelu_meta.finetuning.search import Search, search_rate
+from arelu_meta.finetuning.lr_finder import Search, search_rate
 
 
 class _Net(nn.Module):

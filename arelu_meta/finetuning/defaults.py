@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.finetuning.modes import keeps_features
+from arelu_meta.finetuning.freezing import keeps_features
 
 _LARGEST_GRADIENT = 1.0  # without a limit, still statistics let the first steps throw the features away
 _SCALARS_SHARE = 0.01  # of the learning rate: each collects the gradient of a whole layer

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from arelu_meta import AReLU, GatedAReLU, create_backbone
-from arelu_meta.finetuning.recording import GradientRecorder, ScalarRecorder, gradient_norms, layer_of
+from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder, gradient_norms, layer_of
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ import pytest
 
 from arelu_meta.checking import flatten
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.finetuning.choices import scalars_share, settle, settle_rates
+from arelu_meta.finetuning.defaults import scalars_share, settle, settle_rates
 
 MANY = 600  # images
 

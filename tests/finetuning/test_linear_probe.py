@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from arelu_meta.finetuning.heads import Features, fit_probe, head_inputs, linear_head, write_head
+from arelu_meta.finetuning.linear_probe import Features, fit_probe, head_inputs, linear_head, write_head
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from arelu_meta import create_backbone, swap_activations
 from arelu_meta.checking import check_mode
 from arelu_meta.config import TrainConfig
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.modes import (
+from arelu_meta.finetuning.freezing import (
     count_learning,
     set_drop_rate,
     set_learning,
