@@ -1,11 +1,18 @@
-"""The dataclasses that configure every task: the one source of defaults, choices and help.
+"""The dataclasses that configure every task: the one source of defaults, ranges, choices, help and of who reads what.
 
-Flags (`--optim.lr 1e-3`) and YAML keys (`optim: {lr: 1e-3}`) are these fields; `checking.py` has their ranges. Nothing
-here imports torch.
+Flags (`--optim.lr 1e-3`) and YAML keys (`optim: {lr: 1e-3}`) are these fields. A new one is one line here and one in
+the docstring above it, which is its help:
+
+    fit: Literal["crop", "pad"] = setting("crop", read_by=("finetune", "predict"))
+
+`validation.py` holds the one loop that checks all of them. Nothing here imports torch.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from arelu_meta.errors import nearest_names
 
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
 Init = Literal["paper", "preserve", "leak", "open", "nearest", "fit"]
@@ -17,9 +24,84 @@ Algorithm = Literal[
     "maml", "fomaml", "anil", "metasgd", "mamlpp", "reptile", "protonet", "centroid", "logistic", "finetune"
 ]
 
+# Who reads a field, as errors name them. A name stands for all that begin with it: "evaluate", "claims small-lr".
+HEAD, PROBE = "finetune --train.mode head", "finetune --train.mode probe"
+ON_IMAGES, ON_TASKS = "evaluate of a classifier", "evaluate of a meta-learner"
+WITH_FOLDERS = "evaluate with a support and a query folder"
+FINETUNE, TRAIN = ("finetune", "demo"), ("finetune", "metatrain", "demo")
+FINETUNE_STUDIES = ("claims small-lr --pipeline finetune", "claims architectures", "claims transfer", "claims focus")
+META_STUDIES = ("claims small-lr --pipeline maml", "claims meta")
+
+DEVICE = r"auto|mps|(cpu|cuda|xpu)(:\d{1,3})?"
+LAST_STAGES = re.compile(r"last-([1-9]\d*)")
+MODE = rf"full|head|activations|gradual|probe|{LAST_STAGES.pattern}"
+LARGEST_IMAGE = 2**14  # pixels a side; beyond it torch counts elements in numbers that overflow
+LARGEST_RATE = 1e38  # what float32 holds
+MOST_INNER_STEPS = 1000
+MOST_TASKS = 1_000_000
+MOST_A_TASK = 10_000  # classes, or images a class, of a few-shot task
+
+T = TypeVar("T")
+
+
+def setting(
+    default: T,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    pattern: str | None = None,
+    words: str | None = None,
+    several: bool = False,
+    read_by: tuple[str, ...] = (),
+    unread_by: tuple[str, ...] = (),
+    harmless: tuple[object, ...] = (),
+) -> T:
+    """Declare a field with what it may hold and who reads it; choices are its type's, a `Literal`.
+
+    Args:
+        default: its value where it is left out.
+        least: the smallest number allowed.
+        above: what a number must be above.
+        most: the largest number allowed.
+        below: what a number must be below.
+        pattern: a regular expression that all of a text must match.
+        words: what the pattern allows, for errors.
+        several: a text may hold several values with commas between.
+        read_by: the readers that know it; default: every task that has it.
+        unread_by: readers among them that do not.
+        harmless: values that ask for nothing, so that whoever does not read the field takes them, as the default.
+    """
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    return field(
+        default=default,
+        metadata={
+            "limits": {name: value for name, value in limits.items() if value is not None},
+            **{"pattern": pattern, "words": words, "several": several},
+            **{"read_by": read_by, "unread_by": unread_by, "harmless": harmless},
+        },
+    )
+
 
 @dataclass
-class RunConfig:
+class Settings:
+    """What every config is: a dataclass to which no field is added by a slip of the pen."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field.
+
+        Raises:
+            AttributeError: with the nearest names, if there is no such field.
+        """
+        known = [item.name for item in fields(self)]
+        if name not in known:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}; {nearest_names(name, known)}")
+        super().__setattr__(name, value)
+
+
+@dataclass
+class RunConfig(Settings):
     """Where a run writes, and how it computes.
 
     Args:
@@ -37,19 +119,19 @@ class RunConfig:
     """
 
     folder: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    resume: str = "never"
-    checkpoint_minutes: float = 5.0
-    deterministic: bool = False
-    detect_anomaly: bool = False
-    pictures: bool = True
-    trackers: str | None = None
+    seed: int = setting(0, least=0)
+    device: str = setting("auto", pattern=DEVICE, words="auto, cpu, cuda, cuda:N, mps or xpu")
+    precision: Literal["float32", "bf16", "fp16"] = setting("float32", unread_by=("predict", WITH_FOLDERS, "claims"))
+    resume: str = setting("never", read_by=("finetune", "metatrain", "claims"))
+    checkpoint_minutes: float = setting(5.0, least=0, read_by=TRAIN)
+    deterministic: bool = setting(False, unread_by=("claims",))
+    detect_anomaly: bool = setting(False, unread_by=("claims",))
+    pictures: bool = setting(True, read_by=TRAIN)
+    trackers: str | None = setting(None, read_by=("finetune",))
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Settings):
     """The labelled images.
 
     Args:
@@ -76,23 +158,25 @@ class DataConfig:
             the memory.
     """
 
-    name: str | None = None
-    root: str | None = None
-    image_size: int | None = None
-    batch_size: int = 32
-    per_class: int | None = None
-    skip_broken: bool = False
-    download: bool = True
-    rotations: bool = False
-    folds: int | None = None
-    fold: int | None = None
-    augmentation: str = "auto"
-    workers: int | Literal["auto"] = "auto"
-    cache: bool | Literal["auto"] = "auto"
+    name: str | None = setting(None, several=True, unread_by=("predict", WITH_FOLDERS, "claims transfer"))
+    root: str | None = setting(None, unread_by=("predict", WITH_FOLDERS))
+    image_size: int | None = setting(
+        None, least=1, most=LARGEST_IMAGE, read_by=("finetune", "metatrain", "swap", *FINETUNE_STUDIES, *META_STUDIES)
+    )
+    batch_size: int = setting(32, least=1, read_by=(*FINETUNE, ON_IMAGES, WITH_FOLDERS, "predict", *FINETUNE_STUDIES))
+    per_class: int | None = setting(None, least=1, read_by=("finetune", *FINETUNE_STUDIES))
+    skip_broken: bool = setting(False, unread_by=("claims mnist", "claims gradients"))
+    download: bool = setting(True, unread_by=("predict", WITH_FOLDERS))
+    rotations: bool = setting(False, read_by=("metatrain", ON_TASKS))
+    folds: int | None = setting(None, least=2, read_by=FINETUNE)
+    fold: int | None = setting(None, least=1, read_by=FINETUNE)
+    augmentation: str = setting("auto", read_by=FINETUNE, unread_by=(PROBE,), harmless=("none",))
+    workers: int | Literal["auto"] = setting("auto", least=0, most=1024, read_by=FINETUNE)
+    cache: bool | Literal["auto"] = setting("auto", read_by=FINETUNE)
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Settings):
     """The backbone and its activation.
 
     Args:
@@ -114,12 +198,12 @@ class ModelConfig:
     activation: str | None = None
     init: Init | None = None
     reset_head: bool = False
-    head_init: Literal["auto", "zero", "random", "probe"] = "auto"
-    drop_rate: float | None = None
+    head_init: Literal["auto", "zero", "random", "probe"] = setting("auto", unread_by=(PROBE,), harmless=("probe",))
+    drop_rate: float | None = setting(None, least=0, below=1, read_by=("finetune",), unread_by=(HEAD, PROBE))
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Settings):
     """The optimiser (for metatrain: of the outer loop).
 
     Args:
@@ -143,20 +227,20 @@ class OptimConfig:
     """
 
     name: str = "sgd"
-    lr: float | Literal["auto", "default"] = "default"
-    head_lr: float | None = None
-    act_lr: float | None = None
-    weight_decay: float = 1e-4
+    lr: float | Literal["auto", "default"] = setting("default", above=0)
+    head_lr: float | None = setting(None, above=0, unread_by=(PROBE,))
+    act_lr: float | None = setting(None, above=0, unread_by=(HEAD, PROBE))
+    weight_decay: float = setting(1e-4, least=0)
     schedule: Schedule = "cosine"
-    warmup_epochs: int = 0
-    open_gates: float | None = None
-    layer_decay: float | None = None
-    clip_grad: float | None = None
-    accumulate: int = 1
+    warmup_epochs: int = setting(0, least=0, unread_by=(PROBE,))
+    open_gates: float | None = setting(None, above=0, most=1, unread_by=(HEAD, PROBE))
+    layer_decay: float | None = setting(None, above=0, most=1, unread_by=(HEAD, PROBE))
+    clip_grad: float | None = setting(None, above=0, unread_by=(PROBE,))
+    accumulate: int = setting(1, least=1, read_by=("finetune",), unread_by=(PROBE,))
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Settings):
     """How long, and what.
 
     Args:
@@ -185,25 +269,25 @@ class TrainConfig:
             a backbone that does not fit one of them.
     """
 
-    epochs: int = 20
-    mode: str = "full"
-    repeats: int = 1
+    epochs: int = setting(20, least=1)
+    mode: str = setting("full", pattern=MODE, words="full, head, activations, gradual, probe or last-N, as last-2")
+    repeats: int = setting(1, least=1)
     freeze_bn: bool | Literal["auto"] = "auto"
     sync_bn: bool = False
-    ema: float | None = None
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    ema: float | None = setting(None, above=0, below=1, unread_by=(PROBE,))
+    label_smoothing: float = setting(0.0, least=0, below=1, unread_by=(PROBE,))
+    mixup: float = setting(0.0, least=0, unread_by=(PROBE,))
+    cutmix: float = setting(0.0, least=0, unread_by=(PROBE,))
     class_weights: Literal["none", "balanced"] = "none"
-    keep: Keep = "one_se"
-    patience: int | None = None
-    compile: bool = False
+    keep: Keep = setting("one_se", unread_by=(PROBE,))
+    patience: int | None = setting(None, least=1, unread_by=(PROBE,))
+    compile: bool = setting(False, unread_by=(HEAD, PROBE))
     channels_last: bool | Literal["auto"] = "auto"
     shard: bool = False
 
 
 @dataclass
-class TaskConfig:
+class TaskConfig(Settings):
     """A few-shot task.
 
     Args:
@@ -216,15 +300,15 @@ class TaskConfig:
             alphabet, as Lake et al. 2015 test); or one (of a training task, too).
     """
 
-    ways: int = 5
-    shots: int = 1
-    queries: int = 15
+    ways: int = setting(5, least=2, most=MOST_A_TASK)
+    shots: int = setting(1, least=1, most=MOST_A_TASK)
+    queries: int = setting(15, least=1, most=MOST_A_TASK)
     split_file: str | None = None
     alphabets: Alphabets = "mixed"
 
 
 @dataclass
-class MetaConfig:
+class MetaConfig(Settings):
     """The meta-learner.
 
     Args:
@@ -251,18 +335,18 @@ class MetaConfig:
     algorithm: Algorithm = "maml"
     engine: Literal["auto", "learn2learn", "vectorized"] = "auto"
     order: Literal[1, 2] = 2
-    inner_lr: float = 0.4
-    inner_act_lr: float | None = None
+    inner_lr: float = setting(0.4, above=0, most=LARGEST_RATE)
+    inner_act_lr: float | None = setting(None, above=0, most=LARGEST_RATE)
     adapt: Adapt = "all"
-    inner_steps: int = 1
-    batch_tasks: int = 16
-    task_chunk: int | Literal["auto"] = "auto"
+    inner_steps: int = setting(1, least=1, most=MOST_INNER_STEPS)
+    batch_tasks: int = setting(16, least=1, most=MOST_TASKS)
+    task_chunk: int | Literal["auto"] = setting("auto", least=1)
     normalization: Normalization = "transductive"
-    steps: int = 200
+    steps: int = setting(200, least=1)
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Settings):
     """How a meta-learner is judged.
 
     Args:
@@ -275,16 +359,16 @@ class EvalConfig:
             finetune on the backbone that the run started from; several with commas between.
     """
 
-    tasks: int = 600
-    inner_steps: int | None = None
-    every: int = 50
-    validation_tasks: int = 100
-    patience: int | None = None
-    against: str | None = None
+    tasks: int = setting(600, least=2, most=MOST_TASKS, read_by=("metatrain", ON_TASKS))
+    inner_steps: int | None = setting(None, least=1, most=MOST_INNER_STEPS, read_by=("metatrain", ON_TASKS))
+    every: int = setting(50, least=1, read_by=("metatrain",))
+    validation_tasks: int = setting(100, least=1, most=MOST_TASKS, read_by=("metatrain",))
+    patience: int | None = setting(None, least=1, read_by=("metatrain",))
+    against: str | None = setting(None, read_by=(ON_TASKS, ON_IMAGES))
 
 
 @dataclass
-class FinetuneConfig:
+class FinetuneConfig(Settings):
     """Fine-tune a backbone on labelled images.
 
     Args:
@@ -301,9 +385,14 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def reader(self) -> str:
+        """Name who reads the fields, as their `read_by` does."""
+        return {"head": HEAD, "probe": PROBE}.get(self.train.mode, "finetune")
+
 
 @dataclass
-class MetatrainConfig:
+class MetatrainConfig(Settings):
     """Meta-train on few-shot tasks and evaluate on unseen classes.
 
     Args:
@@ -326,9 +415,14 @@ class MetatrainConfig:
     meta: MetaConfig = field(default_factory=MetaConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
+    @property
+    def reader(self) -> str:
+        """Name who reads the fields, as their `read_by` does."""
+        return "metatrain"
+
 
 @dataclass
-class UnseenTaskConfig:
+class UnseenTaskConfig(Settings):
     """How the tasks of an evaluation differ from those of the run.
 
     Args:
@@ -337,13 +431,13 @@ class UnseenTaskConfig:
         alphabets: mixed, or one (all characters of a task are of one alphabet); default: as the run was tested.
     """
 
-    shots: int | None = None
-    queries: int | None = None
-    alphabets: Literal["mixed", "one"] | None = None
+    shots: int | None = setting(None, least=1, most=MOST_A_TASK, read_by=(ON_TASKS,))
+    queries: int | None = setting(None, least=1, most=MOST_A_TASK, read_by=(ON_TASKS,))
+    alphabets: Literal["mixed", "one"] | None = setting(None, read_by=(ON_TASKS,))
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Evaluate a checkpoint: on its run's own test images or unseen tasks, or on a folder of your images.
 
     Args:
@@ -364,9 +458,14 @@ class EvaluateConfig:
     support: str | None = None
     query: str | None = None
 
+    @property
+    def reader(self) -> str:
+        """Name who reads the fields, as their `read_by` does."""
+        return WITH_FOLDERS if self.support is not None or self.query is not None else ""  # a checkpoint tells the rest
+
 
 @dataclass
-class PredictConfig:
+class PredictConfig(Settings):
     """Name the class of images: with a fine-tuned model, or few-shot from a support folder.
 
     Args:
@@ -385,15 +484,20 @@ class PredictConfig:
     images: list[str]
     support: str | None = None
     output: str | None = None
-    top_k: int = 1
+    top_k: int = setting(1, least=1)
     probabilities: bool = False
     overwrite: bool = False
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
+    @property
+    def reader(self) -> str:
+        """Name who reads the fields, as their `read_by` does."""
+        return "predict"
+
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Settings):
     """Export a fine-tuned model to ONNX, TorchScript or torch.export, or push it to the Hugging Face Hub.
 
     Args:
@@ -417,7 +521,7 @@ class ExportConfig:
 
 
 @dataclass
-class SwapConfig:
+class SwapConfig(Settings):
     """Swap activations in a model and print what was replaced.
 
     Args:
@@ -434,9 +538,14 @@ class SwapConfig:
     all: bool = False
     image: str | None = None
 
+    @property
+    def reader(self) -> str:
+        """Name who reads the fields, as their `read_by` does."""
+        return "swap"
+
 
 @dataclass
-class ActivationsConfig:
+class ActivationsConfig(Settings):
     """List every activation by name: whether it learns, and its source.
 
     Args:
@@ -447,7 +556,7 @@ class ActivationsConfig:
 
 
 @dataclass
-class BenchConfig:
+class BenchConfig(Settings):
     """Measure what it costs, beside peers in the same run.
 
     Args:
@@ -464,17 +573,22 @@ class BenchConfig:
     what: Literal["op", "step", "maml", "swap", "finetune", "episodes", "claims"]
     case: str | None = None
     json: str | None = None
-    rounds: int | None = None
-    device: str = "auto"
-    growth: bool = False
-    deterministic: bool = False
+    rounds: int | None = setting(None, least=1)
+    device: str = setting("auto", pattern=DEVICE, words="auto, cpu, cuda, cuda:N, mps or xpu")
+    growth: bool = setting(False, read_by=("bench maml",))
+    deterministic: bool = setting(False, read_by=("bench step",))
+
+    @property
+    def reader(self) -> str:
+        """Name who reads the fields, as their `read_by` does."""
+        return f"bench {self.what}"
 
 
 StudyName = Literal["mnist", "small-lr", "gradients", "transfer", "architectures", "meta", "focus"]
 
 
 @dataclass
-class StudyModelConfig:
+class StudyModelConfig(Settings):
     """The models that a study compares.
 
     Args:
@@ -484,13 +598,13 @@ class StudyModelConfig:
             original,relu,arelu:paper,arelu:preserve; original keeps the model's own; default: the study's.
     """
 
-    name: str | None = None
-    pretrained: bool | str | None = None
-    activation: str | None = None
+    name: str | None = setting(None, several=True)
+    pretrained: bool | str | None = setting(None, read_by=("claims small-lr", "claims focus"))
+    activation: str | None = setting(None, several=True)
 
 
 @dataclass
-class StudyOptimConfig:
+class StudyOptimConfig(Settings):
     """The optimisers that a study compares.
 
     Args:
@@ -500,13 +614,13 @@ class StudyOptimConfig:
         small_lr: the small learning rate; one of lr.
     """
 
-    name: str | None = None
-    lr: float | str | None = None
-    small_lr: float | None = None
+    name: str | None = setting(None, several=True)
+    lr: float | str | None = setting(None, above=0, several=True)
+    small_lr: float | None = setting(None, above=0, read_by=("claims small-lr", "claims transfer"))
 
 
 @dataclass
-class StudyTrainConfig:
+class StudyTrainConfig(Settings):
     """How long a study's runs are, and how many.
 
     Args:
@@ -514,12 +628,12 @@ class StudyTrainConfig:
         repeats: how many seeds, from run.seed on; 2 at the least, for an interval; default: the study's own.
     """
 
-    epochs: int | None = None
-    repeats: int | None = None
+    epochs: int | None = setting(None, least=1, unread_by=META_STUDIES)
+    repeats: int | None = setting(None, least=1)
 
 
 @dataclass
-class StudyMetaConfig:
+class StudyMetaConfig(Settings):
     """How a study's meta-learners are trained and judged.
 
     Args:
@@ -528,13 +642,13 @@ class StudyMetaConfig:
         shots: study meta: support images a class, with commas between, as 1,5; default: the study's own.
     """
 
-    steps: int | None = None
-    tasks: int | None = None
-    shots: int | str | None = None
+    steps: int | None = setting(None, least=1, read_by=META_STUDIES)
+    tasks: int | None = setting(None, least=2, most=MOST_TASKS, read_by=META_STUDIES)
+    shots: int | str | None = setting(None, least=1, most=MOST_A_TASK, read_by=("claims meta",))
 
 
 @dataclass
-class StudyFocusConfig:
+class StudyFocusConfig(Settings):
     """Where the study focus looks, and at what.
 
     Args:
@@ -548,15 +662,15 @@ class StudyFocusConfig:
         count: how many images; default: the study's own.
     """
 
-    images: str | None = None
-    boxes: str | None = None
-    masks: str | None = None
-    runs: str | None = None
-    count: int | None = None
+    images: str | None = setting(None, read_by=("claims focus",))
+    boxes: str | None = setting(None, read_by=("claims focus",))
+    masks: str | None = setting(None, read_by=("claims focus",))
+    runs: str | None = setting(None, several=True, read_by=("claims focus",))
+    count: int | None = setting(None, least=1, read_by=("claims focus",))
 
 
 @dataclass
-class ClaimsConfig:
+class ClaimsConfig(Settings):
     """Run one of the paper's claims as a study and judge it: holds, does not hold, or cannot tell.
 
     Args:
@@ -593,18 +707,23 @@ class ClaimsConfig:
     train: StudyTrainConfig = field(default_factory=StudyTrainConfig)
     meta: StudyMetaConfig = field(default_factory=StudyMetaConfig)
     focus: StudyFocusConfig = field(default_factory=StudyFocusConfig)
-    pipeline: Literal["finetune", "maml"] = "finetune"
-    variant: Literal["authors", "paper"] = "authors"
-    target: float | None = None
-    pairs: str | None = None
-    depth: int | str | None = None
-    margin: float = 1.0
-    processes: int | None = None
-    engine: Literal["auto", "single", "stacked"] = "auto"
+    pipeline: Literal["finetune", "maml"] = setting("finetune", read_by=("claims small-lr",))
+    variant: Literal["authors", "paper"] = setting("authors", read_by=("claims mnist", "claims meta"))
+    target: float | None = setting(None, above=0, most=1, read_by=("claims small-lr",))
+    pairs: str | None = setting(None, several=True, read_by=("claims transfer",))
+    depth: int | str | None = setting(None, least=2, several=True, read_by=("claims gradients",))
+    margin: float = setting(1.0, least=0)
+    processes: int | None = setting(None, least=1, most=1024)
+    engine: Literal["auto", "single", "stacked"] = setting("auto", read_by=("claims mnist",))
+
+    @property
+    def reader(self) -> str:
+        """Name who reads the fields, as their `read_by` does."""
+        return f"claims {self.study}" + (f" --pipeline {self.pipeline}" if self.study == "small-lr" else "")
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(Settings):
     """Write one self-contained HTML page of a run, a study or a sweep, with Markdown and CSV beside it.
 
     Args:
@@ -619,7 +738,7 @@ class ReportConfig:
 
 
 @dataclass
-class SweepRunConfig:
+class SweepRunConfig(Settings):
     """Where a sweep lies.
 
     Args:
@@ -631,7 +750,7 @@ class SweepRunConfig:
 
 
 @dataclass
-class SlurmConfig:
+class SlurmConfig(Settings):
     """How Slurm is asked (launcher submitit).
 
     Args:
@@ -645,12 +764,12 @@ class SlurmConfig:
     cluster: Literal["auto", "slurm", "local"] = "auto"
     partition: str | None = None
     account: str | None = None
-    minutes: int = 240
+    minutes: int = setting(240, least=1)
     wait: bool = True
 
 
 @dataclass
-class SweepConfig:
+class SweepConfig(Settings):
     """Do many runs of one task, each once, and write one table of what they found.
 
     Args:
@@ -670,18 +789,18 @@ class SweepConfig:
     spec: str
     run: SweepRunConfig = field(default_factory=SweepRunConfig)
     launcher: Literal["ray", "submitit"] = "ray"
-    workers: int | None = None
-    cpus: float = 1.0
-    gpus: float | Literal["auto"] = "auto"
+    workers: int | None = setting(None, least=1)
+    cpus: float = setting(1.0, above=0)
+    gpus: float | Literal["auto"] = setting("auto", least=0)
     address: str | None = None
-    retries: int = 3
+    retries: int = setting(3, least=0)
     retry_failed: bool = False
     dry_run: bool = False
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
 @dataclass
-class DemoConfig:
+class DemoConfig(Settings):
     """The main job on embedded data, or part of it on your own folder of images.
 
     Args:
@@ -692,7 +811,12 @@ class DemoConfig:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
+    @property
+    def reader(self) -> str:
+        """Name who reads the fields, as their `read_by` does."""
+        return "demo"
+
 
 @dataclass
-class EnvConfig:
+class EnvConfig(Settings):
     """Print what a bug report needs: versions, machine, devices."""

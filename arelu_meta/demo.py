@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from arelu_meta.checking import validate
 from arelu_meta.config import (
     DataConfig,
     DemoConfig,
@@ -29,6 +28,7 @@ from arelu_meta.meta import metatrain
 from arelu_meta.runs.curves import COLOURS
 from arelu_meta.runs.folder import check_apart, open_run, write_atomically, write_json
 from arelu_meta.runs.progress import print_table
+from arelu_meta.validation import validate
 
 SMALL_LEARNING_RATE = 1e-3
 _NO_LIMIT = 1e9  # of gradients
@@ -80,7 +80,7 @@ def demo(config: DemoConfig | None = None) -> dict[str, Any]:
         InputError: if the folder of images cannot be used; nothing is written then.
     """
     config = config or DemoConfig()
-    validate(config)
+    validate(config, DemoConfig)
     own_images = config.data.root is not None or config.data.name is not None
     opened = open_run(replace(config.run, resume="never"), "demo")
     check_apart(opened, class_holders(config.data))

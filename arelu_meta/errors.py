@@ -1,7 +1,14 @@
-"""The two ways in which a run ends without a bug: bad input, and a run that cannot go on."""
+"""The ways in which a run ends without a bug, and the words of what is said then."""
 
+import contextlib
 import difflib
+import io
+import warnings
 from collections.abc import Iterable
+from types import ModuleType
+
+INSTALL_LEARN2LEARN = "pip install learn2learn==0.2.0 --config-settings=--build-option=build_ext"
+_LONGEST_SHOWN = 100
 
 
 class InputError(ValueError):
@@ -28,7 +35,7 @@ class MissingExtraError(InputError, ImportError):
 
 
 def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
-    """Say which known names are spelt most like `name`.
+    """Name the known names that are spelt most like `name`.
 
     Args:
         name: what was asked for.
@@ -39,9 +46,71 @@ def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
         A phrase for an error message: `nearest: 'a', 'b'`, or `known: …` if nothing is near.
     """
     names = sorted(set(known))
-    folded = {candidate.lower(): candidate for candidate in reversed(names)}
-    close = difflib.get_close_matches(name.lower(), folded, n=most, cutoff=0.5)
-    if close:
-        return "nearest: " + ", ".join(repr(folded[candidate]) for candidate in close)
+
+    def likeness(candidate: str) -> tuple[float, int]:
+        asked, other = name.lower(), candidate.lower()
+        last = other.rpartition(".")[2]  # `lr` is meant for optim.lr
+        ratio = 1.0 if asked == last else difflib.SequenceMatcher(None, other, asked).ratio()
+        return ratio, sum(a == b for a, b in zip(asked, other, strict=False))
+
+    close = sorted([(likeness(one), one) for one in names], key=lambda pair: (*(-part for part in pair[0]), pair[1]))
+    if found := [one for (ratio, _), one in close[:most] if ratio >= 0.5]:
+        return "nearest: " + ", ".join(map(repr, found))
     shown = ", ".join(repr(candidate) for candidate in names[:12])
     return f"known: {shown}" + (", …" if len(names) > 12 else "")
+
+
+def shown(value: object) -> str:
+    """Write a value for an error: on one line, without what a terminal would act on, and not at any length.
+
+    Args:
+        value: anything.
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no longer ones
+        return "a number of so many digits"
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def printable(text: str) -> str:
+    r"""Write a name for a line of output: a newline in it becomes `\n`, what is no text its code.
+
+    Args:
+        text: of a file, a class, a stranger's header.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write how many there are: `1 epoch`, `1,000 epochs`.
+
+    Args:
+        number: of them.
+        noun: in the singular; its plural ends in s.
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def import_learn2learn(what: str = "meta.engine learn2learn") -> ModuleType:
+    """Import learn2learn, which takes seconds, without the notices that its own imports print.
+
+    Args:
+        what: needs it, for the error.
+
+    Returns:
+        The package.
+
+    Raises:
+        MissingExtraError: with the command that installs it.
+    """
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            import learn2learn
+    except ImportError as error:
+        raise MissingExtraError(
+            f"learn2learn: cannot be imported ({error}); {what} needs it: {INSTALL_LEARN2LEARN}"
+        ) from error
+    return learn2learn  # type: ignore[no-any-return]

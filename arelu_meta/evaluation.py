@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.layout import suit_layout
-from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.checking import validate
-from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig
+from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
+from arelu_meta.config import ON_IMAGES, ON_TASKS, DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig
 from arelu_meta.data.given import OneImage, tell_skipped
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.errors import InputError, RunError, nearest_names
-from arelu_meta.evaluation_flags import check_read
 from arelu_meta.finetuning.loop import loss_and_accuracy, predict_logits
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.meta.learner import Learner
@@ -27,6 +25,7 @@ from arelu_meta.runs.folder import open_fresh, write_json
 from arelu_meta.runs.origin import check_unchanged, of_its_run
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.results import report_results
+from arelu_meta.validation import check_read, validate
 
 
 def evaluate(
@@ -89,8 +88,8 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
     Args:
         config: the checkpoint and what to evaluate it on.
     """
-    validate(config)
-    check_read(config)
+    validate(config, EvaluateConfig)
+    _check_read(config)
     folder = open_fresh(config.run, "evaluate") if config.run.folder else None
     results = evaluate(
         config.checkpoint,
@@ -110,6 +109,20 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
     report_results(results)
     tell_skipped(results.get("skipped", 0))
     return results
+
+
+def _check_read(config: EvaluateConfig) -> None:
+    """Refuse what an evaluation does not read, which the checkpoint decides."""
+    if config.reader:
+        return  # as `validate` has done
+    check_read(config, ON_TASKS if read_spec(Path(config.checkpoint))[1].task == "metatrain" else ON_IMAGES)
+    if config.data.root is None and config.data.name is None:
+        for name, default in {"skip_broken": False, "download": True, "rotations": False}.items():
+            if (value := getattr(config.data, name)) is not default:
+                raise InputError(
+                    f"data.{name}: {value} is read of other images than the run's own; give --data.root or --data.name "
+                    f"with it, or leave data.{name} out"
+                )
 
 
 def _evaluate_folders(

@@ -11,7 +11,6 @@ from torch import nn
 
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.checking import flatten, validate
 from arelu_meta.config import PredictConfig, RunConfig
 from arelu_meta.data.given import Source, centre_crop, gather, tell_skipped
 from arelu_meta.errors import InputError
@@ -19,8 +18,7 @@ from arelu_meta.meta.learner import Learner, guesses, scored_batches
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import open_fresh, write_atomically
 from arelu_meta.runs.progress import print_table
-
-_READ_OF_DATA = ("data.batch_size", "data.skip_broken")
+from arelu_meta.validation import validate
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,6 @@ def predict_task(config: PredictConfig) -> list[Prediction]:
         InputError: if the CSV cannot lie where it is to; nothing is predicted then.
     """
     validate(config)
-    _check_read(config)
     _check_output(config)
     folder = open_fresh(config.run, "predict").path if config.run.folder else None
     found = predict(
@@ -134,15 +131,6 @@ def predict_task(config: PredictConfig) -> list[Prediction]:
     else:
         print("\n".join("\t".join(row.values()) for row in rows))
     return found
-
-
-def _check_read(config: PredictConfig) -> None:
-    """Refuse what a prediction does not read: whoever gave it believes that it does something."""
-    plain = flatten(PredictConfig(config.checkpoint, config.images))
-    for name, value in flatten(config).items():
-        unread = name == "run.precision" or (name.startswith("data.") and name not in _READ_OF_DATA)
-        if unread and value != plain[name]:
-            raise InputError(f"{name}: {value!r} is not read by a prediction; leave {name} out")
 
 
 def _check_output(config: PredictConfig) -> None:

@@ -9,7 +9,7 @@ import sys
 from jsonargparse import ArgumentParser
 
 from arelu_meta.claims.study import StudyConfig, study_task
-from arelu_meta.cli import guarded
+from arelu_meta.exit_status import guarded
 
 
 def main() -> int:

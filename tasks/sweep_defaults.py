@@ -8,8 +8,8 @@ import sys
 from jsonargparse import ArgumentParser
 
 from arelu_meta.claims.defaults import SETS, DefaultsConfig, sweep_defaults
-from arelu_meta.cli import guarded
 from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.exit_status import guarded
 
 
 def main() -> int:

@@ -62,6 +62,8 @@ def _make_world(root: Path) -> None:
         "value": "optim: {lr: fast}",
         "zero": "optim: {lr: 0}",
         "empty": "data: {root: ''}",
+        "twice": "optim.lr: 0.1\noptim: {lr: 0.2}",
+        "tag": 'run: {seed: !!int ""}',
     }.items():
         (root / f"{name}.yaml").write_text(text)
     (root / "damaged.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00 not a header")
@@ -208,7 +210,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "flag": _case("--optim.lrr", "1", task=FINETUNE, says=r"--optim\.lrr: no such flag; nearest: 'optim\.lr'"),
     "flag of another task": _case("--task.ways", "5", task=FINETUNE, says=r"--task\.ways: no such flag; "),
     "flag without a value": _case("--optim.lr", task=FINETUNE, says=r"optim\.lr: no value given"),
-    "word": _case("flowers", task=FINETUNE, says=r"'flowers': not expected"),
+    "word": _case("flowrs", task=FINETUNE, says=r"data\.root: 'flowrs' does not exist; give a folder"),
+    "words": _case("good", "flowers", task=FINETUNE, says=r"'flowers': not expected"),
+    "dotted and nested": _case("--config", "twice.yaml", task=FINETUNE, says=r"'optim\.lr' is given twice, dotted and"),
+    "YAML tag": _case("--config", "tag.yaml", task=FINETUNE, says=r"'tag\.yaml' is not YAML: '' is no int"),
     # a missing config file
     "config file": _case(
         "--config", "nowhere.yaml", task=FINETUNE, says=r"config: 'nowhere\.yaml' does not exist or is"

@@ -11,11 +11,11 @@ from PIL import Image
 from arelu_meta import evaluate
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import save_model
-from arelu_meta.checking import flatten
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, MetatrainConfig, ModelConfig, UnseenTaskConfig
 from arelu_meta.errors import InputError
 from arelu_meta.meta.inner import Inner, attach_loop
+from arelu_meta.validation import flatten
 
 
 def _folder(root: Path, names: str, count: int, first: int = 0) -> Path:
@@ -98,19 +98,19 @@ def test_one_alphabet_a_task_is_refused_where_there_are_no_alphabets(run: str, t
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--eval.every 3", "eval.every: 3 is not read by an evaluation of a meta-learner on tasks, it belongs to"),
+        ("--eval.every 3", "eval.every: 3 is not read by evaluate of a meta-learner; metatrain reads it; leave"),
         ("--eval.patience 3", "eval.patience: 3 is not read"),
         ("--eval.validation_tasks 9", "eval.validation_tasks: 9 is not read"),
         ("--data.image_size 16", "data.image_size: 16 is not read"),
         ("--data.rotations true", "data.rotations: True is read of other images than the run's own; give --data.root"),
         (
             "--support S --query S --eval.against centroid",
-            "eval.against: 'centroid' is not read by an evaluation with a",
+            "eval.against: 'centroid' is not read by evaluate with a",
         ),
-        ("--support S --query S --eval.tasks 5", "eval.tasks: 5 is not read by an evaluation with a support and a"),
-        ("--support S --query S --task.shots 2", "task.shots: 2 is not read by an evaluation with a support and a"),
-        ("--support S --query S --data.root S", "data.root: 'S' is not read by an evaluation with a support and a"),
-        ("--support S --query S --run.precision bf16", "run.precision: 'bf16' is not read by an evaluation with a"),
+        ("--support S --query S --eval.tasks 5", "eval.tasks: 5 is not read by evaluate with a support and a"),
+        ("--support S --query S --task.shots 2", "task.shots: 2 is not read by evaluate with a support and a"),
+        ("--support S --query S --data.root S", "data.root: 'S' is not read by evaluate with a support and a"),
+        ("--support S --query S --run.precision bf16", "run.precision: 'bf16' is not read by evaluate with a"),
     ],
 )
 def test_what_an_evaluation_does_not_read_is_refused(

@@ -164,7 +164,7 @@ def test_no_evaluation_or_prediction_writes_over_the_results_of_the_run_that_it_
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     name, *words = task
     assert main([name, str(folder), *words, "--run.folder", str(folder), "--run.resume", "auto"]) == 2
-    assert capsys.readouterr().err.startswith("error: run.resume: 'auto' is read by tasks that train")
+    assert capsys.readouterr().err.startswith("error: run.resume: 'auto' is not read by ")
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 

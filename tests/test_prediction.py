@@ -104,8 +104,11 @@ def test_top_k_and_every_class_go_to_a_csv_of_ones_own(classifier: str, colours:
     [
         (["--top_k", "4"], "top_k: 4 is not allowed; give 1 to 3, the number of classes"),
         (["--top_k", "0"], "top_k: 0"),
-        (["--data.image_size", "32"], "data.image_size: 32 is not read by a prediction; leave data.image_size out"),
-        (["--run.precision", "bf16"], "run.precision: 'bf16' is not read by a prediction"),
+        (
+            ["--data.image_size", "32"],
+            "data.image_size: 32 is not read by predict; finetune, metatrain, swap, claims read it; leave",
+        ),
+        (["--run.precision", "bf16"], "run.precision: 'bf16' is not read by predict"),
         (["--probabilities"], "give --output FILE.csv or --run.folder"),
         (["--output", "found.txt"], "'found.txt' is not allowed; give a file that ends in .csv"),
         (["--output", "no/found.csv"], "the folder of 'no/found.csv' does not exist"),

@@ -1,6 +1,6 @@
 import pytest
 
-from arelu_meta.wording import counted
+from arelu_meta.errors import counted
 
 
 @pytest.mark.parametrize(("number", "said"), [(0, "0 epochs"), (1, "1 epoch"), (2, "2 epochs"), (1000, "1,000 epochs")])

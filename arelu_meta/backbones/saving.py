@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
-from arelu_meta.checking import LARGEST_IMAGE
-from arelu_meta.config import MetaConfig, Normalization
+from arelu_meta.config import LARGEST_IMAGE, MetaConfig, Normalization
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.runs.folder import write_atomically

@@ -13,7 +13,7 @@ from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes import TensorSampler, load_pool, load_whole
 from arelu_meta.data.images import concatenate
 from arelu_meta.data.loading import InputSpec
-from arelu_meta.extras import import_learn2learn
+from arelu_meta.errors import import_learn2learn
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.folder import write_json
 from arelu_meta.runs.progress import print_table
+from arelu_meta.validation import validate
 
 Measure = Callable[[], list[Row]]
 
@@ -42,10 +43,7 @@ def bench_task(config: BenchConfig) -> list[Row]:
     Raises:
         InputError: if no case is called so, or the folder of the JSON file does not exist.
     """
-    if config.growth and config.what != "maml":
-        raise InputError(f"growth: bench {config.what} does not read it; give it to bench maml")
-    if config.deterministic and config.what != "step":
-        raise InputError(f"deterministic: bench {config.what} does not read it; give it to bench step")
+    validate(config, BenchConfig)
     # A swap is Python's work, on whatever machine.
     device = choose_device("cpu" if (config.what, config.device) == ("swap", "auto") else config.device)
     maml = _growth_cases if config.growth else _maml_cases

@@ -7,7 +7,7 @@ import numpy as np
 from arelu_meta.claims.recipes import RECIPES
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.data.images import load_images
-from arelu_meta.wording import counted
+from arelu_meta.errors import counted
 
 _FEWEST = 5  # training images a class that the quick size may leave
 

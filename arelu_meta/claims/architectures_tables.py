@@ -8,7 +8,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Heatmap, Outcome, Table
 from arelu_meta.claims.small_lr_tables import ORIGINAL, Runs, course_curves, edge_notes, spread
 from arelu_meta.claims.statistics import Comparison, compare, judge
-from arelu_meta.wording import counted
+from arelu_meta.errors import counted
 
 
 def conclude(rows: Sequence[Row], margin: float) -> Outcome:

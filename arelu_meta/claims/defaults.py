@@ -12,11 +12,10 @@ from typing import Any
 
 from arelu_meta.claims.ledger import Ledger, key_of
 from arelu_meta.config import DataConfig, FinetuneConfig, Keep, ModelConfig, RunConfig, TrainConfig
-from arelu_meta.errors import RunError
+from arelu_meta.errors import RunError, counted
 from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.defaults import default_rate
 from arelu_meta.runs.progress import print_table
-from arelu_meta.wording import counted
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 WAYS = {  # the learning rates of each, and its epochs in the defaults' number

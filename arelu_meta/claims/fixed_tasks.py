@@ -2,8 +2,7 @@
 
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes import ClassSplits, load_class_splits
-from arelu_meta.errors import InputError
-from arelu_meta.wording import counted
+from arelu_meta.errors import InputError, counted
 
 
 def divide_for(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:

@@ -26,13 +26,12 @@ from arelu_meta.claims.small_lr_study import contenders_of
 from arelu_meta.config import ClaimsConfig, DataConfig
 from arelu_meta.data.images import ImageSet, find_candidates, load_images
 from arelu_meta.data.reading import read_image
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, counted
 from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.checkpoints import digest_of
 from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.origin import of_its_run
-from arelu_meta.wording import counted
 
 _SHOWN = 5  # images in the strip
 _WORST: Row = {"image": "", "explained": "", "right": False, "entropy": 1.0, "inside": 0.0, "area": None}

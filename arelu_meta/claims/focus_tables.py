@@ -14,7 +14,7 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Outcome, Picture, Table
 from arelu_meta.claims.small_lr_tables import ORIGINAL, spread
 from arelu_meta.claims.statistics import Comparison, compare, judge
-from arelu_meta.wording import counted
+from arelu_meta.errors import counted
 
 _STRIP = "focus.png"
 _PANEL = 1.5  # inches

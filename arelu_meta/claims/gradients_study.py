@@ -17,8 +17,7 @@ from arelu_meta.claims.recipes import activation_names, depths, names, numbers, 
 from arelu_meta.claims.running import one_thread, side_by_side
 from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, opened, shelved
 from arelu_meta.config import ClaimsConfig
-from arelu_meta.errors import InputError, nearest_names
-from arelu_meta.wording import counted
+from arelu_meta.errors import InputError, counted, nearest_names
 
 _OPTIMIZERS = ("sgd", "adam")
 _SIDE = 28

@@ -21,7 +21,7 @@ from arelu_meta.claims.outcome import (
 )
 from arelu_meta.claims.small_lr_tables import spread
 from arelu_meta.claims.statistics import Comparison, compare, judge
-from arelu_meta.wording import counted
+from arelu_meta.errors import counted
 
 OURS, STANDARD = "arelu", "relu"
 THEIRS, HONEST = "by the best training batch", "on unseen classes"

@@ -1,38 +1,17 @@
-"""Each study's recipe: which flags it reads, and what they are by its size where a person leaves them out."""
+"""Each study's recipe: what its flags are by its size where a person leaves them out."""
 
 import math
 from copy import deepcopy
 from typing import Any
 
-from arelu_meta.checking import flatten
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError
+from arelu_meta.validation import flatten
 
 _PAPER = (
     "apl,arelu,celu,elu,gelu,leaky_relu,maxout,mixture,pau,prelu,relu,relu6,rrelu,selu,sigmoid,slaf,softplus,swish,tanh"
 )
 _DEEPEST = 200
-_COMMON = frozenset({"study", "size", "run.folder", "run.seed", "run.device", "run.resume", "margin", "processes"})
-
-READS: dict[str, frozenset[str]] = {
-    "mnist": _COMMON
-    | {"data.name", "data.root", "data.download", "model.name", "model.activation", "optim.name", "optim.lr"}
-    | {"train.epochs", "train.repeats", "variant", "engine"},
-    "small-lr": _COMMON
-    | {f"data.{name}" for name in ("name", "root", "image_size", "batch_size", "per_class", "skip_broken", "download")}
-    | {"model.name", "model.pretrained", "model.activation", "optim.name", "optim.lr", "optim.small_lr"}
-    | {"train.epochs", "train.repeats", "pipeline", "target"},
-}
-READS["architectures"] = READS["small-lr"] - {"model.pretrained", "optim.small_lr", "pipeline", "target"}
-READS["transfer"] = READS["architectures"] - {"data.name"} | {"optim.small_lr", "pairs"}
-READS["gradients"] = READS["mnist"] - {"variant", "engine"} | {"depth"}
-READS["small-lr/maml"] = READS["small-lr"] - {"train.epochs", "data.per_class", "data.batch_size"}
-READS["small-lr/maml"] |= {"meta.steps", "meta.tasks"}
-READS["meta"] = READS["small-lr/maml"] - {"model.pretrained", "optim.small_lr", "pipeline", "target"}
-READS["meta"] |= {"meta.shots", "variant"}
-READS["focus"] = READS["small-lr"] - {"optim.small_lr", "pipeline", "target"}
-READS["focus"] |= {f"focus.{name}" for name in ("images", "boxes", "masks", "runs", "count")}
-
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {
         "quick": {
@@ -222,7 +201,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def resolve(config: ClaimsConfig) -> ClaimsConfig:
-    """Fill what was left out with the study's recipe, and refuse what the study does not read.
+    """Fill what was left out with the study's recipe.
 
     Args:
         config: as a person gave it; it is not changed.
@@ -231,16 +210,13 @@ def resolve(config: ClaimsConfig) -> ClaimsConfig:
         A copy in which all that the study reads is set.
 
     Raises:
-        InputError: naming a flag that the study does not read, or one whose value it cannot have.
+        InputError: naming a flag whose value it cannot have.
     """
     key = f"{config.study}/{config.pipeline}"
     key = key if key in RECIPES else config.study
     recipe = RECIPES[key][config.size]
-    untouched, reads = flatten(ClaimsConfig(config.study)), READS[key]
     filled = deepcopy(config)
     for name, value in flatten(config).items():
-        if name not in reads and value != untouched[name]:
-            raise InputError(f"{name}: the study {key} does not read it; leave {name} out")
         if name in recipe and value is None and not _brings(config, name):
             _set(filled, name, recipe[name])
     repeats = filled.train.repeats

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from arelu_meta.claims.ledger import Ledger, Row
-from arelu_meta.errors import RunError
+from arelu_meta.errors import RunError, counted
 from arelu_meta.runs.progress import ProgressBar, progress
-from arelu_meta.wording import counted
 
 Work = Callable[[Sequence[Any]], list[list[Row]]]
 """Runs trials together and returns each one's rows; it must be picklable."""

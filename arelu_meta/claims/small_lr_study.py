@@ -18,9 +18,8 @@ from arelu_meta.claims.small_lr_runs import Trial, estimate, model_config, work
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
 from arelu_meta.config import ClaimsConfig, MetatrainConfig
 from arelu_meta.data.images import load_images
-from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.errors import InputError, counted, nearest_names
 from arelu_meta.finetuning.optimizer import check_optimizer_name
-from arelu_meta.wording import counted
 
 _STARTS = ("paper", "preserve", "leak", "open", "nearest", "fit")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from arelu_meta.checking import validate
 from arelu_meta.claims.amounts import thinned
 from arelu_meta.claims.inputs import check_inputs, image_folders, inputs_of
 from arelu_meta.claims.ledger import Ledger, write_rows
@@ -18,12 +17,12 @@ from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.running import announce, run_missing
 from arelu_meta.config import ClaimsConfig
-from arelu_meta.errors import InputError, MissingExtraError, RunError
+from arelu_meta.errors import InputError, MissingExtraError, RunError, counted
 from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.folder import check_apart, open_run, write_json, write_text
 from arelu_meta.runs.lock import locked
-from arelu_meta.wording import counted
+from arelu_meta.validation import validate
 
 _MODULES = {
     "mnist": "arelu_meta.claims.mnist_study",
@@ -55,7 +54,7 @@ def claims_task(config: ClaimsConfig) -> dict[str, Any]:
         InputError: if something in the config does not fit; nothing is written then.
         RunError: if the disk refuses, or a process was killed; finished runs are kept.
     """
-    validate(config)
+    validate(config, ClaimsConfig)
     config = resolve(config)
     device = choose_device(config.run.device)
     folder = open_run(config.run, f"claims-{config.study}")

@@ -11,9 +11,9 @@ from typing import Any
 
 from arelu_meta import __version__
 from arelu_meta.backbones.saving import ModelSpec
-from arelu_meta.checking import flatten
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.runs.folder import write_text
+from arelu_meta.validation import flatten
 
 TAGS = ("image-classification", "timm", "arelu-meta")
 MARK = "<!-- written by arelu-meta; a README.md without this line is left as it is -->"

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from arelu_meta.checking import validate
 from arelu_meta.config import ExportConfig
 from arelu_meta.exporting.files import export
 from arelu_meta.exporting.hub import check_repository, push
+from arelu_meta.validation import validate
 
 
 def export_task(config: ExportConfig) -> dict[str, Any]:

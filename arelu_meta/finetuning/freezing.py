@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from arelu_meta.checking import LAST_STAGES
-from arelu_meta.config import TrainConfig
+from arelu_meta.config import LAST_STAGES, TrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters, head_parameters
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from arelu_meta.checking import flatten
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError
 from arelu_meta.intervals import accuracy_interval
@@ -16,6 +15,7 @@ from arelu_meta.runs.folder import open_run
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.results import finished_results, report_results
+from arelu_meta.validation import flatten
 
 # Where a run lies, how it is watched, and how its images are had.
 _DECIDE_NOTHING = (

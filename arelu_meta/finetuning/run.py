@@ -19,7 +19,6 @@ from arelu_meta.backbones.from_config import (
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, read_spec
-from arelu_meta.checking import validate
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import Splits, class_holders, load_images
@@ -37,6 +36,7 @@ from arelu_meta.runs.folder import RunFolder, check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
 from arelu_meta.runs.results import finished_results
 from arelu_meta.runs.trackers import check_trackers, tracker_names
+from arelu_meta.validation import validate
 
 _DIGITS_SIZE = 64
 
@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
         RunError: if the run diverges or the disk refuses.
     """
     config = config or FinetuneConfig()
-    validate(config)
+    validate(config, FinetuneConfig)
     check_augmentation(config.data.augmentation)
     _check_read(config)
     check_model_config(config.model)
@@ -73,41 +73,9 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
 
 
 def _check_read(config: FinetuneConfig) -> None:
-    """Refuse a value that this run would not read: whoever gave it believes that it does something."""
-    mode, train, optim = config.train.mode, config.train, config.optim
-    if mode == "probe":
-        unread = {
-            "optim.lr": optim.lr == "auto",
-            "optim.head_lr": optim.head_lr is not None,
-            "optim.clip_grad": optim.clip_grad is not None,
-            "optim.accumulate": optim.accumulate > 1,
-            "optim.warmup_epochs": optim.warmup_epochs > 0,
-            "model.head_init": config.model.head_init not in ("auto", "probe"),
-            "train.label_smoothing": train.label_smoothing > 0,
-            "train.ema": train.ema is not None,
-            "train.mixup": train.mixup > 0,
-            "train.cutmix": train.cutmix > 0,
-            "train.keep": train.keep != "one_se",
-            "train.patience": train.patience is not None,
-            "data.augmentation": config.data.augmentation not in ("auto", "none"),
-        }
-        if name := next((name for name, given in unread.items() if given), None):
-            raise InputError(f"{name}: train.mode probe takes no gradient steps and does not read it; leave {name} out")
-    of_backbone = {
-        "optim.layer_decay": optim.layer_decay,
-        "optim.act_lr": optim.act_lr,
-        "optim.open_gates": optim.open_gates,
-        "model.drop_rate": config.model.drop_rate,
-        "train.compile": train.compile or None,
-    }
-    for name, value in of_backbone.items():
-        if keeps_features(mode) and value is not None:
-            shown = str(value).lower() if isinstance(value, bool) else value
-            raise InputError(
-                f"{name}: {shown} is read where the backbone learns, and train.mode is {mode!r}; leave it out"
-            )
-    if config.data.rotations:
-        raise InputError("data.rotations: true is read by arelu-meta metatrain alone; leave data.rotations out")
+    """Refuse a value that this run would not read beside its others."""
+    if config.train.mode == "probe" and config.optim.lr == "auto":
+        raise InputError(f"optim.lr: 'auto' is not read by {config.reader}; leave it out")
     learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
     if config.optim.act_lr is not None and not learned:
         raise InputError(

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arelu_meta.data.episodes import Episode
-from arelu_meta.errors import InputError
-from arelu_meta.extras import import_learn2learn
+from arelu_meta.errors import InputError, import_learn2learn
 from arelu_meta.meta.inner import InnerLoop, support_losses
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
 

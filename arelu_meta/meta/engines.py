@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.data.episodes import Episode, TaskBatch
-from arelu_meta.errors import InputError
-from arelu_meta.extras import import_learn2learn
+from arelu_meta.errors import InputError, import_learn2learn
 from arelu_meta.meta.algorithms import build_maml, prototype_loss, query_loss, reptile_loss, with_gradient_of
 from arelu_meta.meta.averages import averages_kept, updates_averages
 from arelu_meta.meta.chunking import tasks_at_once

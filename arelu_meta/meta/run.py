@@ -3,11 +3,10 @@
 from typing import Any
 
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.checking import validate
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.data.images import class_holders
-from arelu_meta.extras import import_learn2learn
+from arelu_meta.errors import import_learn2learn
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta.course import Course
 from arelu_meta.meta.preparing import make_model
@@ -15,6 +14,7 @@ from arelu_meta.meta.settings import check_patience, check_read, settle_head
 from arelu_meta.runs.folder import check_apart, open_run
 from arelu_meta.runs.ranks import join
 from arelu_meta.runs.results import finished_results
+from arelu_meta.validation import validate
 
 
 def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
         RunError: if the run diverges or the disk refuses.
     """
     config = config or MetatrainConfig()
-    validate(config)
+    validate(config, MetatrainConfig)
     check_model_config(config.model)
     check_optimizer_name(config.optim.name)
     check_read(config)

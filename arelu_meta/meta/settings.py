@@ -4,29 +4,15 @@ from dataclasses import replace
 
 from torch import nn
 
-from arelu_meta.checking import flatten
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters, peak_rate
 from arelu_meta.meta.inner import BASELINES, COMPARING, Inner, InnerLoop
 
-_OF_FINETUNE = (
-    "data.folds",
-    "data.fold",
-    "data.augmentation",
-    "data.batch_size",
-    "data.per_class",
-    "data.workers",
-    "data.cache",
-    "optim.accumulate",
-    "model.drop_rate",
-    "run.trackers",
-)
-
 
 def check_read(config: MetatrainConfig) -> None:
-    """Refuse what meta-training does not read: whoever gave it believes that it does something.
+    """Refuse what meta-training does not read beside its other settings.
 
     Args:
         config: validated.
@@ -34,15 +20,7 @@ def check_read(config: MetatrainConfig) -> None:
     Raises:
         InputError: naming the field, its value, and who reads it.
     """
-    given, plain = flatten(config), flatten(MetatrainConfig())
-    read = {"data.augmentation": "none"}  # as episodes are
-    if name := next((name for name in _OF_FINETUNE if given[name] not in (plain[name], read.get(name))), None):
-        raise InputError(f"{name}: {given[name]!r} is read by arelu-meta finetune alone; leave {name} out")
     peak_rate(config.optim)
-    if config.eval.against is not None:
-        raise InputError(
-            f"eval.against: {config.eval.against!r} is compared with a finished run; give it to arelu-meta evaluate"
-        )
     if config.meta.engine == "learn2learn" and config.meta.algorithm in BASELINES:
         raise InputError(
             f"meta.engine: 'learn2learn' cannot do {config.meta.algorithm}, which takes no meta-steps; leave it out"

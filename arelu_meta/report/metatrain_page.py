@@ -7,6 +7,7 @@ from arelu_meta.report.finetune_page import unfinished
 from arelu_meta.report.page import Cell, Fact, Page, Paragraph, Section, Table, percent
 from arelu_meta.report.run_data import Run
 from arelu_meta.report.run_sections import (
+from arelu_meta.errors import counted
     described,
     ending,
     facts_around,
@@ -14,7 +15,6 @@ from arelu_meta.report.run_sections import (
     learning_section,
     scalar_sections,
 )
-from arelu_meta.wording import counted
 
 
 def metatrain_page(run: Run) -> Page:

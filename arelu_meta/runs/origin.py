@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from arelu_meta.backbones.saving import ModelSpec
-from arelu_meta.checking import validate
 from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig
 from arelu_meta.data.images import ImageSet
 from arelu_meta.errors import InputError
+from arelu_meta.validation import validate
 
 
 def of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:

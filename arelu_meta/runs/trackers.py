@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from arelu_meta.checking import flatten
 from arelu_meta.errors import InputError, MissingExtraError, nearest_names
+from arelu_meta.validation import flatten
 
 PROJECT = "arelu-meta"
 # Name → the package's import name, and what pip calls it.

@@ -31,12 +31,12 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from arelu_meta.checking import flatten
 from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.sweeping.quiet import stderr_to
 from arelu_meta.sweeping.runs import ENDED, FAILED, STOPPED, Child, folder_of, last_words, note, read_state
 from arelu_meta.sweeping.spec import Spec, Trial, make_trial
+from arelu_meta.validation import flatten
 
 _POLL = 0.2  # seconds
 _OBJECT_STORE = 100 << 20  # bytes; nothing but parameters goes through it

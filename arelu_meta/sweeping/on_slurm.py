@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from arelu_meta.config import SweepConfig
-from arelu_meta.errors import InputError, RunError
+from arelu_meta.errors import InputError, RunError, counted
 from arelu_meta.runs.files import write_text
 from arelu_meta.sweeping.quiet import stderr_to
 from arelu_meta.sweeping.runs import ENDED, FAILED, Child, folder_of, note, read_state
 from arelu_meta.sweeping.slurm_queue import NAME, OVER, LeftQueued, SlurmQueue
 from arelu_meta.sweeping.spec import Spec, Trial
-from arelu_meta.wording import counted
 
 _POLL = 0.5  # seconds
 _TIMEOUTS = 1000  # how often a job may be put back into the queue

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from arelu_meta.arguments import parse
-from arelu_meta.checking import flatten, validate
+from arelu_meta.cli import parse
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.sweeping.domains import Domain, read_domain
-from arelu_meta.yaml_files import read_yaml
+from arelu_meta.validation import flatten, read_yaml, validate
 
 TaskConfig = FinetuneConfig | MetatrainConfig
 TASKS: dict[str, type[TaskConfig]] = {"finetune": FinetuneConfig, "metatrain": MetatrainConfig}

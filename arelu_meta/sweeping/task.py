@@ -8,9 +8,8 @@ from typing import Any
 
 import yaml
 
-from arelu_meta.checking import validate
 from arelu_meta.config import SweepConfig
-from arelu_meta.errors import InputError, MissingExtraError, RunError
+from arelu_meta.errors import InputError, MissingExtraError, RunError, counted
 from arelu_meta.runs import files
 from arelu_meta.runs.files import write_text
 from arelu_meta.runs.lock import check_free, locked
@@ -28,7 +27,7 @@ from arelu_meta.sweeping.table import (
     write_results,
     write_table,
 )
-from arelu_meta.wording import counted
+from arelu_meta.validation import validate
 
 _SECONDS_TO_LEAVE = 60.0
 _SECONDS_BETWEEN_TABLES = 5.0

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from arelu_meta.arguments import parse
 from arelu_meta.claims.amounts import thinned
 from arelu_meta.claims.recipes import resolve
+from arelu_meta.cli import parse
 
 
 @pytest.mark.parametrize(

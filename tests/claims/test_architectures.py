@@ -3,12 +3,11 @@ from typing import Any
 
 import pytest
 
-from arelu_meta.arguments import parse
 from arelu_meta.claims.architectures_study import list_trials
 from arelu_meta.claims.architectures_tables import conclude
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.task import claims_task
-from arelu_meta.cli import main
+from arelu_meta.cli import main, parse
 
 
 def _trials(*words: str) -> list[Any]:

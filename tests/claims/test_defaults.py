@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from arelu_meta.checking import validate
 from arelu_meta.claims import defaults
 from arelu_meta.claims.defaults import (
     DefaultsConfig,
@@ -21,6 +20,7 @@ from arelu_meta.claims.ledger import Ledger
 from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle, settle_rates
+from arelu_meta.validation import validate
 
 DEFAULT = ("defaults", default_point("flowers17", 64, 0).lr)
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from arelu_meta.arguments import parse
 from arelu_meta.claims import gradients_study
 from arelu_meta.claims.gradients_study import list_trials
 from arelu_meta.claims.gradients_tables import conclude
@@ -14,7 +13,7 @@ from arelu_meta.claims.plain_nets import SMALLEST, GradientTrial, PlainNet, buil
 from arelu_meta.claims.recipes import depths, resolve
 from arelu_meta.claims.task import claims_task
 from arelu_meta.claims.tensors import Tensors, load_tensors
-from arelu_meta.cli import main
+from arelu_meta.cli import main, parse
 from arelu_meta.config import DataConfig
 from arelu_meta.errors import InputError
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from arelu_meta.arguments import parse
 from arelu_meta.backbones.paper_nets import conv4_32, mnist_linear
 from arelu_meta.claims.inner_matching import adaptation_change, matched_inner_rate
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_lr_runs import metatrain_config
 from arelu_meta.claims.small_lr_study import list_trials
 from arelu_meta.claims.task import claims_task
+from arelu_meta.cli import parse
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import TaskBatch, load_class_splits
 from arelu_meta.meta.inner import Inner, inner_of

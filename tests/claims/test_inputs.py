@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arelu_meta.arguments import parse
 from arelu_meta.claims.inputs import check_inputs, inputs_of
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.task import claims_task
+from arelu_meta.cli import parse
 from arelu_meta.errors import InputError
 
 _SMALL = ["small-lr", "--model.name", "mnist_linear", "--model.pretrained", "false", "--data.image_size", "28"]

@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from arelu_meta.arguments import parse
 from arelu_meta.claims import meta_runs
 from arelu_meta.claims.meta_runs import ALL, DIVIDED, MetaTrial, run
 from arelu_meta.claims.meta_study import list_trials
 from arelu_meta.claims.meta_tables import conclude
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.task import claims_task
-from arelu_meta.cli import main
+from arelu_meta.cli import main, parse
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes import load_class_splits
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from arelu_meta.arguments import parse
 from arelu_meta.claims import small_lr_runs, small_lr_study
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_lr_runs import finetune_config
 from arelu_meta.claims.small_lr_study import list_trials
 from arelu_meta.claims.small_lr_tables import conclude
+from arelu_meta.cli import parse
 from arelu_meta.config import DataConfig, FinetuneConfig, TaskConfig
 from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.errors import InputError, RunError

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from arelu_meta.arguments import parse
 from arelu_meta.claims import mnist_study, small_nets, task
 from arelu_meta.claims.mnist_study import list_trials
 from arelu_meta.claims.mnist_tables import conclude, published
 from arelu_meta.claims.recipes import READS, RECIPES, numbers, resolve
 from arelu_meta.claims.task import claims_task
-from arelu_meta.cli import main
+from arelu_meta.cli import main, parse
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.lock import LOCK_NAME

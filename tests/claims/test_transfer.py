@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from arelu_meta.arguments import parse
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_nets import accuracy
 from arelu_meta.claims.task import claims_task
@@ -16,7 +15,7 @@ from arelu_meta.claims.transfer_data import PairData, load_pair, read_pairs
 from arelu_meta.claims.transfer_nets import Trial, build, transfer
 from arelu_meta.claims.transfer_study import list_trials
 from arelu_meta.claims.transfer_tables import conclude
-from arelu_meta.cli import main
+from arelu_meta.cli import main, parse
 
 _ONE = Trial("digits-to-digits", "mnist_conv", "original", "sgd", 1e-2, 0, 2, 3, None, 16)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from arelu_meta.arguments import parse
 from arelu_meta.backbones.saving import read_spec
+from arelu_meta.cli import parse
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.exporting import results_beside, write_card
 from arelu_meta.exporting.card import command_of, escape, fenced, model_card, use_of_weights

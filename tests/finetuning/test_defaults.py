@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from arelu_meta.checking import flatten
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.finetuning.defaults import scalars_share, settle, settle_rates
+from arelu_meta.validation import flatten
 
 MANY = 600  # images
 

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from arelu_meta import create_backbone, swap_activations
-from arelu_meta.checking import check_mode
 from arelu_meta.config import TrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.freezing import (
@@ -15,6 +14,7 @@ from arelu_meta.finetuning.freezing import (
     stages,
     unfrozen_stages,
 )
+from arelu_meta.validation import check_mode
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from arelu_meta.arguments import parse
+from arelu_meta.cli import parse
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
 

@@ -290,15 +290,15 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_folds": 2}, r"data\.folds: 2 is read by arelu-meta finetune alone"),
-        ({"optim_accumulate": 2}, r"optim\.accumulate: 2 is read by arelu-meta finetune alone"),
+        ({"data_folds": 2}, r"data\.folds: 2 is not read by metatrain; finetune"),
+        ({"optim_accumulate": 2}, r"optim\.accumulate: 2 is not read by metatrain; finetune"),
         ({"optim_lr": "auto"}, r"optim\.lr: 'auto' is not allowed here, only finetune chooses a rate"),
         ({"optim_lr": "default"}, r"optim\.lr: 'default' is not allowed here, only finetune chooses a rate"),
-        ({"run_trackers": "tensorboard"}, r"run\.trackers: 'tensorboard' is read by arelu-meta finetune alone"),
-        ({"data_workers": 2}, r"data\.workers: 2 is read by arelu-meta finetune alone"),
-        ({"data_cache": True}, r"data\.cache: True is read by arelu-meta finetune alone"),
-        ({"data_per_class": 20}, r"data\.per_class: 20 is read by arelu-meta finetune alone"),
-        ({"data_batch_size": 8}, r"data\.batch_size: 8 is read by arelu-meta finetune alone"),
+        ({"run_trackers": "tensorboard"}, r"run\.trackers: 'tensorboard' is not read by metatrain; finetune"),
+        ({"data_workers": 2}, r"data\.workers: 2 is not read by metatrain; finetune"),
+        ({"data_cache": True}, r"data\.cache: true is not read by metatrain; finetune"),
+        ({"data_per_class": 20}, r"data\.per_class: 20 is not read by metatrain; finetune"),
+        ({"data_batch_size": 8}, r"data\.batch_size: 8 is not read by metatrain; finetune"),
         ({"model_head_init": "probe"}, r"model\.head_init: 'probe' is read by arelu-meta finetune alone"),
         (
             {"meta_engine": "learn2learn", "meta_algorithm": "centroid"},
@@ -312,7 +312,10 @@ def test_evaluation_never_holds_more_than_a_chunk_of_tasks(digits: Make) -> None
             {"meta_algorithm": "centroid", "eval_patience": 2},
             r"eval\.patience: 2 would not be read: centroid takes no meta-steps",
         ),
-        ({"meta_inner_steps": 1001}, r"meta\.inner_steps: 1001 is not allowed; give at most 1000"),
+        (
+            {"meta_inner_steps": 1001},
+            r"meta\.inner_steps: 1001 is not allowed; give a number at least 1 and at most 1000",
+        ),
         ({"meta_inner_act_lr": 0.1}, r"meta\.inner_act_lr: 0\.1 would not be read: .* give --model\.activation arelu"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arelu_meta.task_list import TASKS
+from arelu_meta.cli import TASKS
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model.name", "mnist_linear", "--model.pretrained", "false", "--data.image_size", "8"]

@@ -22,8 +22,7 @@ from arelu_meta.data.episodes.splits import ClassSplits, of_classes
 from arelu_meta.data.images import ImageSet, data_home
 from arelu_meta.data.reading import to_channels
 from arelu_meta.data.sets import digest_texts
-from arelu_meta.errors import InputError
-from arelu_meta.extras import import_learn2learn
+from arelu_meta.errors import InputError, import_learn2learn
 
 _MODES = ("train", "validation", "test")
 _OMNIGLOT_PARTS = (1100, 1200)  # training characters, and those with the validation characters
