@@ -52,10 +52,10 @@ def test_the_growth_of_a_case_is_many_and_what_is_measured_is_written_at_once(
         (["bench", "op", "--case", "nothing"], "error: case: 'nothing' is not known"),
         (["bench", "op", "--json", "no/such/folder/r.json"], "error: json: the folder of"),
         (["bench", "swap", "--case", "resnet10"], "error: case: 'resnet10' is not known"),
-        (["bench", "op", "--growth", "true"], "error: growth: bench op does not read it; give it to bench maml"),
+        (["bench", "op", "--growth", "true"], "error: growth: true is not read by bench op; bench maml reads it"),
         (
             ["bench", "op", "--deterministic", "true"],
-            "error: deterministic: bench op does not read it; give it to bench",
+            "error: deterministic: true is not read by bench op; bench step reads it",
         ),
         (["bench", "op", "--rounds", "0"], "error: rounds: 0 is not allowed"),
     ],

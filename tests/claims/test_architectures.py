@@ -30,7 +30,10 @@ def test_every_network_is_trained_with_either_activation_on_the_same_budget() ->
         (["--model.activation", "arelu"], "leaves nothing to compare; give two, as original,arelu"),
         (["--model.activation", "original,arelu:here"], "arelu:here"),
         (["--optim.name", "sgd,adamw"], "one optimiser"),
-        (["--model.pretrained", "true"], "model.pretrained: the study architectures does not read it"),
+        (
+            ["--model.pretrained", "true"],
+            "model.pretrained: true is not read by claims architectures; claims small-lr, claims focus read it",
+        ),
         (["--model.name", "vit_tiny_patch16_224", "--data.image_size", "8"], "image_size"),
         (["--data.root", "nowhere"], "data.root: 'nowhere' does not exist"),
     ],

@@ -197,7 +197,7 @@ def test_a_study_of_gradients_ends_with_rows_verdicts_and_a_page_and_goes_on_whe
         (["--model.activation", "rellu"], "rellu"),
         (["--optim.name", "sgd,adam"], "optim.name: 'sgd,adam' is not allowed; gradients takes one of sgd, adam"),
         (["--optim.lr", "0.1,0.2"], "optim.lr: '0.1,0.2' is not allowed; gradients takes one learning rate"),
-        (["--engine", "stacked"], "engine: the study gradients does not read it"),
+        (["--engine", "stacked"], "engine: 'stacked' is not read by claims gradients; claims mnist reads it"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,8 +209,8 @@ def test_bad_input_is_one_line(words: list[str], says: str, tmp_path: Path, caps
 
 
 def test_the_other_studies_do_not_read_a_depth() -> None:
-    with pytest.raises(InputError, match="depth: the study mnist does not read it"):
-        resolve(parse("claims", ["mnist", "--depth", "5"]))
+    with pytest.raises(InputError, match="depth: 5 is not read by claims mnist; claims gradients reads it"):
+        parse("claims", ["mnist", "--depth", "5"])
 
 
 def test_depths_are_read_once_each_from_few_to_many() -> None:

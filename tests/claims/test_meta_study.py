@@ -95,7 +95,7 @@ def test_the_authors_variant_is_what_runs_unless_the_papers_is_asked_for() -> No
         (["--model.activation", "rellu"], "rellu"),
         (["--optim.name", "lion,adam"], "lion,adam"),
         (["--data.name", "digits,nothing"], "nothing"),
-        (["--train.epochs", "2"], "train.epochs: the study meta does not read it"),
+        (["--train.epochs", "2"], "train.epochs: 2 is not read by claims meta"),
     ],
 )
 def test_bad_input_is_one_line_before_the_first_run(

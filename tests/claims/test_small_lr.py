@@ -55,7 +55,10 @@ def test_the_small_rate_may_be_named() -> None:
         (["--model.pretrained", "true", "--model.activation", "arelu,arelu:preserve"], "'arelu:preserve' are the same"),
         (["--optim.name", "sdg"], "optim.name: 'sdg' is not known"),
         (["--model.name", "mnist_linear,conv4"], "one backbone"),
-        (["--pipeline", "maml", "--train.epochs", "3"], "train.epochs: the study small-lr/maml does not read it"),
+        (
+            ["--pipeline", "maml", "--train.epochs", "3"],
+            "train.epochs: 3 is not read by claims small-lr --pipeline maml",
+        ),
     ],
 )
 def test_bad_input_is_named(words: list[str], says: str) -> None:

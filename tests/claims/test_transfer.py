@@ -78,7 +78,7 @@ def test_a_run_that_becomes_nan_counts_as_zero() -> None:
         (["--pairs", "imagenet-to-flowers17", "--model.name", "mnist_conv"], "give one pretrained backbone"),
         (["--pairs", "digits-to-digits", "--optim.name", "lamb"], "optim.name: 'lamb' is not known to small networks"),
         (["--model.activation", "arelu"], "give two or more"),
-        (["--data.name", "mnist"], "data.name: the study transfer does not read it"),
+        (["--data.name", "mnist"], "data.name: 'mnist' is not read by claims transfer"),
     ],
 )
 def test_bad_input_is_one_line_before_the_first_run(
