@@ -224,7 +224,7 @@ def check_read(config: Settings, reader: str) -> None:
     required = [item.name for item in fields(config) if item.default is item.default_factory is MISSING]
     untouched = flatten(type(config)(**{name: getattr(config, name) for name in required}))
     for name, (_, metadata) in flags_of(type(config)).items():
-        value = functools.reduce(getattr, name.split("."), config)
+        value: Any = functools.reduce(getattr, name.split("."), config)
         if value in (untouched[name], *metadata.get("harmless", ())) or _is_read(metadata, reader):
             continue
         # Of other tasks their names are enough.

@@ -2,12 +2,12 @@
 
 import itertools
 
+from arelu_meta.errors import counted
 from arelu_meta.report.figures import Series, curves
 from arelu_meta.report.finetune_page import unfinished
 from arelu_meta.report.page import Cell, Fact, Page, Paragraph, Section, Table, percent
 from arelu_meta.report.run_data import Run
 from arelu_meta.report.run_sections import (
-from arelu_meta.errors import counted
     described,
     ending,
     facts_around,
