@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from arelu_meta.backbones.inits import fold
     from arelu_meta.backbones.swap import SwapReport, swap_activations, unswap
     from arelu_meta.evaluation import evaluate
-    from arelu_meta.finetuning import finetune
+    from arelu_meta.finetuning.finetune import finetune
     from arelu_meta.meta import metatrain
     from arelu_meta.meta.learner import Learner
 
@@ -48,7 +48,7 @@ _HOMES = {
     "swap_activations": "arelu_meta.backbones.swap",
     "unswap": "arelu_meta.backbones.swap",
     "evaluate": "arelu_meta.evaluation",
-    "finetune": "arelu_meta.finetuning",
+    "finetune": "arelu_meta.finetuning.finetune",
     "metatrain": "arelu_meta.meta",
     "Learner": "arelu_meta.meta.learner",
 }

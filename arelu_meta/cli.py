@@ -50,7 +50,7 @@ TASKS: dict[str, Task] = {
     ),
     "finetune": Task(
         configs.FinetuneConfig,
-        "arelu_meta.finetuning:finetune",
+        "arelu_meta.finetuning.finetune:finetune",
         "fine-tune a backbone on your images",
         ("data.root",),
         greeting="fine-tuning {model.name} on {data}",

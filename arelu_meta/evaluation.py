@@ -16,7 +16,7 @@ from arelu_meta.data.given import OneImage, tell_skipped
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.errors import InputError, RunError, nearest_names
-from arelu_meta.finetuning.loop import loss_and_accuracy, predict_logits
+from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.meta.learner import Learner
 from arelu_meta.meta.unseen import Asked, evaluate_tasks

@@ -22,9 +22,9 @@ from arelu_meta.data.images import ImageSet
 from arelu_meta.data.loading import Batches, InputSpec, build_transform, choose_workers
 from arelu_meta.data.photographs import sample_photographs
 from arelu_meta.data.reading import read_image
-from arelu_meta.finetuning.loop import Trainer, train_epoch
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule
 from arelu_meta.finetuning.recorders import GradientRecorder
+from arelu_meta.finetuning.training_step import TrainingState, train_epoch
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import ProgressBar
 
@@ -168,13 +168,13 @@ def _our_epoch(
     optim = OptimConfig(lr=_RATE, schedule="constant")
     optimizer = build_optimizer(model, optim)
     schedule = build_schedule(optimizer, optim, 1, BATCHES)
-    trainer = Trainer(model, optimizer, schedule, device, case.precision, _RATE, train)
+    training = TrainingState(model, optimizer, schedule, device, case.precision, _RATE, train)
     recorder = GradientRecorder(folder, every=_GRADIENTS_EVERY)
-    trainer.before_step = lambda trained: recorder.record(trained, trainer.updates + 1)
+    training.before_step = lambda trained: recorder.record(trained, training.updates + 1)
 
     def epoch(_: object) -> None:
         with ProgressBar("an epoch", len(images), "images") as bar:
-            train_epoch(trainer, batches.epoch(trainer.updates // BATCHES + 1), bar, "none")
+            train_epoch(training, batches.epoch(training.updates // BATCHES + 1), bar, "none")
 
     return epoch
 

@@ -13,8 +13,8 @@ from typing import Any
 from arelu_meta.claims.ledger import Ledger, key_of
 from arelu_meta.config import DataConfig, FinetuneConfig, Keep, ModelConfig, RunConfig, TrainConfig
 from arelu_meta.errors import RunError, counted
-from arelu_meta.finetuning import finetune
 from arelu_meta.finetuning.defaults import default_rate
+from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.runs.progress import print_table
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)

@@ -27,7 +27,7 @@ from arelu_meta.config import ClaimsConfig, DataConfig
 from arelu_meta.data.images import ImageSet, find_candidates, load_images
 from arelu_meta.data.reading import read_image
 from arelu_meta.errors import InputError, counted
-from arelu_meta.finetuning import finetune
+from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.checkpoints import digest_of
 from arelu_meta.runs.compute import choose_device

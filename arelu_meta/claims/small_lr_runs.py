@@ -27,7 +27,7 @@ from arelu_meta.config import (
     RunConfig,
     TrainConfig,
 )
-from arelu_meta.finetuning import finetune
+from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.meta import metatrain
 
 _INNER_STEPS = 5

@@ -24,7 +24,7 @@ from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, OptimConf
 from arelu_meta.data.images import ImageSet, load_images
 from arelu_meta.data.loading import unlabelled_batches
 from arelu_meta.errors import InputError, RunError, nearest_names
-from arelu_meta.finetuning import finetune
+from arelu_meta.finetuning.finetune import finetune
 
 _LOOKED_AT = 272  # training images that a start may look at
 _NO_LIMIT = 1e9  # of gradients

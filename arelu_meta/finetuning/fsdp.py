@@ -15,7 +15,7 @@ from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loading import Batches, InputSpec
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.loop import predict_logits
+from arelu_meta.finetuning.metrics import predict_logits
 from arelu_meta.runs.ranks import Ranks
 
 SMALLEST_UNIT = 1_000_000  # parameters; less than that costs more messages than it saves memory

@@ -13,7 +13,8 @@ from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import ImageSet
 from arelu_meta.data.loading import Batches, BatchOrder, InputSpec, build_transform
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.loop import Trainer
+from arelu_meta.finetuning.freezing import keeps_features
+from arelu_meta.finetuning.training_step import TrainingState
 from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import progress
 
@@ -254,12 +255,12 @@ Tail = Callable[[nn.Module], nn.Module]
 
 
 def cached_batches(
-    trainer: Trainer, train: Images, validation: Images, config: FinetuneConfig
+    training: TrainingState, train: Images, validation: Images, config: FinetuneConfig
 ) -> tuple[FeatureBatches, FeatureBatches, Tail] | str:
     """Compute what the head gets of every image, once.
 
     Args:
-        trainer: its model.
+        training: its model.
         train: the training images, the same in every epoch.
         validation: the validation images.
         config: of the run.
@@ -269,12 +270,12 @@ def cached_batches(
         cannot stand for images, as a phrase.
     """
     why = "the head is not a linear layer on one vector an image"
-    if linear_head(trainer.model) is None or not (isinstance(train, Batches) and isinstance(validation, Batches)):
+    if linear_head(training.model) is None or not (isinstance(train, Batches) and isinstance(validation, Batches)):
         return why
     parts: list[FeatureBatches] = []
     for batches in (train, validation):
         whole = Batches(batches.images, batches.transform, config.data.batch_size)
-        found = head_inputs(trainer.model, whole.epoch(0), trainer.device, config.run.precision, len(batches.images))
+        found = head_inputs(training.model, whole.epoch(0), training.device, config.run.precision, len(batches.images))
         if found is None:
             return why
         parts.append(FeatureBatches(found, batches.order))
@@ -285,11 +286,11 @@ def _head(model: nn.Module) -> nn.Module:
     return model.get_classifier()  # type: ignore[operator,no-any-return]
 
 
-def fit_once(trainer: Trainer, train: Images, validation: Images, config: FinetuneConfig) -> None:
+def fit_once(training: TrainingState, train: Images, validation: Images, config: FinetuneConfig) -> None:
     """Fit the head by logistic regression on the training features: train.mode probe.
 
     Args:
-        trainer: its model's head is changed in place.
+        training: its model's head is changed in place.
         train: features to fit on.
         validation: features to choose the strength of the regularisation by.
         config: of the run.
@@ -297,7 +298,7 @@ def fit_once(trainer: Trainer, train: Images, validation: Images, config: Finetu
     Raises:
         InputError: if the head is not a linear layer on one vector an image.
     """
-    head = linear_head(trainer.model)
+    head = linear_head(training.model)
     if head is None or not (isinstance(train, FeatureBatches) and isinstance(validation, FeatureBatches)):
         raise InputError(
             f"train.mode: 'probe' needs a head that acts last, on one vector an image, and {config.model.name!r} has "
@@ -306,3 +307,29 @@ def fit_once(trainer: Trainer, train: Images, validation: Images, config: Finetu
     balanced = config.train.class_weights == "balanced"
     weight, bias, _ = fit_probe(train.features, validation.features, head.out_features, balanced)
     write_head(head, weight, bias)
+
+
+def is_plain(config: FinetuneConfig) -> bool:
+    """Say whether an image is the same in every epoch."""
+    policy = config.data.augmentation
+    return policy == "none" or (policy == "auto" and keeps_features(config.train.mode))
+
+
+def why_not_cached(config: FinetuneConfig) -> str | None:
+    """Say why features cannot stand for images, whatever the model.
+
+    Args:
+        config: of a run whose first stages are frozen.
+
+    Returns:
+        The reason, as a phrase; None where they can.
+    """
+    if not is_plain(config):
+        return f"data.augmentation {config.data.augmentation} changes every image (none does not)"
+    if config.train.mixup or config.train.cutmix:
+        return "train.mixup or train.cutmix mixes the images"
+    if config.train.shard:
+        return "train.shard shares the whole model out"
+    if config.train.compile:
+        return "train.compile takes the whole model"
+    return None

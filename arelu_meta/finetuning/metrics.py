@@ -3,15 +3,18 @@
 Throughout, `logits` are float tensors of shape (images, classes) on the CPU, and `labels` int64 of shape (images,).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, AReLU, GatedAReLU
+from arelu_meta.runs.compute import autocast
 
 CALIBRATION_BINS = 15
 TOP = 5
@@ -152,3 +155,37 @@ def clamped_alphas(model: nn.Module) -> tuple[int, int]:
 def is_clamped(alpha: Tensor) -> bool:
     """Say whether an alpha lies where it gets no gradient; compared in its own precision, as the forward pass does."""
     return bool(((alpha < ALPHA_MIN) | (alpha > ALPHA_MAX)).any())
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str = "float32"
+) -> tuple[Tensor, Tensor]:
+    """Run a model over every batch in eval mode.
+
+    Args:
+        model: left in eval mode.
+        batches: images and labels, or what stands for images in the model.
+        device: where to compute.
+        precision: float32, bf16 or fp16.
+
+    Returns:
+        Logits of shape (images, classes), float32, and labels of shape (images,), int64, both on the CPU.
+    """
+    model.eval()
+    logits, labels = [], []
+    for images, targets in batches:
+        with autocast(precision, device):
+            logits.append(model(images.to(device)).float().cpu())
+        labels.append(targets)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy.
+
+    Args:
+        logits: shape (images, classes).
+        labels: shape (images,), int64.
+    """
+    return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()

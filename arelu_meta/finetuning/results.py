@@ -82,7 +82,7 @@ def write_results(
     return found
 
 
-def draw_course(folder: Path, rows: list[dict[str, Any]], spec: ModelSpec, accuracy: float) -> None:
+def draw_results(folder: Path, rows: list[dict[str, Any]], spec: ModelSpec, accuracy: float) -> None:
     """Draw accuracy and loss over the epochs: curves.png.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 
 from arelu_meta.config import Keep
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning import finetune
+from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.model_selection import Judged, Keeper, standard_error
 
 COURSE = (0.50, 0.90, 0.80, 0.88, 0.87, 0.70)  # of 100 images, the highest is 0.90 and its standard error 0.031

@@ -10,7 +10,7 @@ import torch
 from arelu_meta import evaluate, finetune
 from arelu_meta.backbones.saving import read_tensors
 from arelu_meta.config import FinetuneConfig, RunConfig
-from arelu_meta.finetuning.course import Course
+from arelu_meta.finetuning.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 Make = Callable[..., FinetuneConfig]
@@ -57,15 +57,15 @@ def test_a_deterministic_run_has_the_same_bits_twice_and_when_resumed(
 ) -> None:
     settings = {"model_activation": "arelu", "run_deterministic": True, "train_epochs": 3}
     folders = [Path(finetune(network(name, **settings))["folder"]) for name in ("one", "other")]
-    done, validate = [], Course._validate
+    done, validate = [], Trainer._validate
 
-    def stop_in_the_third(course: Course, number: int) -> tuple[float, float]:
+    def stop_in_the_third(trainer: Trainer, number: int) -> tuple[float, float]:
         done.append(number)
         if len(done) == 3:
             raise KeyboardInterrupt
-        return validate(course, number)
+        return validate(trainer, number)
 
-    monkeypatch.setattr(Course, "_validate", stop_in_the_third)
+    monkeypatch.setattr(Trainer, "_validate", stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         finetune(network("resumed", **settings))
     monkeypatch.undo()

@@ -51,10 +51,10 @@ def test_only_the_head_moves_where_only_the_head_is_trained(digits: Make) -> Non
 
 
 def test_training_on_cached_features_is_training_on_the_images(digits: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arelu_meta.finetuning import course
+    from arelu_meta.finetuning import trainer
 
     cached = finetune(digits("cached", train_mode="head"))
-    monkeypatch.setattr(course, "cached_batches", lambda *_: "a test compares")
+    monkeypatch.setattr(trainer, "cached_batches", lambda *_: "a test compares")
     plain = finetune(digits("plain", train_mode="head"))
     for name, tensor in _weights(cached).items():
         torch.testing.assert_close(_weights(plain)[name], tensor, rtol=1e-4, atol=1e-6)
@@ -102,16 +102,16 @@ def test_repeats_are_the_single_runs_with_their_mean_and_interval(digits: Make, 
 def test_an_interrupted_series_goes_on_with_the_run_that_it_stopped_in(
     digits: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from arelu_meta.finetuning.course import Course
+    from arelu_meta.finetuning.trainer import Trainer
 
-    finish = Course._finish
+    finish = Trainer._finish
 
-    def stop(self: Course) -> dict[str, Any]:
+    def stop(self: Trainer) -> dict[str, Any]:
         if self.config.run.seed == 1:
             raise KeyboardInterrupt
         return finish(self)
 
-    monkeypatch.setattr(Course, "_finish", stop)
+    monkeypatch.setattr(Trainer, "_finish", stop)
     with pytest.raises(KeyboardInterrupt):
         finetune(digits("series", train_repeats=2))
     monkeypatch.undo()

@@ -84,12 +84,12 @@ sys.exit(main(sys.argv[1:]))
 _UNREADABLE = """
 import os, sys
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning import run
+import arelu_meta.finetuning.finetune as recipe
 from arelu_meta.cli import main
 def fail(*arguments):
     raise InputError("data.root: cannot be read here")
 if os.environ["RANK"] == "1":
-    run.load_images = fail
+    recipe.load_images = fail
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning import finetune
-from arelu_meta.finetuning.course import Course
+from arelu_meta.finetuning.finetune import finetune
+from arelu_meta.finetuning.trainer import Trainer
 
 Make = Callable[..., FinetuneConfig]
 State = dict[str, Any]
@@ -27,13 +27,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.model.name, config.model.pretrained = "mnist_linear", False
     config.optim.lr, config.train.epochs = 0.1, 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Course, "_finish", _stop)
+        patch.setattr(Trainer, "_finish", _stop)
         with pytest.raises(KeyboardInterrupt):
             finetune(config)
     return folder / "checkpoints" / "epoch-0001.pt"
 
 
-def _stop(course: Course) -> State:
+def _stop(trainer: Trainer) -> State:
     raise KeyboardInterrupt
 
 

@@ -12,7 +12,7 @@ from arelu_meta import evaluate, finetune, metatrain
 from arelu_meta.backbones.saving import load_model, read_tensors
 from arelu_meta.backbones.swap import swap_activations, unswap
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
-from arelu_meta.finetuning.loop import predict_logits
+from arelu_meta.finetuning.metrics import predict_logits
 
 
 def _finetune_config(folder: Path, **train: Any) -> FinetuneConfig:

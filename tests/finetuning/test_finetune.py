@@ -17,7 +17,7 @@ from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.saving import load_model, read_tensors
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.finetuning.run import _check_sync
+from arelu_meta.finetuning.finetune import _check_sync
 from arelu_meta.runs.ranks import Ranks
 
 Make = Callable[..., FinetuneConfig]
@@ -93,16 +93,16 @@ def test_a_schedule_leaves_the_gates_of_frozen_stages_alone(digits: Make) -> Non
 def test_gates_that_a_schedule_opens_do_not_learn_where_stages_thaw(
     digits: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from arelu_meta.finetuning.course import Course
+    from arelu_meta.finetuning.trainer import Trainer
 
     learning: list[bool] = []
-    record = Course._record_gradients
+    record = Trainer._record_gradients
 
-    def look(self: Course, model: torch.nn.Module) -> None:
+    def look(self: Trainer, model: torch.nn.Module) -> None:
         learning.extend(p.grad is not None for name, p in model.named_parameters() if name.endswith(".t"))
         record(self, model)
 
-    monkeypatch.setattr(Course, "_record_gradients", look)
+    monkeypatch.setattr(Trainer, "_record_gradients", look)
     arelu: dict[str, Any] = {"model_activation": "arelu", "model_init": "preserve"}
     finetune(digits(train_mode="gradual", train_epochs=3, optim_open_gates=1.0, **arelu))
     assert learning

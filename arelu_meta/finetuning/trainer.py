@@ -1,11 +1,12 @@
-"""The course of one fine-tuning run: its epochs, its best model, its checkpoints, its test."""
+"""The trainer of fine-tuning: epochs, validation, checkpoints, the best model, the test, and how a run resumes."""
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,44 +16,81 @@ from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, s
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import Splits
 from arelu_meta.data.loading import Batches
+from arelu_meta.errors import InputError
 from arelu_meta.finetuning.freezing import keeps_features, set_learning
 from arelu_meta.finetuning.fsdp import Shards, gathered
-from arelu_meta.finetuning.linear_probe import FeatureBatches, Tail, cached_batches, fit_once
-from arelu_meta.finetuning.loop import (
-    Sums,
-    check_finite,
-    check_step,
-    loss_and_accuracy,
-    predict_logits,
-    train_epoch,
-)
-from arelu_meta.finetuning.lr_finder import write_search
+from arelu_meta.finetuning.linear_probe import FeatureBatches, Tail, cached_batches, fit_once, why_not_cached
+from arelu_meta.finetuning.lr_finder import Search, write_search
+from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.finetuning.model_selection import Judged, Keeper
-from arelu_meta.finetuning.preparing import choose_rate, headline, make_batches, make_trainer, why_not_cached
 from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
-from arelu_meta.finetuning.results import draw_course, write_results
-from arelu_meta.finetuning.resuming import check_state, read_sums
+from arelu_meta.finetuning.results import draw_results, write_results
+from arelu_meta.finetuning.training_step import Sums, TrainingState, check_finite, check_step, train_epoch
 from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.compute import random_state, restore_random_state
 from arelu_meta.runs.folder import RunFolder, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
-from arelu_meta.runs.ranks import Ranks
-from arelu_meta.runs.restoring import restoring
+from arelu_meta.runs.restoring import check_kinds, restoring
 from arelu_meta.runs.results import report_results
 from arelu_meta.runs.savepoints import SavePoints
 from arelu_meta.runs.trackers import open_trackers, tracker_names
 
+_KINDS = {  # beside weights, tables and the optimiser's state
+    "epoch": int,
+    "updates": int,
+    "peak_rate": float,
+    "rate": float,
+    "seconds": float,
+    "model_digest": str,
+}
 
-class Course:
-    """The parts of one run, and its course.
+
+def check_state(state: Mapping[str, Any], path: Path | None, optimizer: str) -> None:
+    """Refuse another task's checkpoint, and one that no run could have written.
 
     Args:
-        config: of the run.
+        state: of the checkpoint.
+        path: where it came from.
+        optimizer: optim.name of this run.
+
+    Raises:
+        InputError: naming the first value that does not fit.
+    """
+    where = f"run.resume: {str(path)!r}"
+    if "epoch" not in state:
+        raise InputError(f"{where} is not one of a fine-tuning run; give one of arelu-meta finetune")
+    with restoring(where, state, optimizer):
+        check_kinds(state, _KINDS)
+        judged = [float(row["validation_accuracy"] - row["validation_loss"]) for row in state["metrics"]]
+        if len(judged) != state["epoch"]:
+            raise ValueError(f"its metrics are of {len(judged)} epochs, not of {state['epoch']}")
+
+
+def read_sums(values: Sequence[Any]) -> Sums:
+    """Read what an epoch had come to.
+
+    Args:
+        values: steps, loss, right answers and images, as the checkpoint holds them.
+
+    Raises:
+        TypeError: if they are no numbers; ValueError likewise.
+    """
+    steps, loss, right, seen = values
+    return Sums(int(steps), float(loss), int(right), int(seen))
+
+
+class Trainer:
+    """Trains one model: epochs, validation, checkpoints, the best model, the test.
+
+    Args:
+        config: of the run, resolved.
         folder: not yet started, or with a state to go on from.
         splits: the images.
         spec: rebuilds the model.
-        model: on the device; what learns of it in any epoch is set to.
-        ranks: the processes.
+        batches: of the training, validation and test images.
+        training: the model on the device, and what its steps need.
+        search: how the learning rate was found, if it was looked for.
+        shards: the model's parts, where it is shared out over the processes.
     """
 
     def __init__(
@@ -61,38 +99,34 @@ class Course:
         folder: RunFolder,
         splits: Splits,
         spec: ModelSpec,
-        model: nn.Module,
-        ranks: Ranks,
+        batches: tuple[Batches, Batches, Batches],
+        training: TrainingState,
+        search: Search | None = None,
+        shards: Shards | None = None,
     ) -> None:
-        self.config, self.folder, self.splits, self.spec, self.ranks = config, folder, splits, spec, ranks
-        self.device = ranks.device
-        if folder.resumed is not None:
-            check_state(folder.resumed, folder.resumed_from, config.optim.name)
-        batches = make_batches(config, splits, spec.inputs, ranks)
+        self.config, self.folder, self.splits, self.spec = config, folder, splits, spec
+        self.ranks, self.device = training.ranks, training.device
         self.train: Batches | FeatureBatches = batches[0]
         self.validation: Batches | FeatureBatches = batches[1]
         self.test = batches[2]
-        found = None if folder.resumed is None else folder.resumed["peak_rate"]
-        optim, self.search = choose_rate(config, model, batches[0], found, ranks)
-        self.shards = Shards(model, ranks) if config.train.shard else None
-        self.trainer = make_trainer(config, optim, model, splits.train, len(self.train), ranks)
+        self.training, self.search, self.shards = training, search, shards
         self.scalars = ScalarRecorder(folder.path)
         # At least four samples an epoch: a short run would have none but the first, when a head at zero passes nothing.
-        every = max(1, min(50, self.trainer.all_updates // config.train.epochs // 4))
-        self.gradients = GradientRecorder(folder.path, every, silent=not ranks.main)
-        self.trainer.before_step = self._record_gradients
-        self.compiled = model
+        every = max(1, min(50, training.all_updates // config.train.epochs // 4))
+        self.gradients = GradientRecorder(folder.path, every, silent=not self.ranks.main)
+        training.before_step = self._record_gradients
+        self.compiled = training.model
         self.tail: Tail | None = None  # where features stand for images
         self.epoch, self.seconds = 0, 0.0
         self.keeper = Keeper(config.train.keep, len(splits.validation))
         self.started: float | None = None  # of the epoch that is under way
         self.rate, self.sums = 0.0, Sums()  # likewise
         self.checkpoint, self.model_digest = "none", ""
-        self.save_points = SavePoints(config.run.checkpoint_minutes, self._save_checkpoint, ranks)
-        if self.shards is not None:
-            self.shards.check(spec, self.device)
+        self.save_points = SavePoints(config.run.checkpoint_minutes, self._save_checkpoint, self.ranks)
+        if shards is not None:
+            shards.check(spec, self.device)
 
-    def go(self, notes: list[str]) -> dict[str, Any]:
+    def fit(self, notes: list[str]) -> dict[str, Any]:
         """Train, test, and write it all down.
 
         Args:
@@ -114,8 +148,7 @@ class Course:
             with open_trackers(names, self.folder.path, self.config, self.epoch + 1) as self.trackers:
                 if resumed is None:
                     self._save_checkpoint()
-                head = headline(self.spec, self.splits, self.ranks)
-                print("\n".join([head, *notes, *self._prepare_features()]), flush=True)
+                print("\n".join([*notes, *self._prepare_features()]), flush=True)
                 self._report_search()
                 if self.epoch == 0 and not self.sums.steps:
                     self._judge_the_start()
@@ -134,24 +167,24 @@ class Course:
 
     def _prepare_features(self) -> list[str]:
         """Compute frozen features once where the head alone learns; say so, or why not."""
-        model, why = self.trainer.model, None
+        model, why = self.training.model, None
         if keeps_features(self.config.train.mode):
             why = why_not_cached(self.config)
-            found = cached_batches(self.trainer, self.train, self.validation, self.config) if why is None else why
+            found = cached_batches(self.training, self.train, self.validation, self.config) if why is None else why
             if not isinstance(found, str):
                 self.train, self.validation, self.tail = found
-                self.trainer.forward = self.ranks.wrap(self.tail(model))
+                self.training.forward = self.ranks.wrap(self.tail(model))
                 return ["frozen features are computed once; the head trains on them"]
             why = found
         if self.config.train.compile:
             self.compiled = torch.compile(model)  # type: ignore[assignment]
-        self.trainer.forward = self.compiled if self.shards is not None else self.ranks.wrap(self.compiled)
+        self.training.forward = self.compiled if self.shards is not None else self.ranks.wrap(self.compiled)
         return [] if why is None else [f"features are not cached: {why}"]
 
     def _judge_the_start(self) -> None:
         """Count the model as it starts among those that validation chooses from: a fitted head is hard to beat."""
         if self.config.train.mode == "probe":
-            fit_once(self.trainer, self.train, self.validation, self.config)
+            fit_once(self.training, self.train, self.validation, self.config)
         loss, accuracy = self._validate(0)
         self.keeper.judge(Judged(0, accuracy, loss))
         self._save_model()
@@ -178,11 +211,11 @@ class Course:
         number = self.epoch + 1
         self._unfreeze(number)
         if not self.sums.steps:
-            self.rate = self.trainer.learning_rate()
+            self.rate = self.training.learning_rate()
         skip = self.sums.steps * self.config.optim.accumulate
         batches = self.train.epoch(number, skip)
         train_loss, train_accuracy = train_epoch(
-            self.trainer, batches, bar, self.checkpoint, self.sums, self._between_steps
+            self.training, batches, bar, self.checkpoint, self.sums, self._between_steps
         )
         loss, accuracy = self._validate(number)
         self.seconds, self.started = self._elapsed(), None
@@ -200,7 +233,7 @@ class Course:
         )
 
     def _between_steps(self) -> None:
-        self.save_points.between(self.trainer.updates)
+        self.save_points.between(self.training.updates)
 
     def _elapsed(self) -> float:
         return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
@@ -208,10 +241,10 @@ class Course:
     def _unfreeze(self, number: int) -> None:
         """Let more stages learn under `gradual`; what averages gradients over processes is told anew."""
         if self.config.train.mode == "gradual":
-            set_learning(self.trainer.model, self.config.train, number)
-            if self.trainer.gates is not None:  # they are the schedule's, and would learn again
-                self.trainer.gates(self.trainer.updates / self.trainer.all_updates)
-            self.trainer.forward = self.ranks.wrap(self.compiled)
+            set_learning(self.training.model, self.config.train, number)
+            if self.training.gates is not None:  # they are the schedule's, and would learn again
+                self.training.gates(self.training.updates / self.training.all_updates)
+            self.training.forward = self.ranks.wrap(self.compiled)
 
     def _one_row(
         self,
@@ -238,14 +271,14 @@ class Course:
             self.scalars.record(whole, number)
 
     def _record_gradients(self, model: nn.Module) -> None:
-        self.gradients.record(model, self.trainer.updates + 1)
+        self.gradients.record(model, self.training.updates + 1)
 
     def _whole(self) -> nn.Module:
         """Return the model that is judged; where it is shared out, the first process gets all of it."""
-        return self.trainer.judged if self.shards is None else self.shards.gather()
+        return self.training.judged if self.shards is None else self.shards.gather()
 
     def _validate(self, number: int) -> tuple[float, float]:
-        model = self.trainer.judged
+        model = self.training.judged
         if self.tail is not None:
             model = self.tail(model)
         batches = self._stoppable(self.validation.epoch(number))
@@ -257,7 +290,7 @@ class Course:
         loss, accuracy = loss_and_accuracy(logits, labels)
         if not math.isfinite(loss):
             images, _ = next(iter(self.validation.epoch(number)))
-            check_finite(loss, "validation", self.trainer, self.checkpoint, images)
+            check_finite(loss, "validation", self.training, self.checkpoint, images)
         return loss, accuracy
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -274,17 +307,17 @@ class Course:
             self.model_digest = digest_of(self.folder.model_file)
 
     def _save_checkpoint(self) -> None:
-        self.sums.settle(partial(check_step, self.trainer, self.checkpoint, None))
+        self.sums.settle(partial(check_step, self.training, self.checkpoint, None))
         apart = self.ranks.gather(
             {
                 "random": random_state(),
                 "sums": [self.sums.steps, self.sums.loss, self.sums.right, self.sums.seen],
             }
         )
-        trained = self.trainer.state()
+        trained = self.training.state()
         state = (trained if self.shards is None else gathered(trained, self.ranks.main)) | {
             "optimizer_name": self.config.optim.name,
-            "peak_rate": self.trainer.peak_rate,
+            "peak_rate": self.training.peak_rate,
             "epoch": self.epoch,
             "rate": self.rate,
             **self.keeper.state(),
@@ -303,9 +336,9 @@ class Course:
     def _restore(self, state: dict[str, Any]) -> None:
         with self._restoring(state):
             if self.shards is not None:
-                state = self.shards.cut_state(state, self.trainer.optimizer)
-            load_tensors(self.trainer.model, state["model"], f"run.resume: {str(self.folder.resumed_from)!r}")
-            self.trainer.restore(state)
+                state = self.shards.cut_state(state, self.training.optimizer)
+            load_tensors(self.training.model, state["model"], f"run.resume: {str(self.folder.resumed_from)!r}")
+            self.training.restore(state)
             self.epoch, self.rate, self.seconds = state["epoch"], state["rate"], state["seconds"]
             self.keeper.restore(state)
             self.model_digest = state["model_digest"]
@@ -340,7 +373,7 @@ class Course:
 
     def _finish(self) -> dict[str, Any]:
         self.ranks.wait()
-        model, best = self.trainer.model, read_tensors(self.folder.model_file)
+        model, best = self.training.model, read_tensors(self.folder.model_file)
         load_tensors(model, best if self.shards is None else self.shards.cut_weights(best), str(self.folder.model_file))
         results: dict[str, Any] = {"task": "finetune", "seed": self.config.run.seed}
         if self.ranks.main or self.shards is not None:  # a model that is shared out runs in all processes at once
@@ -353,12 +386,12 @@ class Course:
             )
             results["test_loss"] = loss_and_accuracy(logits, labels)[0]
             if pictures:
-                draw_course(self.folder.path, self.folder.rows, self.spec, results["test_accuracy"])
+                draw_results(self.folder.path, self.folder.rows, self.spec, results["test_accuracy"])
         results |= {
             "validation_accuracy": self.keeper.kept.accuracy,
             "best_epoch": self.keeper.kept.epoch,
             "epochs": self.epoch,
-            "learning_rate": self.trainer.peak_rate,
+            "learning_rate": self.training.peak_rate,
             "model": self.spec.name,
             "activation": self.spec.activation,
             "init": self.spec.init,

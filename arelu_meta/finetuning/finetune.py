@@ -5,8 +5,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from timm.layers import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 
 from arelu_meta.backbones.from_config import (
     build_backbone,
@@ -16,21 +18,31 @@ from arelu_meta.backbones.from_config import (
     heads_of,
     zero_head,
 )
+from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, read_spec
-from arelu_meta.config import FinetuneConfig
+from arelu_meta.config import FinetuneConfig, OptimConfig
 from arelu_meta.data.caching import keep_decoded
-from arelu_meta.data.images import Splits, class_holders, load_images
-from arelu_meta.data.loading import check_augmentation, unlabelled_batches
+from arelu_meta.data.images import ImageSet, Splits, class_holders, load_images
+from arelu_meta.data.loading import (
+    Batches,
+    InputSpec,
+    build_transform,
+    check_augmentation,
+    choose_workers,
+    unlabelled_batches,
+)
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.course import Course
-from arelu_meta.finetuning.defaults import settle, settle_rates
-from arelu_meta.finetuning.freezing import count_learning, keeps_features, set_drop_rate, set_learning
-from arelu_meta.finetuning.fsdp import check_sharding
-from arelu_meta.finetuning.linear_probe import check_probe, start_with_probe
-from arelu_meta.finetuning.members import check_single, member_configs, run_members
-from arelu_meta.finetuning.optimizer import check_optimizer_name
+from arelu_meta.finetuning.cross_validation import check_single, member_configs, run_members
+from arelu_meta.finetuning.defaults import scalars_share, settle, settle_rates
+from arelu_meta.finetuning.freezing import count_learning, keeps_features, set_drop_rate, set_learning, set_training
+from arelu_meta.finetuning.fsdp import Shards, check_sharding
+from arelu_meta.finetuning.linear_probe import check_probe, is_plain, start_with_probe
+from arelu_meta.finetuning.lr_finder import Search, search_rate
+from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, peak_rate
+from arelu_meta.finetuning.trainer import Trainer, check_state
+from arelu_meta.finetuning.training_step import Mix, TrainingState, mean_loss
 from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import RunFolder, check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
@@ -124,8 +136,15 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         validation=keep_decoded(splits.validation, config.data.cache),
     )
     notes = [_start_head(config, model, spec, splits, ranks)] if folder.resumed is None else []
-    course = Course(config, folder, splits, spec, model, ranks)
-    return course.go([*_counts(model), *notes])
+    if folder.resumed is not None:
+        check_state(folder.resumed, folder.resumed_from, config.optim.name)
+    batches = make_batches(config, splits, spec.inputs, ranks)
+    found = None if folder.resumed is None else folder.resumed["peak_rate"]
+    optim, search = choose_rate(config, model, batches[0], found, ranks)
+    shards = Shards(model, ranks) if config.train.shard else None
+    training = make_training(config, optim, model, splits.train, len(batches[0]), ranks)
+    trainer = Trainer(config, folder, splits, spec, batches, training, search, shards)
+    return trainer.fit([headline(spec, splits, ranks), *_counts(model), *notes])
 
 
 def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Module, ModelSpec]:
@@ -193,3 +212,149 @@ def _own_head(pretrained: str, classes: Sequence[str]) -> str:
         return "head: as the checkpoint has it"
     named = ", ".join(old.classes[:3]) + (", …" if len(old.classes) > 3 else "")
     return f"head: as the checkpoint has it, for the classes {named}; --model.reset_head true starts a new one"
+
+
+def make_batches(
+    config: FinetuneConfig, splits: Splits, inputs: InputSpec, ranks: Ranks
+) -> tuple[Batches, Batches, Batches]:
+    """Make the batches of training, validation and test images.
+
+    Args:
+        config: augmentation, batch size, workers, seed.
+        splits: the images.
+        inputs: what the model takes.
+        ranks: the processes; each gets its share of what is trained on and validated.
+    """
+    policy = config.data.augmentation
+    evaluation = build_transform(inputs, training=False)
+    training = build_transform(
+        inputs,
+        training=not is_plain(config),
+        mirrored=splits.mirrored,
+        policy=None if policy in ("auto", "none", "crop") else policy,
+    )
+    size, share, pinned = config.data.batch_size, ranks.share, ranks.device.type == "cuda"
+    workers = choose_workers(config.data.workers, ranks.device, len(splits.train))
+    return (
+        Batches(splits.train, training, size, config.run.seed, workers, share, pinned),
+        Batches(splits.validation, evaluation, size, None, min(workers, 2), share, pinned),
+        Batches(splits.test, evaluation, size),
+    )
+
+
+def choose_rate(
+    config: FinetuneConfig, model: nn.Module, train: Batches, found: float | None, ranks: Ranks
+) -> tuple[OptimConfig, Search | None]:
+    """Take optim.lr, or the one that the resumed run had found, or look for one.
+
+    Args:
+        config: of the run.
+        model: on the device; left as it is.
+        train: the training images.
+        found: what the run that is resumed had found.
+        ranks: the processes.
+
+    Returns:
+        The optimiser's config with a number for its rate, and the search where there was one.
+    """
+    optim = config.optim
+    if optim.lr != "auto":
+        return optim, None
+    # What optim.act_lr leaves open waits for the rate, and is searched with as it will be trained with.
+    share = scalars_share(config) if optim.act_lr is None else None
+
+    def at(rate: float) -> OptimConfig:
+        return replace(optim, lr=rate, act_lr=optim.act_lr if share is None else share * rate)
+
+    if found is not None:
+        return at(found), None
+    search = search_rate(
+        model,
+        optim,
+        train.epoch(0),
+        lambda copied, images, labels: mean_loss(copied, images, labels, ranks.device, config),
+        lambda copied: set_training(copied, config.train),
+        share or 1.0,
+    )
+    # Each process saw its own images; they must not train at different rates.
+    search = ranks.gather(search)[0]
+    return at(search.chosen), search
+
+
+def make_training(
+    config: FinetuneConfig, optim: OptimConfig, model: nn.Module, train: ImageSet, batches: int, ranks: Ranks
+) -> TrainingState:
+    """Make the state of a run's training: optimiser, schedule, gates, mixup, running average.
+
+    Args:
+        config: of the run.
+        optim: likewise, its rate chosen.
+        model: on the device; what learns of it in any epoch is set to.
+        train: the training images, for their classes.
+        batches: of them, an epoch.
+        ranks: the processes.
+    """
+    optimizer = build_optimizer(model, optim)
+    steps, epochs = -(-batches // optim.accumulate), config.train.epochs
+    training = TrainingState(
+        model,
+        optimizer,
+        build_schedule(optimizer, optim, epochs, steps),
+        ranks.device,
+        config.run.precision,
+        peak_rate(optim),
+        config.train,
+        ranks,
+        gates=gate_schedule(model, optim.open_gates),
+        all_updates=epochs * steps,
+        accumulate=optim.accumulate,
+        clip_grad=optim.clip_grad,
+        mix=_mix(config, len(train.classes)),
+        class_weights=None if config.train.class_weights == "none" else _class_weights(train).to(ranks.device),
+    )
+    if config.train.ema is not None:
+        from timm.utils import ModelEmaV3
+
+        training.average = ModelEmaV3(model, decay=config.train.ema, use_warmup=True)
+    return training
+
+
+def _class_weights(images: ImageSet) -> Tensor:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    weights = compute_class_weight("balanced", classes=np.arange(len(images.classes)), y=images.labels)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def _mix(config: FinetuneConfig, classes: int) -> Mix | None:
+    """Make torchvision's mixup, cutmix, or a choice of them for each batch."""
+    from torchvision.transforms import v2
+
+    mixes: list[Any] = []
+    if config.train.mixup:
+        mixes.append(v2.MixUp(alpha=config.train.mixup, num_classes=classes))
+    if config.train.cutmix:
+        mixes.append(v2.CutMix(alpha=config.train.cutmix, num_classes=classes))
+    if not mixes:
+        return None
+    return mixes[0] if len(mixes) == 1 else v2.RandomChoice(mixes)  # type: ignore[no-any-return]
+
+
+def headline(spec: ModelSpec, splits: Splits, ranks: Ranks) -> str:
+    """Say in two lines what is trained on what.
+
+    Args:
+        spec: of the model.
+        splits: the images.
+        ranks: the processes.
+    """
+    parts = f"{len(splits.train)} training, {len(splits.validation)} validation and "
+    parts += f"{len(splits.test)} test images of {len(splits.train.classes)} classes"
+    notes = "".join(f"; {note}" for note in splits.notes)
+    if splits.skipped:
+        notes += f"; {len(splits.skipped)} files skipped that are not images"
+    name = f"{spec.name} ({spec.activation or 'its own activation'}"
+    name += f", {spec.init})" if spec.init else ")"
+    where = f"{spec.inputs.image_size} px on {ranks.device}"
+    where += f", {ranks.processes} processes" if ranks.processes > 1 else ""
+    return f"{name}, {where}\n{parts}{notes}"

@@ -1,4 +1,4 @@
-"""One epoch of training, and one pass of evaluation."""
+"""One epoch of training: steps, their gradients, and what stops a run that diverges."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
-class Trainer:
+class TrainingState:
     """What a training step needs.
 
     Args:
@@ -142,7 +142,7 @@ class Sums:
 
 
 def train_epoch(
-    trainer: Trainer,
+    training: TrainingState,
     batches: Iterable[tuple[Tensor, Tensor]],
     bar: ProgressBar,
     checkpoint: str,
@@ -152,7 +152,7 @@ def train_epoch(
     """Train on every batch once.
 
     Args:
-        trainer: changed in place.
+        training: changed in place.
         batches: images of shape (batch, channels, height, width), float32, and labels of shape (batch,), int64.
         bar: advanced by the images; told how long batches were waited for.
         checkpoint: the last good one, named if the loss stops being finite.
@@ -165,20 +165,20 @@ def train_epoch(
     Raises:
         RunError: if the loss becomes NaN or infinite.
     """
-    set_training(trainer.model, trainer.config)
+    set_training(training.model, training.config)
     sums = sums or Sums()
-    unchecked = 1 if trainer.device.type == "cpu" else _STEPS_UNCHECKED
-    for step in _grouped(bar.waiting(batches), trainer.accumulate):
-        _accumulate_gradients(trainer, step, sums, checkpoint)
+    unchecked = 1 if training.device.type == "cpu" else _STEPS_UNCHECKED
+    for step in _grouped(bar.waiting(batches), training.accumulate):
+        _accumulate_gradients(training, step, sums, checkpoint)
         if len(sums.waiting) >= unchecked:
-            sums.settle(partial(check_step, trainer, checkpoint, step[-1][0]))
-        _update(trainer)
-        count = sum(len(labels) for _, labels in step) * trainer.ranks.processes
+            sums.settle(partial(check_step, training, checkpoint, step[-1][0]))
+        _update(training)
+        count = sum(len(labels) for _, labels in step) * training.ranks.processes
         bar.advance(count, loss=sums.loss / max(1, sums.seen), accuracy=sums.right / max(1, sums.seen))
         sums.steps += 1
         between()
-    sums.settle(partial(check_step, trainer, checkpoint, None))
-    return _over_ranks(trainer, sums)
+    sums.settle(partial(check_step, training, checkpoint, None))
+    return _over_ranks(training, sums)
 
 
 def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -192,30 +192,32 @@ def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _accumulate_gradients(trainer: Trainer, step: list[tuple[Tensor, Tensor]], sums: Sums, checkpoint: str) -> None:
+def _accumulate_gradients(
+    training: TrainingState, step: list[tuple[Tensor, Tensor]], sums: Sums, checkpoint: str
+) -> None:
     """Add up the gradients of the mean loss over all images of a step, in whatever processes they are."""
-    trainer.optimizer.zero_grad(set_to_none=True)
+    training.optimizer.zero_grad(set_to_none=True)
     images_here = sum(len(labels) for _, labels in step)
     # Filled in there: a number copied over would make the host wait for all that a GPU has still to do.
-    everywhere = trainer.ranks.total(torch.full((), float(images_here), device=trainer.device))
-    scale = trainer.ranks.processes / everywhere  # gradients are averaged over the processes
+    everywhere = training.ranks.total(torch.full((), float(images_here), device=training.device))
+    scale = training.ranks.processes / everywhere  # gradients are averaged over the processes
     for number, (images, labels) in enumerate(step, 1):
-        images = images.to(trainer.device, non_blocking=True)
-        labels = labels.to(trainer.device, non_blocking=True)
+        images = images.to(training.device, non_blocking=True)
+        labels = labels.to(training.device, non_blocking=True)
         targets = labels
-        if trainer.mix is not None:
-            images, targets = trainer.mix(images, labels)
-        with autocast(trainer.precision, trainer.device):
-            logits = trainer.forward(images)
-            loss = loss_sum(logits, targets, trainer.config.label_smoothing, trainer.class_weights)
+        if training.mix is not None:
+            images, targets = training.mix(images, labels)
+        with autocast(training.precision, training.device):
+            logits = training.forward(images)
+            loss = loss_sum(logits, targets, training.config.label_smoothing, training.class_weights)
         right = (logits.detach().argmax(1) == labels).sum()
-        sums.waiting.append((loss.detach(), right, len(labels), trainer.updates + 1))
-        if trainer.device.type == "cpu":
-            check_finite(loss.item(), "training", trainer, checkpoint, images)
+        sums.waiting.append((loss.detach(), right, len(labels), training.updates + 1))
+        if training.device.type == "cpu":
+            check_finite(loss.item(), "training", training, checkpoint, images)
         # What is shared out keeps no whole gradients to add to: they are averaged after each batch.
-        alone = trainer.ranks.without_sync(trainer.forward, number < len(step) and not trainer.config.shard)
-        with naming_anomaly(lambda what: diverged(what, trainer, checkpoint)), alone:
-            trainer.scaler.scale(loss * scale).backward()
+        alone = training.ranks.without_sync(training.forward, number < len(step) and not training.config.shard)
+        with naming_anomaly(lambda what: diverged(what, training, checkpoint)), alone:
+            training.scaler.scale(loss * scale).backward()
 
 
 def loss_sum(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
@@ -248,53 +250,58 @@ def mean_loss(model: nn.Module, images: Tensor, labels: Tensor, device: torch.de
         return loss_sum(logits, labels.to(device), config.train.label_smoothing) / len(labels)
 
 
-def _update(trainer: Trainer) -> None:
-    if trainer.clip_grad is not None or trainer.before_step is not None:
-        trainer.scaler.unscale_(trainer.optimizer)
-    if trainer.before_step is not None:
-        trainer.before_step(trainer.model)
-    if trainer.clip_grad is not None:
-        learning = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(learning, trainer.clip_grad)
-    trainer.scaler.step(trainer.optimizer)
-    trainer.scaler.update()
-    trainer.updates += 1
-    if trainer.gates is not None:
-        trainer.gates(trainer.updates / trainer.all_updates)
-    trainer.last_rate = trainer.learning_rate()
-    trainer.schedule.step_update(trainer.updates)
-    if trainer.average is not None:
-        trainer.average.update(trainer.model, step=trainer.updates)
+def _update(training: TrainingState) -> None:
+    if training.clip_grad is not None or training.before_step is not None:
+        training.scaler.unscale_(training.optimizer)
+    if training.before_step is not None:
+        training.before_step(training.model)
+    if training.clip_grad is not None:
+        learning = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(learning, training.clip_grad)
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    training.updates += 1
+    if training.gates is not None:
+        training.gates(training.updates / training.all_updates)
+    training.last_rate = training.learning_rate()
+    training.schedule.step_update(training.updates)
+    if training.average is not None:
+        training.average.update(training.model, step=training.updates)
 
 
-def _over_ranks(trainer: Trainer, sums: Sums) -> tuple[float, float]:
+def _over_ranks(training: TrainingState, sums: Sums) -> tuple[float, float]:
     found = torch.tensor([sums.loss, sums.right, sums.seen], dtype=torch.float64)
-    loss, right, seen = trainer.ranks.total(found).tolist()
+    loss, right, seen = training.ranks.total(found).tolist()
     return loss / seen, right / seen
 
 
-def check_step(trainer: Trainer, checkpoint: str, images: Tensor | None, loss: float, step: int) -> None:
+def check_step(training: TrainingState, checkpoint: str, images: Tensor | None, loss: float, step: int) -> None:
     """Stop a run whose training loss is no number; see `check_finite`.
 
     Args:
-        trainer: for the learning rate and the layer.
+        training: for the learning rate and the layer.
         checkpoint: the last good one.
         images: of that step, or of a later one where an accelerator's losses are looked at once in a while.
         loss: of the step.
         step: its number, from 1.
     """
-    check_finite(loss, "training", trainer, checkpoint, images, step)
+    check_finite(loss, "training", training, checkpoint, images, step)
 
 
 def check_finite(
-    loss: float, kind: str, trainer: Trainer, checkpoint: str, images: Tensor | None = None, step: int | None = None
+    loss: float,
+    kind: str,
+    training: TrainingState,
+    checkpoint: str,
+    images: Tensor | None = None,
+    step: int | None = None,
 ) -> None:
     """Stop a run that has diverged.
 
     Args:
         loss: a loss.
         kind: training or validation.
-        trainer: for the step and the learning rate.
+        training: for the step and the learning rate.
         checkpoint: the last good one.
         images: that it was the loss of, to name the layer by.
         step: of the loss, from 1; default: the one under way.
@@ -303,17 +310,17 @@ def check_finite(
         RunError: if the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
-        if trainer.config.shard:
+        if training.config.shard:
             images = None  # the other processes, which may have found no fault, would have to run the model, too
-        layer = None if images is None else first_nonfinite_layer(_bare(trainer.forward), images.to(trainer.device))
+        layer = None if images is None else first_nonfinite_layer(_bare(training.forward), images.to(training.device))
         what, behind = f"the {kind} loss became {loss}", kind == "validation"
-        if behind and trainer.updates == 0:
+        if behind and training.updates == 0:
             first = "" if layer is None else f", first in {layer}"
             raise RunError(
                 f"{what} before the first step{first}: the model gives no finite numbers as it starts; give another "
                 "--model.init, --model.activation or --data.image_size"
             )
-        raise diverged(what, trainer, checkpoint, layer, step, behind)
+        raise diverged(what, training, checkpoint, layer, step, behind)
 
 
 def _bare(forward: nn.Module) -> nn.Module:
@@ -325,7 +332,7 @@ def _bare(forward: nn.Module) -> nn.Module:
 
 def diverged(
     what: str,
-    trainer: Trainer,
+    training: TrainingState,
     checkpoint: str,
     layer: str | None = None,
     step: int | None = None,
@@ -335,50 +342,16 @@ def diverged(
 
     Args:
         what: became NaN or infinite.
-        trainer: for the step and the learning rate.
+        training: for the step and the learning rate.
         checkpoint: the last good one.
         layer: where it began, if that is known.
         step: when, from 1; default: the step under way.
         behind: whether it was seen behind the last step, when the schedule holds the next one's rate already.
     """
     where = "" if layer is None else f", first in {layer}"
-    when = f"after step {trainer.updates}" if behind else f"at step {step or trainer.updates + 1}"
-    rate = trainer.last_rate if behind else trainer.learning_rate()
+    when = f"after step {training.updates}" if behind else f"at step {step or training.updates + 1}"
+    rate = training.last_rate if behind else training.learning_rate()
     return RunError(
-        f"{what} {when} (optim.lr {trainer.peak_rate:g}, learning rate {rate:.3g} at that step){where}; "
+        f"{what} {when} (optim.lr {training.peak_rate:g}, learning rate {rate:.3g} at that step){where}; "
         f"the last good checkpoint is {checkpoint}; try a smaller --optim.lr"
     )
-
-
-@torch.no_grad()
-def predict_logits(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str = "float32"
-) -> tuple[Tensor, Tensor]:
-    """Run a model over every batch in eval mode.
-
-    Args:
-        model: left in eval mode.
-        batches: images and labels, or what stands for images in the model.
-        device: where to compute.
-        precision: float32, bf16 or fp16.
-
-    Returns:
-        Logits of shape (images, classes), float32, and labels of shape (images,), int64, both on the CPU.
-    """
-    model.eval()
-    logits, labels = [], []
-    for images, targets in batches:
-        with autocast(precision, device):
-            logits.append(model(images.to(device)).float().cpu())
-        labels.append(targets)
-    return torch.cat(logits), torch.cat(labels)
-
-
-def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy.
-
-    Args:
-        logits: shape (images, classes).
-        labels: shape (images,), int64.
-    """
-    return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
