@@ -385,11 +385,6 @@ class FinetuneConfig(Settings):
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    @property
-    def reader(self) -> str:
-        """Name who reads the fields, as their `read_by` does."""
-        return {"head": HEAD, "probe": PROBE}.get(self.train.mode, "finetune")
-
 
 @dataclass
 class MetatrainConfig(Settings):
@@ -414,11 +409,6 @@ class MetatrainConfig(Settings):
     task: TaskConfig = field(default_factory=TaskConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-
-    @property
-    def reader(self) -> str:
-        """Name who reads the fields, as their `read_by` does."""
-        return "metatrain"
 
 
 @dataclass
@@ -458,11 +448,6 @@ class EvaluateConfig(Settings):
     support: str | None = None
     query: str | None = None
 
-    @property
-    def reader(self) -> str:
-        """Name who reads the fields, as their `read_by` does."""
-        return WITH_FOLDERS if self.support is not None or self.query is not None else ""  # a checkpoint tells the rest
-
 
 @dataclass
 class PredictConfig(Settings):
@@ -489,11 +474,6 @@ class PredictConfig(Settings):
     overwrite: bool = False
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
-
-    @property
-    def reader(self) -> str:
-        """Name who reads the fields, as their `read_by` does."""
-        return "predict"
 
 
 @dataclass
@@ -538,11 +518,6 @@ class SwapConfig(Settings):
     all: bool = False
     image: str | None = None
 
-    @property
-    def reader(self) -> str:
-        """Name who reads the fields, as their `read_by` does."""
-        return "swap"
-
 
 @dataclass
 class ActivationsConfig(Settings):
@@ -577,11 +552,6 @@ class BenchConfig(Settings):
     device: str = setting("auto", pattern=DEVICE, words="auto, cpu, cuda, cuda:N, mps or xpu")
     growth: bool = setting(False, read_by=("bench maml",))
     deterministic: bool = setting(False, read_by=("bench step",))
-
-    @property
-    def reader(self) -> str:
-        """Name who reads the fields, as their `read_by` does."""
-        return f"bench {self.what}"
 
 
 StudyName = Literal["mnist", "small-lr", "gradients", "transfer", "architectures", "meta", "focus"]
@@ -716,11 +686,6 @@ class ClaimsConfig(Settings):
     processes: int | None = setting(None, least=1, most=1024)
     engine: Literal["auto", "single", "stacked"] = setting("auto", read_by=("claims mnist",))
 
-    @property
-    def reader(self) -> str:
-        """Name who reads the fields, as their `read_by` does."""
-        return f"claims {self.study}" + (f" --pipeline {self.pipeline}" if self.study == "small-lr" else "")
-
 
 @dataclass
 class ReportConfig(Settings):
@@ -811,12 +776,28 @@ class DemoConfig(Settings):
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
-    @property
-    def reader(self) -> str:
-        """Name who reads the fields, as their `read_by` does."""
-        return "demo"
-
 
 @dataclass
 class EnvConfig(Settings):
     """Print what a bug report needs: versions, machine, devices."""
+
+
+def reader_of(config: Settings) -> str:
+    """Name who reads a config's fields, as their `read_by` does; empty where only a checkpoint can tell.
+
+    Args:
+        config: of a task.
+    """
+    match config:
+        case FinetuneConfig():
+            return {"head": HEAD, "probe": PROBE}.get(config.train.mode, "finetune")
+        case EvaluateConfig():
+            return WITH_FOLDERS if config.support is not None or config.query is not None else ""
+        case ClaimsConfig():
+            pipeline = f" --pipeline {config.pipeline}" if config.study == "small-lr" else ""
+            return f"claims {config.study}{pipeline}"
+        case BenchConfig():
+            return f"bench {config.what}"
+        case MetatrainConfig() | PredictConfig() | SwapConfig() | DemoConfig():
+            return type(config).__name__.removesuffix("Config").lower()
+    return ""

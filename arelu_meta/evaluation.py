@@ -11,7 +11,7 @@ from torch import nn
 
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
-from arelu_meta.config import ON_IMAGES, ON_TASKS, DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig
+from arelu_meta.config import ON_IMAGES, ON_TASKS, DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig, reader_of
 from arelu_meta.data.given import OneImage, tell_skipped
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
@@ -113,7 +113,7 @@ def evaluate_task(config: EvaluateConfig) -> dict[str, Any]:
 
 def _check_read(config: EvaluateConfig) -> None:
     """Refuse what an evaluation does not read, which the checkpoint decides."""
-    if config.reader:
+    if reader_of(config):
         return  # as `validate` has done
     check_read(config, ON_TASKS if read_spec(Path(config.checkpoint))[1].task == "metatrain" else ON_IMAGES)
     if config.data.root is None and config.data.name is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from arelu_meta.config import Settings
+from arelu_meta.config import Settings, reader_of
 from arelu_meta.errors import InputError, shown
 
 _LARGEST = 2**32 - 1  # whole numbers beyond this overflow inside torch and NumPy, each in its own way
@@ -76,7 +76,7 @@ def validate(config: object, kind: type[Settings] = Settings) -> None:
         raise InputError(f"config: {shown(config)} is not allowed; give a {kind.__name__}")
     _check_fields(config)
     _check_together(flatten(config))
-    if reader := getattr(config, "reader", ""):
+    if reader := reader_of(config):
         check_read(config, reader)
 
 

@@ -22,7 +22,7 @@ from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, read_spec
-from arelu_meta.config import FinetuneConfig, OptimConfig
+from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
 from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import ImageSet, Splits, class_holders, load_images
 from arelu_meta.data.loading import (
@@ -87,7 +87,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
 def _check_read(config: FinetuneConfig) -> None:
     """Refuse a value that this run would not read beside its others."""
     if config.train.mode == "probe" and config.optim.lr == "auto":
-        raise InputError(f"optim.lr: 'auto' is not read by {config.reader}; leave it out")
+        raise InputError(f"optim.lr: 'auto' is not read by {reader_of(config)}; leave it out")
     learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
     if config.optim.act_lr is not None and not learned:
         raise InputError(
