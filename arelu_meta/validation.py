@@ -122,7 +122,7 @@ def check_value(name: str, value: object, hint: Any, metadata: Mapping[str, Any]
     """
     if not _is_a(value, hint):
         raise InputError(f"{name}: {shown(value)} is not allowed; give {describe_type(hint)}")
-    for one in value if isinstance(value, list) else [value]:
+    for one in value if get_origin(hint) is list else [value]:  # type: ignore[attr-defined]
         if isinstance(one, str):
             _check_text(name, one, metadata.get("several", False))
         elif isinstance(one, int | float) and not isinstance(one, bool):

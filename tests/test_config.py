@@ -10,7 +10,7 @@ import pytest
 
 from arelu_meta import config as configs
 from arelu_meta.cli import TASKS, parse
-from arelu_meta.config import ClaimsConfig, FinetuneConfig, MetatrainConfig, PredictConfig
+from arelu_meta.config import LARGEST_IMAGE, ClaimsConfig, FinetuneConfig, MetatrainConfig, PredictConfig
 from arelu_meta.errors import InputError
 from arelu_meta.validation import flags_of, flatten, validate
 
@@ -98,7 +98,10 @@ def _is_number(hint: object) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "largest"),
-    [*[(name, 2**32 - 1) for name in ("run.seed", "data.batch_size", "train.epochs")], ("data.image_size", 2**14)],
+    [
+        *[(name, 2**32 - 1) for name in ("run.seed", "data.batch_size", "train.epochs")],
+        ("data.image_size", LARGEST_IMAGE),
+    ],
 )
 def test_whole_numbers_that_overflow_are_refused(name: str, largest: int) -> None:
     validate(_set(FinetuneConfig(), name, largest))

@@ -13,6 +13,7 @@ from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.prediction import predict
+from arelu_meta.runs.origin import of_its_run
 
 Photos = Callable[[str, int], Path]
 
@@ -180,3 +181,12 @@ def test_evaluating_a_meta_learner_repeats_its_test_and_takes_more_tasks(tmp_pat
     assert evaluate(run["folder"], tasks=12)["test_n"] == 12
     with pytest.raises(InputError, match=r"task\.ways: 5 is more than the 3 classes here"):
         evaluate(run["folder"], DataConfig(root=str(photos("few", 6))))
+
+
+def test_a_header_names_no_folder_to_download_into(classifier: dict[str, object]) -> None:
+    spec = read_spec(str(classifier["folder"]))[1]
+    spec.config["data"] |= {"name": "mnist", "root": "somewhere"}
+    assert of_its_run(spec)[0].download is False
+    spec.config["data"]["image_size"] = 10**9
+    with pytest.raises(InputError, match=r"^checkpoint: .*image_size: 1000000000 is not allowed"):
+        of_its_run(spec)

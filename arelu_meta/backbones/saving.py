@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,15 +13,35 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
-from arelu_meta.config import LARGEST_IMAGE, MetaConfig, Normalization
+from arelu_meta.config import LARGEST_IMAGE, Init, MetaConfig, TaskConfig
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.runs.folder import write_atomically
+from arelu_meta.validation import check_value, flags_of
 
 _HEADER = "arelu_meta"
-_MOST_STEPS = 1000
 _SMALL = 1_000_000  # parameters that any model may have, however few numbers its file holds
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_SMALLEST_STD = 1e-4  # of pixels in [0, 1]; 1/255 where a model takes them as bytes
+# What a header may say: each field's type, and the limits of a number.
+_HEADER_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
+    "task": (Literal["finetune", "metatrain"], {}),
+    "name": (str, {}),
+    "num_classes": (int, {"least": 0}),
+    "activation": (str | None, {}),
+    "init": (Init | None, {}),
+    "classes": (list, {}),
+    "mirrored": (bool, {}),
+    "meta": (dict, {}),
+    "config": (dict, {}),
+}
+_INPUT_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
+    "image_size": (int, {"least": 1, "most": LARGEST_IMAGE}),
+    "channels": (int, {"least": 1, "most": 64}),
+    "mean": (tuple, {}),
+    "std": (tuple, {}),
+    "interpolation": (Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"], {}),
+    "crop_pct": (float, {"least": 0.1, "most": 10}),  # above 1 in a few of timm's models
+}
 
 
 @dataclass
@@ -172,75 +192,41 @@ def parse_spec(content: Any) -> ModelSpec:
     inputs = dict(content["inputs"])
     inputs |= {key: tuple(inputs[key]) for key in ("mean", "std")}
     spec = ModelSpec(**{**content, "inputs": InputSpec(**inputs)})
-    for holder in (spec, spec.inputs):
-        for name, kind in get_type_hints(type(holder)).items():
-            value, origin = getattr(holder, name), get_origin(kind)
-            allowed = origin if origin in (list, dict, tuple) else (float | int if kind is float else kind)
-            if not isinstance(value, allowed):
-                raise TypeError(f"its header says {value!r} for {name}")
-    _check_consistent(spec)
+    try:
+        _check_header(spec)
+    except InputError as error:
+        raise TypeError(f"its header's {error}") from error
     return spec
 
 
-def _check_consistent(spec: ModelSpec) -> None:
-    """Refuse a header whose parts contradict each other or nobody can compute with: TypeError."""
-    _check_inputs(spec.inputs)
+def _check_header(spec: ModelSpec) -> None:
+    """Check a header as a config is checked, field by field, before anything is made of it: InputError."""
+    inputs, meta = spec.inputs, spec.meta
+    for name, (hint, limits) in _HEADER_FIELDS.items():
+        check_value(name, getattr(spec, name), hint, {"limits": limits})
+    for name, (hint, limits) in _INPUT_FIELDS.items():
+        check_value(f"inputs.{name}", getattr(inputs, name), hint, {"limits": limits})
+    if {len(inputs.mean), len(inputs.std)} != {inputs.channels}:
+        raise InputError(f"inputs.mean and inputs.std do not fit {inputs.channels} channels")
+    for value in (*inputs.mean, *inputs.std):
+        check_value("inputs.mean and inputs.std", value, float, {"limits": {"least": -1e4, "most": 1e4}})
+    for value in inputs.std:
+        check_value("inputs.std", value, float, {"limits": {"least": _SMALLEST_STD}})
     if not all(isinstance(name, str) for name in spec.classes):
-        raise TypeError("its header names classes that are no texts")
+        raise InputError("classes are no texts")
     if spec.task == "finetune":
         if len(spec.classes) != spec.num_classes:
-            raise TypeError(f"its header names {len(spec.classes)} classes of {spec.num_classes}")
-    elif spec.task == "metatrain":
-        _check_meta(spec.meta, spec.num_classes)
-    else:
-        raise TypeError(f"its header says {spec.task!r} for task")
-
-
-def _check_inputs(inputs: InputSpec) -> None:
-    channels = inputs.channels
-    if {len(inputs.mean), len(inputs.std)} != {channels} or not all(inputs.std):
-        raise TypeError(f"its header's mean and std do not fit {channels} channels")
-    if not all(_is_number(value) for value in (*inputs.mean, *inputs.std)):
-        raise TypeError("its header's mean and std are not numbers")
-    if not 1 <= inputs.image_size <= LARGEST_IMAGE:
-        raise TypeError(f"its header says {inputs.image_size} for image_size")
-    if not 0.1 < inputs.crop_pct < 10:  # above 1 in a few of timm's models
-        raise TypeError(f"its header says {inputs.crop_pct} for crop_pct")
-    if inputs.interpolation not in _INTERPOLATIONS:
-        raise TypeError(f"its header says {inputs.interpolation!r} for interpolation")
-
-
-def _check_meta(meta: dict[str, Any], num_classes: int) -> None:
-    for name in ("ways", "shots", "queries", "inner_steps"):
-        if type(meta[name]) is not int or meta[name] < 1:
-            raise TypeError(f"its header says {meta[name]!r} for {name}")
-    if meta["ways"] != num_classes:
-        raise TypeError(f"its header says {meta['ways']} ways for {num_classes} outputs")
-    if not _is_number(meta["inner_lr"]) or meta["inner_lr"] <= 0:
-        raise TypeError(f"its header says {meta['inner_lr']!r} for inner_lr")
-    if meta["normalization"] not in get_args(Normalization):
-        raise TypeError(f"its header says {meta['normalization']!r} for normalization")
-    if not isinstance(meta["inverted"], bool):
-        raise TypeError(f"its header says {meta['inverted']!r} for inverted")
-    _check_inner_loop(meta)
-
-
-def _check_inner_loop(meta: dict[str, Any]) -> None:
-    choices = get_type_hints(MetaConfig)
-    for name in ("algorithm", "adapt"):
-        if name in meta and meta[name] not in get_args(choices[name]):
-            raise TypeError(f"its header says {meta[name]!r} for {name}")
-    rate = meta.get("inner_act_lr")
-    if rate is not None and (not _is_number(rate) or rate <= 0):
-        raise TypeError(f"its header says {rate!r} for inner_act_lr")
-    # Learned rates take a number a tensor and step: a header must not make us reserve any amount of memory.
-    steps = meta.get("train_steps", 1)
-    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
-        raise TypeError(f"its header says {steps!r} for train_steps")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            raise InputError(f"classes are {len(spec.classes)}, its num_classes {spec.num_classes}")
+        return
+    # Its tasks and its inner loop are what a config would say of them; files of 0.1 lack some.
+    fields_known = {**flags_of(TaskConfig), **flags_of(MetaConfig), "inverted": (bool, {})}
+    fields_known["train_steps"] = fields_known["inner_steps"]
+    for name in {"ways", "shots", "queries", "inner_lr", "inner_steps", "normalization", "inverted"} - meta.keys():
+        raise InputError(f"meta.{name} is missing")
+    for name in meta.keys() & fields_known.keys():
+        check_value(f"meta.{name}", meta[name], *fields_known[name])
+    if meta["ways"] != spec.num_classes:
+        raise InputError(f"meta.ways: {meta['ways']}, for {spec.num_classes} outputs")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

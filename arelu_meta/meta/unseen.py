@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.from_config import build_backbone, zero_head
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import DataConfig, ModelConfig, RunConfig, TaskConfig, UnseenTaskConfig
+from arelu_meta.config import DataConfig, RunConfig, TaskConfig, UnseenTaskConfig
 from arelu_meta.data.episodes import (
     TensorSampler,
     check_class_sizes,
@@ -31,7 +31,7 @@ from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results
 from arelu_meta.meta.inner import BASELINES, Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.meta.steady import at_steady_rate
-from arelu_meta.runs.origin import check_unchanged, of_its_run
+from arelu_meta.runs.origin import check_unchanged, of_its_run, start_of_its_run
 from arelu_meta.runs.progress import progress
 
 
@@ -211,7 +211,7 @@ def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
 
 def _backbone_of_start(spec: ModelSpec) -> nn.Module:
     """Build the backbone that a run started from: weights drawn by its seed, a start fitted on its training images."""
-    start, (own, seed) = ModelConfig(**spec.config["model"]), of_its_run(spec)
+    start, (own, seed) = start_of_its_run(spec), of_its_run(spec)
 
     def images(inputs: InputSpec) -> list[Tensor]:
         splits = load_class_splits(own, _task_of(spec), seed)

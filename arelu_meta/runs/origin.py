@@ -1,13 +1,17 @@
 """What a checkpoint's run was tested on, and whether that is still so."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from arelu_meta.backbones.saving import ModelSpec
-from arelu_meta.config import DataConfig, EvaluateConfig, RunConfig
+from arelu_meta.config import DataConfig, ModelConfig, RunConfig, Settings
 from arelu_meta.data.images import ImageSet
 from arelu_meta.errors import InputError
 from arelu_meta.validation import validate
+
+C = TypeVar("C", bound=Settings)
 
 
 def of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
@@ -19,11 +23,31 @@ def of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
     Raises:
         InputError: if it does not hold a run's config.
     """
+    data, seed = _read(spec, "data", DataConfig), _read(spec, "run", RunConfig).seed
+    # A header may be a stranger's: the folder that it names is read, and nothing is downloaded into it.
+    return replace(data, download=data.download and data.root is None), seed
+
+
+def start_of_its_run(spec: ModelSpec) -> ModelConfig:
+    """Read the model that the run of a checkpoint started from.
+
+    Args:
+        spec: of the checkpoint.
+
+    Raises:
+        InputError: if it does not hold a run's config.
+    """
+    return _read(spec, "model", ModelConfig)
+
+
+def _read(spec: ModelSpec, group: str, kind: type[C]) -> C:
+    """Read a group of a run's config from a header; fields that this version does not know were read by another."""
     try:
-        run = EvaluateConfig("its own", RunConfig(seed=spec.config["run"]["seed"]), DataConfig(**spec.config["data"]))
-        validate(run)
-        return run.data, run.run.seed
-    except (KeyError, TypeError, InputError) as error:
+        known = {item.name for item in fields(kind)}
+        config = kind(**{name: value for name, value in spec.config[group].items() if name in known})
+        validate(config, kind)
+        return config
+    except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(
             f"checkpoint: it does not say what its run was tested on ({error}); it was not written by a run"
         ) from error

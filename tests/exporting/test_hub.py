@@ -180,7 +180,9 @@ def test_a_spec_from_a_stranger_is_checked(hub: Path, run: Path) -> None:
     content = json.loads(path.read_text())
     content["arelu_meta"]["inputs"]["image_size"] = -1
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"cannot be loaded \(TypeError: its header says -1 for image_size\)"):
+    with pytest.raises(
+        InputError, match=r"cannot be loaded \(TypeError: its header's inputs\.image_size: -1 is not allowed; .*\)"
+    ):
         load_from_hub("me/x")
 
 
