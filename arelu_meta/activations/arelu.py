@@ -11,43 +11,39 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from arelu_meta.activations import kernels
-from arelu_meta.activations.aten_kernels import ALPHA_MAX, ALPHA_MIN, clamp_alpha
+from arelu_meta.activations.aten_kernels import ALPHA_MAX, ALPHA_MIN
 
 __all__ = ["ALPHA_MAX", "ALPHA_MIN", "ALPHA_START", "BETA_START", "AReLU", "GatedAReLU", "arelu", "elsa", "gated_arelu"]
 
 ALPHA_START, BETA_START = 0.9, 2.0
 
 
-def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
-    """Make `value` a tensor, after a look at its size."""
-    if not isinstance(value, Tensor):
-        return torch.tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
-    if value.numel() != 1:
-        raise ValueError(f"{name}: expected one element, got shape {tuple(value.shape)}; AReLU has one {name} a layer")
-    return value
-
-
-def _check_floating(x: Tensor) -> None:
+def _check(x: Tensor) -> None:
     if not x.is_floating_point():
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
+    if x.is_nested and x.layout == torch.strided:
+        raise TypeError("x: a nested tensor of layout torch.strided has no shape; give one of layout torch.jagged")
 
 
-def _apply_slopes(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Multiply x by one of two slopes, in float32 at least; the branch at 0 (and at -0) is `positive`."""
-    # Without dimensions they broadcast against any shape, 0-d included.
-    positive, negative = positive.reshape(()), negative.reshape(())
-    # One product per element: a sum of two branches would give 0 * inf = nan on the branch not taken.
-    return torch.where(x >= 0, positive, negative) * x
+def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """Make `value` a tensor, after a look at its size."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name}: expected one element, got shape {tuple(value.shape)}; AReLU has one {name} a layer")
+    return value if isinstance(value, Tensor) else _without_dimensions(value, like)
 
 
-def _scalar_in_script(value: Tensor | float, like: Tensor) -> Tensor:
+# What follows is compiled by torch.jit.script, too, which drops what stands under `not is_scripting()`.
+
+
+def _without_dimensions(value: Tensor | float, like: Tensor) -> Tensor:
+    """Make `value` a 0-d tensor, which broadcasts against any shape, 0-d included."""
     if isinstance(value, Tensor):
         return value.reshape(())
     return torch.full((), value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
 # The bounds are arguments since torch.jit reads no float from a module's globals.
-def _slopes_in_script(
+def _formula(
     x: Tensor,
     alpha: Tensor | float,
     beta: Tensor | float,
@@ -55,11 +51,12 @@ def _slopes_in_script(
     low: float = ALPHA_MIN,
     high: float = ALPHA_MAX,
 ) -> Tensor:
-    """`_apply_slopes` with `clamp_alpha`, in what torch.jit.script compiles; `added` is 1 for AReLU and 0 for ELSA."""
-    negative = _scalar_in_script(alpha, x)
-    outside = (negative < low) | (negative > high)
-    negative = torch.where(outside, negative.detach().clamp(low, high), negative)
-    positive = added + torch.sigmoid(_scalar_in_script(beta, x))
+    """The paper's formula in torch's own operators, in float32 at least; `added` is 1 for AReLU and 0 for ELSA."""
+    negative = _without_dimensions(alpha, x)
+    # `Tensor.clamp` blocks the gradient at its bounds from torch 2.14 on: an alpha that lies on one would be stuck.
+    negative = torch.where((negative < low) | (negative > high), negative.detach().clamp(low, high), negative)
+    positive = added + torch.sigmoid(_without_dimensions(beta, x))
+    # One product per element: a sum of two branches would give 0 * inf = nan on the branch not taken.
     return torch.where(x >= 0, positive, negative) * x
 
 
@@ -70,12 +67,16 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
     Args:
         x: any shape, any floating dtype, any device.
-        alpha: one element; the slope on the negative side. Its gradient is 0 outside [0.01, 0.99].
+        alpha: one element; the slope on the negative side. Its gradient is 0 outside [0.01, 0.99] and passes on the
+            bounds, and so in every order.
         beta: one element; the positive side's slope is `1 + sigmoid(beta)`.
 
     Returns:
         Shape and dtype of x. Half-precision inputs are multiplied in the scalars' own precision and rounded once.
         In eager mode one operator computes it, which keeps its output and nothing else (`kernels.applies` says where).
+        Derivatives are the formula's to any order. A nan counts as negative: alpha's gradient is nan then, beta's not.
+        A finite x whose product overflows or underflows has the formula's gradients on a CPU; on CUDA and in place,
+        where x is read off the output, it counts there as infinite, or loses the digits that its product lost.
 
     Raises:
         TypeError: if x is not floating-point.
@@ -87,20 +88,17 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
 
 # Of the functions so marked, torch.fx puts the call into its graph and does not look inside: there the inputs are
-# tensors again, and the operator may be used. Under torch.jit everything after the first branch does not exist.
+# tensors again, and the operator may be used.
 @torch.fx.wrap
 def _arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float, inplace: bool) -> Tensor:
-    if is_scripting():
-        return _slopes_in_script(x, alpha, beta, 1.0).to(x.dtype)
-    return _arelu_checked(x, alpha, beta, inplace)
-
-
-def _arelu_checked(x: Tensor, alpha: Tensor | float, beta: Tensor | float, inplace: bool) -> Tensor:
-    _check_floating(x)
-    alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
-    if kernels.applies(x, alpha, beta):
-        return kernels.arelu(x, alpha, beta, inplace)
-    return _apply_slopes(x, 1 + torch.sigmoid(beta), clamp_alpha(alpha)).to(x.dtype)
+    if not is_scripting():
+        _check(x)
+        alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
+        if kernels.applies(x, alpha, beta):
+            return kernels.arelu(x, alpha, beta, inplace)
+    if inplace:  # the formula's backward needs its input as it was
+        return x.copy_(_formula(x.clone(), alpha, beta, 1.0))
+    return _formula(x, alpha, beta, 1.0).to(x.dtype)
 
 
 def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
@@ -127,15 +125,10 @@ def elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
 
 @torch.fx.wrap
 def _elsa(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
-    if is_scripting():
-        return _slopes_in_script(x, alpha, beta, 0.0).to(x.dtype)
-    return _elsa_checked(x, alpha, beta)
-
-
-def _elsa_checked(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
-    _check_floating(x)
-    alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
-    return _apply_slopes(x, torch.sigmoid(beta), clamp_alpha(alpha)).to(x.dtype)
+    if not is_scripting():
+        _check(x)
+        alpha, beta = _scalar("alpha", alpha, x), _scalar("beta", beta, x)
+    return _formula(x, alpha, beta, 0.0).to(x.dtype)
 
 
 def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float) -> Tensor:
@@ -164,26 +157,26 @@ def gated_arelu(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tenso
 
 @torch.fx.wrap
 def _gated(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float) -> Tensor:
-    if is_scripting():
-        attention = _slopes_in_script(x, alpha, beta, 0.0)
-        return (activated + _scalar_in_script(t, x) * attention).to(x.dtype)
-    return _gated_checked(x, activated, alpha, beta, t)
-
-
-def _gated_checked(
-    x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | float, t: Tensor | float
-) -> Tensor:
-    _check_floating(x)
-    alpha, beta, t = _scalar("alpha", alpha, x), _scalar("beta", beta, x), _scalar("t", t, x)
-    if kernels.applies(x, alpha, beta, t) and (activated.shape, activated.dtype) == (x.shape, x.dtype):
-        return kernels.gated_arelu(None, x, activated, alpha, beta, t)
-    attention = _apply_slopes(x, torch.sigmoid(beta), clamp_alpha(alpha))
-    return (activated + t.reshape(()) * attention).to(x.dtype)
+    if not is_scripting():
+        _check(x)
+        alpha, beta, t = _scalar("alpha", alpha, x), _scalar("beta", beta, x), _scalar("t", t, x)
+        if kernels.applies(x, alpha, beta, t) and (activated.shape, activated.dtype) == (x.shape, x.dtype):
+            return kernels.gated_arelu("given", x, activated, alpha, beta, t)
+    return (activated + _without_dimensions(t, x) * _formula(x, alpha, beta, 0.0)).to(x.dtype)
 
 
 def _parameter(value: float, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
     # Shape (1,), not (): the authors' checkpoints have it, and FSDP rejects 0-d parameters.
     return nn.Parameter(torch.full((1,), float(value), device=device, dtype=dtype))
+
+
+def _shown(alpha: Tensor, beta: Tensor, t: Tensor | None = None) -> str:
+    """Name the scalars with their values to four digits; "..." where there is none to read: on meta, or sharded."""
+    scalars = {"alpha": alpha, "beta": beta} | ({} if t is None else {"t": t})
+    return ", ".join(
+        f"{name}={float(f'{value.item():.4g}')}" if type(value) is nn.Parameter and not value.is_meta else f"{name}=..."
+        for name, value in scalars.items()
+    )
 
 
 class AReLU(nn.Module):
@@ -192,8 +185,7 @@ class AReLU(nn.Module):
     Args:
         alpha: start of the negative side's slope, clamped to [0.01, 0.99] where it is used.
         beta: start of the positive side's logit; its slope is `1 + sigmoid(beta)`.
-        inplace: whether to overwrite the input, as `nn.ReLU` does and within the same limits; where the plain formula
-            is used instead of the operator, the input is left as it was.
+        inplace: whether to overwrite the input, as `nn.ReLU` does and within the same limits.
         device: where the parameters live.
         dtype: the parameters' dtype; the output keeps the input's.
 
@@ -202,6 +194,7 @@ class AReLU(nn.Module):
 
     alpha: nn.Parameter
     beta: nn.Parameter
+    inplace: bool = False  # of the class, too: a pickled layer of the paper's authors has none of its own
 
     def __init__(
         self,
@@ -221,8 +214,8 @@ class AReLU(nn.Module):
         return _arelu(x, self.alpha, self.beta, self.inplace)
 
     def extra_repr(self) -> str:
-        """Show how it was made, as torch.nn's activations do."""
-        return "inplace=True" if self.inplace else ""
+        """Show the scalars as they are now."""
+        return _shown(self.alpha, self.beta) + (", inplace=True" if self.inplace else "")
 
 
 class GatedAReLU(nn.Module):
@@ -271,6 +264,10 @@ class GatedAReLU(nn.Module):
             return _gated(x, self.base(x), self.alpha, self.beta, self.t)
         return self._eager(x)
 
+    def extra_repr(self) -> str:
+        """Show the scalars as they are now; a gate that reads `t=0.0` is shut."""
+        return _shown(self.alpha, self.beta, self.t)
+
     def fold(self) -> AReLU:
         """Write a trained gated residual over ReLU, or over a leaky one, as a plain AReLU.
 
@@ -307,7 +304,7 @@ class GatedAReLU(nn.Module):
     def _eager(self, x: Tensor) -> Tensor:
         kernel = kernels.kernel_of(self.base)
         # What torch.fx traces with is no tensor.
-        fused = kernel is not None and isinstance(x, Tensor) and x.is_floating_point()
+        fused = kernel != "given" and isinstance(x, Tensor) and x.is_floating_point() and not x.is_nested
         if fused and kernels.applies(x, self.alpha, self.beta, self.t):
             return kernels.gated_arelu(kernel, x, None, self.alpha, self.beta, self.t)
         return gated_arelu(x, self.base(x), self.alpha, self.beta, self.t)

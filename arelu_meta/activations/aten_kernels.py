@@ -21,15 +21,13 @@ BASES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "hardswish": F.hardswish,
 }
-"""The activations over which the gated residual is one operator."""
+"""The activations over which the gated residual's backward is one operator."""
+
+EXACT = ("relu", "relu6")
+"""Those that a kernel computes as torch does to the last bit, and so takes into its forward."""
 
 
-def clamp_alpha(alpha: Tensor) -> Tensor:
-    """Clamp alpha to [0.01, 0.99]; the gradient passes inside, bounds included.
-
-    Args:
-        alpha: any shape, any floating dtype.
-    """
+def _clamp(alpha: Tensor) -> Tensor:
     # `Tensor.clamp` blocks the gradient at its bounds from torch 2.14 on: an alpha that lies on one would be stuck.
     return torch.where(_outside(alpha), alpha.detach().clamp(ALPHA_MIN, ALPHA_MAX), alpha)
 
@@ -54,7 +52,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _attention_slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.sigmoid(_wide(beta.reshape(()))), _wide(clamp_alpha(alpha.reshape(())))
+    return torch.sigmoid(_wide(beta.reshape(()))), _wide(_clamp(alpha.reshape(())))
 
 
 def _sigmoid_slope(beta: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ def _sigmoid_slope(beta: Tensor) -> Tensor:
     return torch.sigmoid(beta) * torch.sigmoid(-beta)
 
 
-def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
+def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> bool:
     """Write AReLU of x into `out`, which may be x.
 
     Args:
@@ -71,33 +69,52 @@ def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
         out: shape and dtype of x. Its sign bit says which side x was on, even where a product underflowed to -0.0.
         alpha: one element.
         beta: one element.
+
+    Returns:
+        Whether x can be read off `out` again to within a rounding, where the host can know without waiting for the
+        device: on a CPU; elsewhere True. It cannot where a product left the range of its dtype's normal numbers.
     """
     sigmoid, negative = _attention_slopes(alpha, beta)
     # Adding 0.0 turns an input of -0.0, which is on the positive side, into 0.0.
-    out.copy_(torch.where(x >= 0, 1 + sigmoid, negative) * (x + 0.0))
+    y = (torch.where(x >= 0, 1 + sigmoid, negative) * (x + 0.0)).to(x.dtype)
+    shows_input = not x.is_cpu or bool((_is_normal(y) | (x == 0)).all())
+    out.copy_(y)
+    return shows_input
 
 
-def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute AReLU's gradients from its output.
+def _is_normal(y: Tensor) -> Tensor:
+    info, size = torch.finfo(y.dtype), y.abs()
+    return (size >= info.smallest_normal) & (size <= info.max)
+
+
+def arelu_backward(
+    kept: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, keeps_input: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute AReLU's gradients, from its output if from nothing more.
 
     Args:
-        y: what `arelu_forward` wrote.
-        grad: the output's gradient, of y's shape and dtype.
+        kept: what `arelu_forward` wrote. A nan counts as negative, as it does forwards.
+        grad: the output's gradient, of the output's shape and dtype.
         alpha: one element.
         beta: one element.
+        keeps_input: whether `kept` is AReLU's input instead.
 
     Returns:
         The gradients of x, alpha and beta, of their shapes and dtypes. Summed in float32 at least.
     """
     sigmoid, negative = _attention_slopes(alpha, beta)
-    is_negative = torch.signbit(y)
+    is_negative = ~(kept >= 0) if keeps_input else _came_from_below(kept)
     slopes = torch.where(is_negative, negative, 1 + sigmoid)
-    product = _wide(grad) * (_wide(y) / slopes)
+    product = _wide(grad) * (_wide(kept) if keeps_input else _wide(kept) / slopes)
     below = torch.where(is_negative, product, 0).sum()
     above = torch.where(is_negative, 0, product).sum()
     grad_alpha = (below * ~_outside(alpha)).to(alpha.dtype)
     grad_beta = (above * _sigmoid_slope(beta)).to(beta.dtype).reshape(beta.shape)
-    return (grad * slopes).to(y.dtype), grad_alpha, grad_beta
+    return (grad * slopes).to(kept.dtype), grad_alpha, grad_beta
+
+
+def _came_from_below(y: Tensor) -> Tensor:
+    return torch.signbit(y) | y.isnan()
 
 
 def arelu_double_backward(
@@ -126,7 +143,7 @@ def arelu_double_backward(
     to_x, to_alpha, to_beta = to_first[0], to_first[1].reshape(()), to_first[2].reshape(())
     # With x = y / slope: grad_x = grad * slope, grad_alpha = sum(grad * x) below, grad_beta = sum(grad * x) * s' above.
     inside = ~_outside(alpha.reshape(()))
-    is_negative = torch.signbit(y)
+    is_negative = _came_from_below(y)
     slopes = torch.where(is_negative, negative, positive)
     shares = torch.where(is_negative, to_alpha * inside / negative, to_beta * d_sigmoid / positive)
     product = _wide(grad) * to_x
@@ -142,24 +159,24 @@ def arelu_double_backward(
 
 
 def gated_forward(
-    kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
+    kind: str, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor, overwrite: bool = False
 ) -> Tensor:
     """Compute `base(x) + t * elsa(x)`.
 
     Args:
-        kind: a key of `BASES`, or None if the base's output is given.
+        kind: a key of `BASES`, or "given".
         x: any shape, any floating dtype, dense.
-        activated: the base's output, laid out as x, or None.
+        activated: the base's output, laid out as x; None only where the kind is one of `EXACT`.
         alpha: one element.
         beta: one element.
         t: one element.
+        overwrite: whether `activated` is nobody else's, and may hold the result.
 
     Returns:
         A new tensor of x's shape, dtype and layout; at `t = 0` the base's output, bit for bit.
     """
-    if kind is not None:
+    if activated is None:
         activated = BASES[kind](x)
-    assert activated is not None
     sigmoid, negative = _attention_slopes(alpha, beta)
     gate = _wide(t.reshape(()))
     total = (activated + gate * (torch.where(x >= 0, sigmoid, negative) * x)).to(x.dtype)
@@ -168,12 +185,12 @@ def gated_forward(
 
 
 def gated_backward(
-    kind: str | None, x: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
+    kind: str, x: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gated residual's gradients from its input.
 
     Args:
-        kind: a key of `BASES`; None for the attention's share alone.
+        kind: a key of `BASES`, or "given" for the attention's share alone.
         x: what `gated_forward` was given.
         grad: the output's gradient, of x's shape and dtype.
         alpha: one element.
@@ -193,7 +210,7 @@ def gated_backward(
     grad_beta = (gate * above * _sigmoid_slope(beta)).to(beta.dtype).reshape(beta.shape)
     grad_t = (sigmoid * above + negative * below).to(t.dtype).reshape(t.shape)
     grad_x = grad * (gate * torch.where(is_positive, sigmoid, negative))
-    if kind is not None:
+    if kind != "given":
         grad_x = grad_x + _base_gradient(kind, x, grad)
     return grad_x.to(x.dtype), grad_alpha, grad_beta, grad_t
 

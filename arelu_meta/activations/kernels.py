@@ -1,7 +1,11 @@
 """AReLU and its gated residual as single operators, forward and backward, and the choice of who computes them.
 
 AReLU is invertible, since both its slopes are positive, so its backward needs only the output, which the next layer
-keeps anyway; and it may run in place. The gated residual is not invertible and keeps its input, as GELU does.
+keeps anyway; and it may run in place. Where a finite product leaves the range of normal numbers, the output hides its
+input. On a CPU and out of place the input is then kept instead; the kernel's one pass over memory notices, which costs
+nothing. On CUDA the host would have to wait for the answer, and in place the input is gone: there alpha's and beta's
+gradients take such an output as it is, infinite or without the digits it lost. A nan counts as negative everywhere.
+The gated residual is not invertible and keeps its input, as GELU does.
 
 numba computes on a CPU (float32, float64, bfloat16), Triton on CUDA, torch's own operators everywhere else and wherever
 one of the two is missing. Where the backward is itself differentiated, torch's operators compute it. `applies` says
@@ -49,21 +53,21 @@ def applies(x: Tensor, *scalars: Tensor) -> bool:
     )
 
 
-def kernel_of(base: nn.Module) -> str | None:
+def kernel_of(base: nn.Module) -> str:
     """Name the kernel that computes a gated residual over `base`.
 
     Args:
         base: an activation module.
 
     Returns:
-        A key of `aten_kernels.BASES`, or None where there is none: another class (a subclass may compute something
+        A key of `aten_kernels.BASES`, or "given" where there is none: another class (a subclass may compute something
         else), or hooks on the module, which expect to be called.
     """
     if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
-        return None
+        return "given"
     if type(base) is nn.GELU:
         return "gelu" if base.approximate == "none" else "gelu_tanh"
-    return _KERNELS.get(type(base))
+    return _KERNELS.get(type(base), "given")
 
 
 def arelu(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool = False) -> Tensor:
@@ -88,21 +92,19 @@ def arelu(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool = False) -> Tens
             raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
         y: Tensor = _AReLU.apply(x, alpha, beta, inplace)
         return y
-    y = _arelu_forward(x, alpha, beta, inplace)
+    y, _ = _arelu_forward(x, alpha, beta, inplace)
     if inplace and not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return y
 
 
-def gated_arelu(
-    kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
-) -> Tensor:
+def gated_arelu(kind: str, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor) -> Tensor:
     """Compute `base(x) + t * elsa(x)` as one operator that keeps its input and nothing else.
 
     Args:
-        kind: what `kernel_of` said of the base, or None if the base's output is given instead.
+        kind: what `kernel_of` said of the base.
         x: any shape, any floating dtype, for which `applies` holds.
-        activated: the base's output, of x's shape and dtype, or None.
+        activated: the base's output, of x's shape and dtype, if the kind is "given"; else None.
         alpha: one element.
         beta: one element.
         t: one element, the gate.
@@ -148,16 +150,20 @@ def _laid_out_like(x: Tensor, model: Tensor) -> Tensor:
     return x if same and not x.is_neg() else torch.empty_like(model).copy_(x)
 
 
-def _arelu_forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
+def _arelu_forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> tuple[Tensor, bool]:
     source = _dense(x)
     out = source if inplace or source is not x else torch.empty_like(x)
-    _kernels_for(x).arelu_forward(source, out, alpha, beta)
-    return x.copy_(out) if inplace and out is not x else out
+    shows_input = _kernels_for(x).arelu_forward(source, out, alpha, beta)
+    return x.copy_(out) if inplace and out is not x else out, shows_input
 
 
-def _arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    y = _dense(y)
-    gradients: tuple[Tensor, Tensor, Tensor] = _kernels_for(y).arelu_backward(y, _laid_out_like(grad, y), alpha, beta)
+def _arelu_backward(
+    kept: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, keeps_input: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept = _dense(kept)
+    gradients: tuple[Tensor, Tensor, Tensor] = _kernels_for(kept).arelu_backward(
+        kept, _laid_out_like(grad, kept), alpha, beta, keeps_input
+    )
     return gradients
 
 
@@ -166,7 +172,9 @@ def _arelu_double_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, grad, alpha, beta = inputs
     to_x, to_alpha, to_beta = to_first
-    kernels = _kernels_for(y) if applies(to_x) else aten_kernels
+    # Torch's own where this is differentiated in turn, as in `_GatedAReLU`, or vmap batches any of the three.
+    fused = not torch.is_grad_enabled() and applies(to_x) and all(map(torch._C._has_storage, to_first))
+    kernels = _kernels_for(y) if fused else aten_kernels
     if kernels is not aten_kernels:
         y = _dense(y)
         grad, to_x = _laid_out_like(grad, y), _laid_out_like(to_x, y)
@@ -176,33 +184,36 @@ def _arelu_double_backward(
     return gradients
 
 
-def _gated_forward(
-    kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
-) -> Tensor:
-    source = _dense(x)
+def _gated_forward(kind: str, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor) -> Tensor:
+    source, is_ours = _dense(x), activated is None
+    if is_ours and kind not in aten_kernels.EXACT:
+        # Of x as it lies in memory, whose gaps change the last bits of torch's own functions.
+        activated = aten_kernels.BASES[kind](x)
     if activated is not None:
         activated = _laid_out_like(activated, source)
-    y: Tensor = _kernels_for(x).gated_forward(kind, source, activated, alpha, beta, t)
+    y: Tensor = _kernels_for(x).gated_forward(kind, source, activated, alpha, beta, t, is_ours)
     return y
 
 
 class _AReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
-        y = _arelu_forward(x, alpha, beta, inplace)
+        y, shows_input = _arelu_forward(x, alpha, beta, inplace)
         if inplace:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(y, alpha, beta)
+        ctx.keeps_input = not (shows_input or inplace)
+        ctx.save_for_backward(x if ctx.keeps_input else y, alpha, beta)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, alpha, beta = ctx.saved_tensors
-        if not applies(grad):
-            return *aten_kernels.arelu_backward(y, grad, alpha, beta), None
-        if torch.is_grad_enabled():
-            return *_AReLUBackward.apply(y, grad, alpha, beta), None
-        return *_arelu_backward(y, grad, alpha, beta), None
+        kept, alpha, beta = ctx.saved_tensors
+        again = torch.is_grad_enabled()
+        if not applies(grad) or (again and ctx.keeps_input):
+            return *aten_kernels.arelu_backward(kept, grad, alpha, beta, ctx.keeps_input), None
+        if again:
+            return *_AReLUBackward.apply(kept, grad, alpha, beta), None
+        return *_arelu_backward(kept, grad, alpha, beta, ctx.keeps_input), None
 
 
 class _AReLUBackward(torch.autograd.Function):
@@ -216,19 +227,15 @@ class _AReLUBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *to_first: Tensor) -> tuple[Tensor | None, ...]:
+        # These depend on each other, so nothing here may ask autograd: it would give total derivatives.
         *inputs, grad_alpha, grad_beta = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return _arelu_double_backward(inputs, (grad_alpha, grad_beta), to_first)
-        # From the third order on autograd takes torch's own operators apart.
-        wanted = [tensor for tensor in inputs if tensor.requires_grad]
-        gradients = iter(torch.autograd.grad(aten_kernels.arelu_backward(*inputs), wanted, to_first, create_graph=True))
-        return tuple(next(gradients) if tensor.requires_grad else None for tensor in inputs)
+        return _arelu_double_backward(inputs, (grad_alpha, grad_beta), to_first)
 
 
 class _GatedAReLU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
+        ctx: Any, kind: str, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
     ) -> Tensor:
         ctx.kind = kind
         ctx.save_for_backward(x, alpha, beta, t)
@@ -239,7 +246,7 @@ class _GatedAReLU(torch.autograd.Function):
         x, alpha, beta, t = ctx.saved_tensors
         # Torch's own operators where the gradient is differentiated in turn, or traced, or batched by vmap.
         kernels = aten_kernels if torch.is_grad_enabled() or not applies(grad) else _kernels_for(x)
-        to_activated = grad if ctx.kind is None else None
+        to_activated = grad if ctx.kind == "given" else None
         if kernels is not aten_kernels:
             x = _dense(x)
             grad = _laid_out_like(grad, x)

@@ -57,8 +57,8 @@ def _run(
         slopes: on the positive and on the negative side, and the double backward's shares on either.
 
     Returns:
-        A backward's two sums, for the positive and for the negative side, the same for any number of threads; a
-        forward's are 0.
+        A backward's two sums, for the positive and for the negative side, the same for any number of threads. Of
+        `arelu_forward` the first is how many blocks have outputs that hide their input; other forwards' are 0.
     """
     size = tensors[0].numel()
     block = _SMALL_BLOCK if size < 4 * _LARGE_BLOCK else _LARGE_BLOCK
@@ -98,19 +98,23 @@ def _as_tensor(like: Tensor, value: float) -> Tensor:
         return torch.full_like(like, math.copysign(math.inf, value))
 
 
-def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
+def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> bool:
     """Do what `aten_kernels.arelu_forward` does, for dense tensors that are laid out alike."""
-    _run("arelu_forward", (x,), (out,), (1 + _sigmoid(beta)[0], _clamped(alpha)[0]))
+    hidden_blocks, _ = _run("arelu_forward", (x,), (out,), (1 + _sigmoid(beta)[0], _clamped(alpha)[0]))
+    return hidden_blocks == 0
 
 
-def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def arelu_backward(
+    kept: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, keeps_input: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Do what `aten_kernels.arelu_backward` does, in one pass over dense tensors that are laid out alike."""
     sigmoid, d_sigmoid = _sigmoid(beta)
     negative, in_range = _clamped(alpha)
-    grad_x = torch.empty_like(y)
-    above, below = _run("arelu_backward", (y, grad), (grad_x,), (1 + sigmoid, negative))
-    grad_alpha = _as_tensor(alpha, below / negative if in_range else 0)
-    return grad_x, grad_alpha, _as_tensor(beta, above / (1 + sigmoid) * d_sigmoid)
+    grad_x, slopes = torch.empty_like(kept), (1 + sigmoid, negative)
+    above, below = _run("given_backward" if keeps_input else "arelu_backward", (kept, grad), (grad_x,), slopes)
+    if not keeps_input:
+        above, below = above / slopes[0], below / slopes[1]
+    return grad_x, _as_tensor(alpha, below if in_range else 0), _as_tensor(beta, above * d_sigmoid)
 
 
 def arelu_double_backward(
@@ -135,34 +139,34 @@ def arelu_double_backward(
 
 
 def gated_forward(
-    kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
+    kind: str, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor, overwrite: bool = False
 ) -> Tensor:
     """Do what `aten_kernels.gated_forward` does, for dense tensors that are laid out alike."""
     gate = t.item()
     slopes = gate * _sigmoid(beta)[0], gate * _clamped(alpha)[0]
-    if gate != 0 and f"{kind}_forward" in LOOPS:
+    if activated is None:
+        if gate == 0:
+            return BASES[kind](x)  # the base is torch's own, to the last bit
         out = torch.empty_like(x)
         _run(f"{kind}_forward", (x,), (out,), slopes)
         return out
-    # The base is torch's own, to the last bit. While the gate is shut this is all there is to compute.
-    out = torch.empty_like(x) if kind is None else BASES[kind](x)
-    source = out if activated is None else activated
+    out = activated if overwrite else torch.empty_like(x)
     if gate != 0:
-        _run("given_forward", (x, source), (out,), slopes)
-    elif source is not out:
-        out.copy_(source)
+        _run("given_forward", (x, activated), (out,), slopes)
+    elif out is not activated:
+        out.copy_(activated)
     return out
 
 
 def gated_backward(
-    kind: str | None, x: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
+    kind: str, x: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Do what `aten_kernels.gated_backward` does, in one pass over dense tensors that are laid out alike."""
     sigmoid, d_sigmoid = _sigmoid(beta)
     negative, in_range = _clamped(alpha)
     gate = t.item()
     grad_x = torch.empty_like(x)
-    above, below = _run(f"{kind or 'given'}_backward", (x, grad), (grad_x,), (gate * sigmoid, gate * negative))
+    above, below = _run(f"{kind}_backward", (x, grad), (grad_x,), (gate * sigmoid, gate * negative))
     grad_alpha = _as_tensor(alpha, gate * below if in_range else 0)
     grad_beta = _as_tensor(beta, gate * above * d_sigmoid)
     return grad_x, grad_alpha, grad_beta, _as_tensor(t, sigmoid * above + negative * below)

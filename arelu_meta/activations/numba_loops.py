@@ -180,14 +180,15 @@ def _below_zero(v: Any) -> bool:
 
 
 @njit
-def _has_sign_bit(v: Any) -> bool:
-    return math.copysign(type(v)(1), v) < 0
+def _came_from_below(v: Any) -> bool:
+    # AReLU's input was on the negative side, where nan is, too.
+    return not v >= 0 or math.copysign(type(v)(1), v) < 0
 
 
 @njit
 def _arelu(v: Any, slope: Any, activated: Any) -> Any:
-    # -0.0 becomes 0.0, so that a sign bit in the output always means the negative side.
-    return v * slope + type(v)(0) if v >= 0 else v * slope
+    # Adding 0.0 turns -0.0 into 0.0, so that a sign bit in the output always means the negative side.
+    return (v + type(v)(0)) * slope
 
 
 @njit
@@ -205,11 +206,37 @@ def _relu6(v: Any, slope: Any, activated: Any) -> Any:
     return (type(v)(0) if v < 0 else (type(v)(6) if v > 6 else v)) + v * slope
 
 
+@njit
+def _hides_nothing(v: Any, y: Any) -> bool:
+    return False
+
+
+def _hides_input(v: Any, y: Any) -> Any:
+    """Return True if AReLU's y, divided by its slope, is not v to within a rounding: it is no normal number."""
+    raise NotImplementedError
+
+
+@overload(_hides_input)
+def _hides_input_for(v: Any, y: Any) -> Any:
+    # A product grows on the positive side and shrinks on the negative; a nan hides nothing. bfloat16 rounds to
+    # infinity what is not far below float32's largest number.
+    info = np.finfo(np.float64 if y == types.float64 else np.float32)
+    most, least = info.max * type(info.max)(1 - 2.0**-8), -info.smallest_normal
+
+    def hides(v: Any, y: Any) -> Any:
+        return y > (most if v >= 0 else least)
+
+    return hides
+
+
 _VALUES = {"arelu": _arelu, "given": _given, "relu": _relu, "relu6": _relu6}
 
 
 def _forward(job: Any, kind: Any) -> Any:
-    """Write AReLU of x, or `base(x) + slope * x`; the base's value is given, unless it is as cheap as reading it."""
+    """Write AReLU of x, or `base(x) + slope * x`; the base's value is given, unless it is as cheap as reading it.
+
+    Of AReLU's blocks the first sum says whether an output hides its input.
+    """
     raise NotImplementedError
 
 
@@ -219,24 +246,30 @@ def _forward_for(job: Any, kind: Any) -> Any:
     value = _VALUES[name]
     # The compiler is told which arrays are one: it does not vectorise what might overlap.
     x_is_out, other_is_out = in_place and name == "arelu", in_place or name != "given"
+    hides = _hides_input if name == "arelu" else _hides_nothing
 
     def run(job: Any, kind: Any) -> Any:
         words = carray(words_of(job), SUMS)
         size, block, slopes = words[SIZE], words[BLOCK], words.view(np.float64)
+        sums = carray(words_of(job), SUMS + 2 * ((size + block - 1) // block))[SUMS:].view(np.float64)
         x, other = carray(elements_at(job, words[INPUT]), size), carray(elements_at(job, words[OTHER]), size)
         out = carray(elements_at(job, words[OUTPUT]), size)
         wide = type(_widen(x[0]))
         positive, negative = wide(slopes[POSITIVE]), wide(slopes[NEGATIVE])
-        start = draw_block(job) * block
-        while start < size:
-            end = start + block
+        number = draw_block(job)
+        while number * block < size:
+            start, end = number * block, (number + 1) * block
             outs = out[start:end]
             xs = outs if x_is_out else x[start:end]
             others = outs if other_is_out else other[start:end]
+            hidden = False
             for i in range(outs.size):
                 v = _widen(xs[i])
-                outs[i] = _narrow(value(v, positive if v >= 0 else negative, others[i]), xs[i])
-            start = draw_block(job) * block
+                y = value(v, positive if v >= 0 else negative, others[i])
+                hidden |= hides(v, y)
+                outs[i] = _narrow(y, xs[i])
+            sums[2 * number] = hidden
+            number = draw_block(job)
 
     return run
 
@@ -271,7 +304,7 @@ def _backward(job: Any, kind: Any) -> Any:
 @overload(_backward, prefer_literal=True, jit_options={"error_model": "numpy", "fastmath": _FAST})
 def _backward_for(job: Any, kind: Any) -> Any:
     derivative = _DERIVATIVES[kind.literal_value]
-    is_negative = _has_sign_bit if kind.literal_value == "arelu" else _below_zero
+    is_negative = _came_from_below if kind.literal_value == "arelu" else _below_zero
     add_up = _sums_for(is_negative)
 
     def run(job: Any, kind: Any) -> Any:
@@ -312,7 +345,7 @@ def _double_backward(job: Any) -> Any:
 
 @overload(_double_backward, jit_options={"error_model": "numpy", "fastmath": _FAST})
 def _double_backward_for(job: Any) -> Any:
-    add_up = _sums_for(_has_sign_bit)
+    add_up = _sums_for(_came_from_below)
 
     def run(job: Any) -> Any:
         words = carray(words_of(job), SUMS)
@@ -336,7 +369,7 @@ def _double_backward_for(job: Any) -> Any:
                 run_above, run_below = zero, zero
                 for i in range(vs.size):
                     v, g, t = _widen(vs[i]), _widen(gs[i]), _widen(ts[i])
-                    side = _has_sign_bit(v)
+                    side = _came_from_below(v)
                     share = negative_share if side else positive_share
                     outs[i] = _narrow(t * (negative if side else positive) + v * share, vs[i])
                     outs2[i] = _narrow(g * share, vs[i])

@@ -4,7 +4,6 @@ A backward writes the input's gradient and each program's two sums in one pass; 
 a fixed order and turns them into the scalars' gradients. Nothing is atomic, so the result is deterministic.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from arelu_meta.activations.aten_kernels import BASES, alpha_limits, arelu_double_backward
+from arelu_meta.activations.aten_kernels import alpha_limits, arelu_double_backward
 
 __all__ = ["arelu_backward", "arelu_double_backward", "arelu_forward", "gated_backward", "gated_forward"]
 
@@ -24,9 +23,6 @@ __all__ = ["arelu_backward", "arelu_double_backward", "arelu_forward", "gated_ba
 _BLOCK = 2048
 _LARGEST_INT32 = 2**31 - 1
 _MOST_TILES = 8  # blocks to a program, so that the sums of a large tensor are few
-# Exact whatever the compiler does; the others are left to torch, whose last bits Triton's functions do not have (GELU
-# was tried: other bits than torch's in every precision but float64).
-_FUSED = ("relu", "relu6")
 _KINDS = {"given": 0, "arelu": 1, "relu": 2, "relu6": 3, "hardswish": 4, "silu": 5, "gelu": 6, "gelu_tanh": 7}
 _GIVEN, _ARELU, _RELU, _RELU6 = (tl.constexpr(number) for number in range(4))
 _HARDSWISH, _SILU, _GELU, _GELU_TANH = (tl.constexpr(number) for number in range(4, 8))
@@ -129,7 +125,7 @@ def _backward(
         grad = tl.load(grad_ptr + offsets, mask=offsets < size, other=0.0).to(wide)
         v = stored.to(wide)
         if kind == _ARELU:
-            is_negative = stored.to(word, bitcast=True) < 0
+            is_negative = (stored.to(word, bitcast=True) < 0) | (v != v)
             slope = tl.where(is_negative, negative, positive)
         else:
             is_negative = ~(v >= 0)
@@ -228,37 +224,41 @@ def _wide(x: Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> None:
+def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> bool:
     """Do what `aten_kernels.arelu_forward` does, for dense tensors that are laid out alike."""
     numbers = (x.numel(), *alpha_limits(alpha.dtype))
     _launch(_arelu_forward, _tiles_of(x.numel(), _BLOCK), (x, out, alpha, beta), numbers, (), (_wide(x),))
+    return True
 
 
-def arelu_backward(y: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def arelu_backward(
+    kept: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, keeps_input: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Do what `aten_kernels.arelu_backward` does, in one pass over dense tensors that are laid out alike."""
-    grad_x, to_alpha, to_beta, _ = _gradients("arelu", y, grad, alpha, beta, None)
+    assert not keeps_input
+    grad_x, to_alpha, to_beta, _ = _gradients("arelu", kept, grad, alpha, beta, None)
     return grad_x, to_alpha, to_beta
 
 
 def gated_forward(
-    kind: str | None, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor
+    kind: str, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor, overwrite: bool = False
 ) -> Tensor:
     """Do what `aten_kernels.gated_forward` does, for dense tensors that are laid out alike."""
-    fused = kind in _FUSED
-    base: Callable[[Tensor], Tensor] = torch.empty_like if fused or kind is None else BASES[kind]
-    out = base(x)
-    in_place = activated is None and not fused
+    out = activated if overwrite and activated is not None else torch.empty_like(x)
     tensors = (x, out if activated is None else activated, out, alpha, beta, t)
-    numbers, constants = (x.numel(), *alpha_limits(alpha.dtype)), (_KINDS[kind or "given"], in_place)
-    _launch(_gated_forward, _tiles_of(x.numel(), _BLOCK), tensors, numbers, constants, (_wide(x),))
+    constants = (_KINDS[kind if activated is None else "given"], out is activated)
+    _launch(
+        _gated_forward, _tiles_of(x.numel(), _BLOCK), tensors, (x.numel(), *alpha_limits(alpha.dtype)), constants,
+        (_wide(x),),
+    )  # fmt: skip
     return out
 
 
 def gated_backward(
-    kind: str | None, x: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
+    kind: str, x: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Do what `aten_kernels.gated_backward` does, in one pass over dense tensors that are laid out alike."""
-    return _gradients(kind or "given", x, grad, alpha, beta, t)
+    return _gradients(kind, x, grad, alpha, beta, t)
 
 
 def _gradients(

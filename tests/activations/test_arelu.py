@@ -702,6 +702,37 @@ def test_a_closed_gate_is_its_base_to_the_last_bit(base: Callable[[], nn.Module]
     assert torch.equal(bits(gate(x)), bits(module(x)))
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "chunk": lambda x: x.chunk(2, 1)[1],
+    "last chunk": lambda x: x.chunk(2, -1)[0],
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "channels last, chunk": lambda x: x.to(memory_format=torch.channels_last).chunk(2, 1)[1],
+    "expanded": lambda x: x[:1].expand(4, -1, -1, -1),
+    "transposed": lambda x: x.transpose(1, 3),
+    "strided": lambda x: x.flatten()[::3],
+    "unaligned": lambda x: x.flatten()[1:],
+    "overlapping": lambda x: x.flatten().unfold(0, 5, 3),
+    "0-d": lambda x: x[0, 0, 0, 0],
+    "empty": lambda x: x[:0],
+}
+
+
+@every_base
+@every_float
+def test_a_closed_gate_is_its_base_to_the_last_bit_in_every_layout(
+    base: Callable[[], nn.Module], dtype: torch.dtype
+) -> None:
+    module = base().to(dtype)
+    gate = GatedAReLU(copy.deepcopy(module)).to(dtype)
+    x = 5 * torch.randn(4, 6, 9, 14)
+    x[0, :4, 0, 0] = torch.tensor([0.0, -0.0, 1e-30, 3.0])
+    for name, lay_out in LAYOUTS.items():
+        laid_out = lay_out(x.to(dtype))
+        expected = module(laid_out)
+        assert torch.equal(bits(gate(laid_out)), bits(expected)), name
+        assert torch.equal(bits(gated_arelu(laid_out, expected, 0.9, 2.0, 0.0)), bits(expected)), name
+
+
 @every_base
 def test_a_closed_gate_hands_back_its_bases_gradients(base: Callable[[], nn.Module]) -> None:
     plain = base().double()
@@ -824,6 +855,32 @@ def test_device_and_dtype_of_the_scalars_are_as_asked() -> None:
         }
 
 
-def test_a_layers_text_says_whether_it_works_in_place() -> None:
-    assert str(AReLU()) == "AReLU()"
-    assert str(AReLU(inplace=True)) == "AReLU(inplace=True)"
+def test_a_layers_text_shows_its_scalars_as_they_are_now() -> None:
+    assert str(AReLU()) == "AReLU(alpha=0.9, beta=2.0)"
+    assert str(AReLU(1 / 3, -1e-5, inplace=True)) == "AReLU(alpha=0.3333, beta=-1e-05, inplace=True)"
+    gate = GatedAReLU(nn.ReLU6())
+    assert str(gate).splitlines() == ["GatedAReLU(", "  alpha=0.9, beta=2.0, t=0.0", "  (base): ReLU6()", ")"]
+    with torch.no_grad():
+        gate.t.add_(0.25)
+    assert "t=0.25" in str(gate)
+    assert str(AReLU(device="meta")) == "AReLU(alpha=..., beta=...)"
+
+
+def test_a_whole_pickled_layer_of_the_authors_computes_what_theirs_did() -> None:
+    theirs = AuthorsAReLU(alpha=0.37, beta=-1.2)
+    ours = AReLU.__new__(AReLU)  # as pickle makes it, where their class's name leads to ours
+    ours.__setstate__(theirs.__dict__)
+    x = torch.randn(50)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert str(ours) == "AReLU(alpha=0.37, beta=-1.2)"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_computed_if_jagged_and_refused_in_a_sentence_if_strided() -> None:
+    parts = [torch.randn(2, 3), torch.randn(4, 3)]
+    for module in (AReLU(), GatedAReLU(nn.GELU(), t=0.5), GatedAReLU(nn.Tanh(), t=0.5)):
+        nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
+        for one, part in zip(module(nested).unbind(), parts, strict=True):
+            torch.testing.assert_close(one, module(part))
+        with pytest.raises(TypeError, match=r"nested tensor of layout torch\.strided.*torch\.jagged"):
+            module(torch.nested.nested_tensor(parts))
