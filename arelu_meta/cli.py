@@ -15,7 +15,7 @@ from arelu_meta import config as configs
 from arelu_meta.config import Settings
 from arelu_meta.errors import InputError, nearest_names, shown
 from arelu_meta.exit_status import INTERRUPTED, fail, guarded
-from arelu_meta.runs.interrupts import HEARD, handling, interrupt
+from arelu_meta.runs.signals import HEARD, handling, interrupt
 from arelu_meta.validation import describe_type, flags_of, flatten, read_yaml, validate
 
 

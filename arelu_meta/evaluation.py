@@ -20,10 +20,10 @@ from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.meta.learner import Learner
 from arelu_meta.meta.unseen import Asked, evaluate_tasks
-from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import open_fresh, write_json
 from arelu_meta.runs.origin import check_unchanged, of_its_run
 from arelu_meta.runs.progress import progress
+from arelu_meta.runs.reproducibility import prepare
 from arelu_meta.runs.results import report_results
 from arelu_meta.validation import check_read, validate
 

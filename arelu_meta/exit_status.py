@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from arelu_meta.errors import InputError, RunError, SharedRunError
-from arelu_meta.runs.interrupts import terminated_as_by_ctrl_c
+from arelu_meta.runs.signals import terminated_as_by_ctrl_c
 
 BAD_INPUT, CANNOT_GO_ON, INTERRUPTED = 2, 3, 130
 

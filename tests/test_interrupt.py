@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from arelu_meta import cli
-from arelu_meta.runs.interrupts import terminated_as_by_ctrl_c
+from arelu_meta.runs.signals import terminated_as_by_ctrl_c
 
 ARGUMENTS = ["--model.name", "mnist_linear", "--model.pretrained", "false", "--data.image_size", "8"]
 

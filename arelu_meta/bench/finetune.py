@@ -25,8 +25,8 @@ from arelu_meta.data.reading import read_image
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule
 from arelu_meta.finetuning.recorders import GradientRecorder
 from arelu_meta.finetuning.training_step import TrainingState, train_epoch
-from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import ProgressBar
+from arelu_meta.runs.reproducibility import autocast
 
 PEER = "timm"
 BATCHES = 6

@@ -13,7 +13,7 @@ from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.bench.op import GATE, PEER, PlainAReLU
 from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
-from arelu_meta.runs.compute import autocast
+from arelu_meta.runs.reproducibility import autocast
 
 MODELS = ("resnet18", "tf_efficientnet_lite0")
 CLASSES = 10

@@ -22,10 +22,10 @@ from arelu_meta.bench.swap import SMALLEST, swap_rows
 from arelu_meta.bench.timing import Row
 from arelu_meta.config import BenchConfig
 from arelu_meta.errors import InputError, nearest_names
-from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.folder import write_json
 from arelu_meta.runs.progress import print_table
+from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.validation import validate
 
 Measure = Callable[[], list[Row]]

@@ -30,8 +30,8 @@ from arelu_meta.errors import InputError, counted
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.checkpoints import digest_of
-from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.origin import of_its_run
+from arelu_meta.runs.reproducibility import choose_device
 
 _SHOWN = 5  # images in the strip
 _WORST: Row = {"image": "", "explained": "", "right": False, "entropy": 1.0, "inside": 0.0, "area": None}

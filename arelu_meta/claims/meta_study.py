@@ -19,7 +19,7 @@ from arelu_meta.claims.running import probe, side_by_side
 from arelu_meta.config import ClaimsConfig, DataConfig, TaskConfig
 from arelu_meta.errors import InputError, counted, nearest_names
 from arelu_meta.finetuning.optimizer import check_optimizer_name
-from arelu_meta.runs.compute import choose_device
+from arelu_meta.runs.reproducibility import choose_device
 
 _PROBED = (1, 4)  # meta-steps
 _MOST_SHOTS = 100

@@ -18,10 +18,10 @@ from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.running import announce, run_missing
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError, counted
-from arelu_meta.runs.compute import choose_device
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.folder import check_apart, open_run, write_json, write_text
 from arelu_meta.runs.lock import locked
+from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.validation import validate
 
 _MODULES = {

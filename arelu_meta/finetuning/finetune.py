@@ -43,11 +43,11 @@ from arelu_meta.finetuning.lr_finder import Search, search_rate
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, peak_rate
 from arelu_meta.finetuning.trainer import Trainer, check_state
 from arelu_meta.finetuning.training_step import Mix, TrainingState, mean_loss
-from arelu_meta.runs.compute import prepare
 from arelu_meta.runs.folder import RunFolder, check_apart, open_run
 from arelu_meta.runs.ranks import Ranks, join
+from arelu_meta.runs.reproducibility import prepare
 from arelu_meta.runs.results import finished_results
-from arelu_meta.runs.trackers import check_trackers, tracker_names
+from arelu_meta.runs.tracking import check_trackers, tracker_names
 from arelu_meta.validation import validate
 
 _DIGITS_SIZE = 64

@@ -15,8 +15,8 @@ from arelu_meta.data.loading import Batches, BatchOrder, InputSpec, build_transf
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.freezing import keeps_features
 from arelu_meta.finetuning.training_step import TrainingState
-from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import progress
+from arelu_meta.runs.reproducibility import autocast
 
 _MOST_IMAGES = 5000
 _STRENGTHS = (1e-2, 1e-1, 1.0, 10.0, 100.0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, AReLU, GatedAReLU
-from arelu_meta.runs.compute import autocast
+from arelu_meta.runs.reproducibility import autocast
 
 CALIBRATION_BINS = 15
 TOP = 5

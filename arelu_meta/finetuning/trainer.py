@@ -27,13 +27,13 @@ from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import draw_results, write_results
 from arelu_meta.finetuning.training_step import Sums, TrainingState, check_finite, check_step, train_epoch
 from arelu_meta.runs.checkpoints import digest_of, has_digest
-from arelu_meta.runs.compute import random_state, restore_random_state
 from arelu_meta.runs.folder import RunFolder, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
+from arelu_meta.runs.reproducibility import random_state, restore_random_state
 from arelu_meta.runs.restoring import check_kinds, restoring
 from arelu_meta.runs.results import report_results
-from arelu_meta.runs.savepoints import SavePoints
-from arelu_meta.runs.trackers import open_trackers, tracker_names
+from arelu_meta.runs.signals import SavePoints
+from arelu_meta.runs.tracking import open_trackers, tracker_names
 
 _KINDS = {  # beside weights, tables and the optimiser's state
     "epoch": int,

@@ -7,8 +7,8 @@ from torch import nn
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.meta.inner import InnerLoop
 from arelu_meta.meta.stack import Stack
-from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.nonfinite import watching
+from arelu_meta.runs.reproducibility import autocast
 
 
 def first_nonfinite_step(

@@ -17,13 +17,13 @@ from arelu_meta.meta.preparing import headline, make_noise, make_sampler
 from arelu_meta.meta.ranks import gather_shares, share_of
 from arelu_meta.meta.results import draw_run, summarise
 from arelu_meta.runs.checkpoints import digest_of, has_digest
-from arelu_meta.runs.compute import random_state, restore_random_state
 from arelu_meta.runs.folder import RunFolder, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.reproducibility import random_state, restore_random_state
 from arelu_meta.runs.restoring import check_kinds
 from arelu_meta.runs.results import report_results
-from arelu_meta.runs.savepoints import SavePoints
+from arelu_meta.runs.signals import SavePoints
 
 _KINDS = {
     "step": int,

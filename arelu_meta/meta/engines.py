@@ -18,7 +18,7 @@ from arelu_meta.meta.head_alone import HeadAlone, head_that_adapts_alone
 from arelu_meta.meta.inner import Inner, InnerLoop, loop_of
 from arelu_meta.meta.stack import Stack, adapted_probabilities, forgetful_step, task_losses
 from arelu_meta.meta.stacked import twin
-from arelu_meta.runs.compute import autocast
+from arelu_meta.runs.reproducibility import autocast
 
 __all__ = [
     "ENGINES",

@@ -16,8 +16,8 @@ from arelu_meta.meta.engines import why_not_vectorized
 from arelu_meta.meta.feature_pool import with_features
 from arelu_meta.meta.inner import InnerLoop, saved_loop
 from arelu_meta.meta.stack import adaptation, forgetful_step
-from arelu_meta.runs.compute import autocast, naming_anomaly
 from arelu_meta.runs.progress import ProgressBar
+from arelu_meta.runs.reproducibility import autocast, naming_anomaly
 
 _MOST_TASKS = 32  # at once: memory does not grow with the number of tasks, and the bar moves
 

@@ -12,8 +12,8 @@ from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.head_alone import HeadAlone
 from arelu_meta.meta.inner import COMPARING, InnerLoop
 from arelu_meta.meta.normalization import uses_batch_statistics
-from arelu_meta.runs.compute import autocast
 from arelu_meta.runs.progress import progress
+from arelu_meta.runs.reproducibility import autocast
 
 _BATCH = 64
 

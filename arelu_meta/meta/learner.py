@@ -39,7 +39,7 @@ from arelu_meta.meta.normalization import (
     uses_support_statistics,
 )
 from arelu_meta.meta.stack import Stack
-from arelu_meta.runs.compute import choose_device
+from arelu_meta.runs.reproducibility import choose_device
 
 __all__ = ["AdaptedLearner", "Guess", "Learner", "Method", "Support", "guesses", "scored_batches"]
 

@@ -19,8 +19,8 @@ from arelu_meta.meta.inner import attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import train_mode
 from arelu_meta.meta.ranks import share_of, shared_meta_gradient
 from arelu_meta.meta.speed import known_speed
-from arelu_meta.runs.compute import naming_anomaly
 from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.reproducibility import naming_anomaly
 
 _OF_THE_LEARNER = ("algorithm", "adapt", "normalization")
 _ALL_STEPS_COUNT = 0.1  # MAML++: the share of the training over which the loss after every step counts

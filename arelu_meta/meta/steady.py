@@ -11,7 +11,7 @@ from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.meta.inner import Inner, InnerLoop, attach_loop, support_losses
 from arelu_meta.meta.stack import Stack
-from arelu_meta.runs.compute import autocast
+from arelu_meta.runs.reproducibility import autocast
 
 T = TypeVar("T")
 _PILOT_TASKS = 4

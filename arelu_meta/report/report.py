@@ -183,7 +183,7 @@ def _read_head(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from arelu_meta.runs.files import write_atomically
+    from arelu_meta.runs.atomic_io import write_atomically
 
     # A file name may hold what is no character in any encoding.
     content = text.encode("utf-8", "backslashreplace")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from arelu_meta.errors import InputError
-from arelu_meta.runs.files import write_atomically, write_text
+from arelu_meta.runs.atomic_io import write_atomically, write_text
 
 KEPT = 2
 _NAME = re.compile(r"(epoch|step)-\d+(-step-\d+)?")

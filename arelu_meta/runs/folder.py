@@ -18,9 +18,7 @@ import yaml
 
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.checkpoints import list_checkpoints, load_checkpoint, load_last, set_aside_later, write_checkpoint
-from arelu_meta.runs.environment import environment
-from arelu_meta.runs.files import (
+from arelu_meta.runs.atomic_io import (
     check_place,
     drop_unfinished,
     why_not_written,
@@ -28,6 +26,8 @@ from arelu_meta.runs.files import (
     write_json,
     write_text,
 )
+from arelu_meta.runs.checkpoints import list_checkpoints, load_checkpoint, load_last, set_aside_later, write_checkpoint
+from arelu_meta.runs.environment import environment
 from arelu_meta.runs.lock import FolderLock, check_free
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.restoring import check_same_images, restoring

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.compute import prepare, price_of_determinism
 from arelu_meta.runs.meeting import meet
+from arelu_meta.runs.reproducibility import prepare, price_of_determinism
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arelu_meta.bench.timing import Row
+from arelu_meta.runs.atomic_io import write_json
 from arelu_meta.runs.environment import environment
-from arelu_meta.runs.files import write_json
 from arelu_meta.runs.progress import print_table
 
 _CASE = "finetune/conv4_32/32px/digits"

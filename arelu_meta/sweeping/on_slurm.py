@@ -10,7 +10,7 @@ from typing import Any
 
 from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, RunError, counted
-from arelu_meta.runs.files import write_text
+from arelu_meta.runs.atomic_io import write_text
 from arelu_meta.sweeping.quiet import stderr_to
 from arelu_meta.sweeping.runs import ENDED, FAILED, Child, folder_of, note, read_state
 from arelu_meta.sweeping.slurm_queue import NAME, OVER, LeftQueued, SlurmQueue

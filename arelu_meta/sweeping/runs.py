@@ -17,7 +17,7 @@ import yaml
 
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.exit_status import BAD_INPUT, CANNOT_GO_ON
-from arelu_meta.runs.files import write_json, write_text
+from arelu_meta.runs.atomic_io import write_json, write_text
 from arelu_meta.runs.lock import check_free
 from arelu_meta.sweeping.spec import Spec, Trial
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arelu_meta.errors import InputError
-from arelu_meta.runs.files import write_json, write_text
+from arelu_meta.runs.atomic_io import write_json, write_text
 from arelu_meta.runs.progress import print_table
 from arelu_meta.sweeping.runs import FAILED, FINISHED, MISSING, STOPPED, State, folder_of, read_state
 from arelu_meta.sweeping.spec import Spec, Trial, as_text, make_trial

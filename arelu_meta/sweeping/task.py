@@ -10,8 +10,8 @@ import yaml
 
 from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError, counted
-from arelu_meta.runs import files
-from arelu_meta.runs.files import write_text
+from arelu_meta.runs import atomic_io
+from arelu_meta.runs.atomic_io import write_text
 from arelu_meta.runs.lock import check_free, locked
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.sweeping.runs import BEGUN, ENDED, FAILED, FINISHED, STOPPED, folder_of, read_state
@@ -67,7 +67,7 @@ def check_place(sweep: Path) -> None:
     Raises:
         InputError: naming it.
     """
-    files.check_place(sweep)
+    atomic_io.check_place(sweep)
     if (sweep / "config.yaml").exists() or (sweep / "metrics.csv").exists():
         raise InputError(f"run.folder: {str(sweep)!r} holds a run, not a sweep; give another folder")
 

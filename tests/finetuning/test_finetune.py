@@ -185,7 +185,7 @@ def _start_weights(config: FinetuneConfig) -> dict[str, torch.Tensor]:
     """The weights before the first step: what the same seed builds."""
     from arelu_meta.backbones.from_config import build_backbone
     from arelu_meta.data.images import load_images
-    from arelu_meta.runs.compute import prepare
+    from arelu_meta.runs.reproducibility import prepare
 
     prepare(config.run)
     splits = load_images(config.data, 0)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from arelu_meta import create_backbone, swap_activations
-from arelu_meta.config import TrainConfig
+from arelu_meta.config import FinetuneConfig, TrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.freezing import (
     count_learning,
@@ -14,7 +14,7 @@ from arelu_meta.finetuning.freezing import (
     stages,
     unfrozen_stages,
 )
-from arelu_meta.validation import check_mode
+from arelu_meta.validation import validate
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def _learning(model: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("mode", ["full", "head", "activations", "last-1", "last-12", "gradual", "probe"])
 def test_every_offered_mode_is_known(mode: str) -> None:
-    check_mode(mode)
+    validate(FinetuneConfig(train=TrainConfig(mode=mode)), FinetuneConfig)
 
 
 @pytest.mark.parametrize("mode", ["last", "last-0", "last--1", "Head", "last-2x", ""])
 def test_an_unknown_mode_is_refused_with_what_is_allowed(mode: str) -> None:
     with pytest.raises(InputError, match=r"train\.mode: .* is not known; give full, head, .*last-N"):
-        check_mode(mode)
+        validate(FinetuneConfig(train=TrainConfig(mode=mode)), FinetuneConfig)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])

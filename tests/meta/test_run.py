@@ -18,7 +18,7 @@ from arelu_meta.data.episodes import TaskBatch, TensorSampler, load_class_splits
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.meta.evaluation import task_accuracies
 from arelu_meta.meta.stack import adaptation
-from arelu_meta.runs.interrupts import terminated_as_by_ctrl_c
+from arelu_meta.runs.signals import terminated_as_by_ctrl_c
 
 Make = Callable[..., MetatrainConfig]
 

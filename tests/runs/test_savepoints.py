@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from arelu_meta.runs.interrupts import held_back
-from arelu_meta.runs.savepoints import SavePoints
+from arelu_meta.runs.signals import SavePoints, held_back
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 

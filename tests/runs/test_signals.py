@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from arelu_meta.runs.interrupts import held_back, terminated_as_by_ctrl_c
+from arelu_meta.runs.signals import held_back, terminated_as_by_ctrl_c
 
 
 class Thing:

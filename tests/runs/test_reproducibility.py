@@ -7,7 +7,8 @@ import torch
 
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.compute import (
+from arelu_meta.runs.ranks import join
+from arelu_meta.runs.reproducibility import (
     autocast,
     choose_device,
     naming_anomaly,
@@ -16,7 +17,6 @@ from arelu_meta.runs.compute import (
     random_state,
     restore_random_state,
 )
-from arelu_meta.runs.ranks import join
 
 
 def _draw() -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError, MissingExtraError
-from arelu_meta.runs.trackers import PACKAGES, Trackers, check_trackers, open_trackers
+from arelu_meta.runs.tracking import PACKAGES, Trackers, check_trackers, open_trackers
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
