@@ -155,7 +155,8 @@ def _greet(task: Task, config: Any) -> None:
     values = flatten(config)
     values["data"] = values.get("data.root") or values.get("data.name") or "the embedded digits"
     if task.greeting:
-        print(re.sub(r"\{([\w.]+)\}", lambda found: str(values[found[1]]), task.greeting), flush=True)
+        with contextlib.suppress(BrokenPipeError):  # a run whose reader is gone says so itself, with its checkpoint
+            print(re.sub(r"\{([\w.]+)\}", lambda found: str(values[found[1]]), task.greeting), flush=True)
 
 
 def _function(task: Task) -> Callable[[Any], object]:

@@ -58,8 +58,9 @@ def test_an_interrupt_while_a_task_is_imported_exits_130_at_once(number: signal.
     code = (
         "import os, time\n"
         "from arelu_meta import cli\n"
+        "from arelu_meta.runs.signals import terminated_as_by_ctrl_c\n"
         f"def swallow(): os.kill(os.getpid(), {int(number)}); time.sleep(0.1); print('went on')\n"
-        "with cli.terminated_as_by_ctrl_c(), cli._interrupted_at_once():\n"
+        "with terminated_as_by_ctrl_c(), cli._interrupted_at_once():\n"
         "    try: swallow()\n"
         "    except KeyboardInterrupt: pass\n"
     )
