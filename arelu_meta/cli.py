@@ -94,7 +94,7 @@ TASKS: dict[str, Task] = {
     "report": Task(
         configs.ReportConfig, "arelu_meta.report.report:report_task", "a page of a run, a study or a sweep", ("runs",)
     ),
-    "bench": Task(configs.BenchConfig, "arelu_meta.bench.task:bench_task", "what it costs, beside peers", ("what",)),
+    "bench": Task(configs.BenchConfig, "arelu_meta.bench.command:bench_task", "what it costs, beside peers", ("what",)),
     "env": Task(configs.EnvConfig, "arelu_meta.runs.environment:env_task", "what a bug report needs"),
 }
 _OPTIONAL = ("data.root",)  # words that may be left out

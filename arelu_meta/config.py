@@ -535,8 +535,7 @@ class BenchConfig(Settings):
     """Measure what it costs, beside peers in the same run.
 
     Args:
-        what: op (one activation), step (a whole training step), finetune (a whole epoch), maml (a meta-step), swap (of
-            timm's models), episodes (few-shot tasks a second) or claims (an epoch of the study mnist).
+        what: op (one activation), step (a whole training step), finetune (a whole epoch) or maml (a meta-step).
         case: only the cases of this id; * stands for anything.
         json: write the rows to this file, too.
         rounds: how often each contender has its turn; default: enough for a steady median.
@@ -545,7 +544,7 @@ class BenchConfig(Settings):
         deterministic: step: each contender under run.deterministic, too, beside itself without.
     """
 
-    what: Literal["op", "step", "maml", "swap", "finetune", "episodes", "claims"]
+    what: Literal["op", "step", "finetune", "maml"]
     case: str | None = None
     json: str | None = None
     rounds: int | None = setting(None, least=1)

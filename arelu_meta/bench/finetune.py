@@ -1,7 +1,7 @@
 """What a whole epoch of fine-tuning costs, from JPEG files to new weights, beside timm's own parts in a plain loop."""
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.bench.step import CONTENDERS, MODELS
-from arelu_meta.bench.timing import Contender, Row, cpu_peak_bytes, cuda_peak_bytes, make_row, time_in_turns
+from arelu_meta.bench.timing import Cases, Contender, Row, cpu_peak_bytes, cuda_peak_bytes, make_row, time_in_turns
 from arelu_meta.config import OptimConfig, TrainConfig
 from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import ImageSet
@@ -52,47 +52,44 @@ class Case:
     precision: str
 
 
-def finetune_cases(device: torch.device) -> dict[str, Case]:
-    """List the set-ups that a device can be measured in, by their ids.
+def finetune_cases(device: torch.device, rounds: int | None = None) -> Cases:
+    """List the cases, with ids as `resnet18/128px/batch32`.
 
     Args:
-        device: a GPU has two more, of the size that it is used at.
+        device: where to compute; a GPU has two more, of the size that it is used at.
+        rounds: over which medians are taken; default: 3.
     """
     cases = {f"{name}/128px/batch32": Case(name, 128, 32, "float32") for name in MODELS}
     if device.type == "cuda":
         cases |= {f"{name}/224px/batch256/bf16": Case(name, 224, 256, "bf16") for name in MODELS}
-    return cases
+    return {name: partial(finetune_rows, name, case, rounds or 3, device) for name, case in cases.items()}
 
 
-def finetune_rows(names: Iterable[str], rounds: int = 3, device: torch.device | str = "cpu") -> list[Row]:
-    """Time an epoch of six batches of JPEG photographs by every contender in every case.
+def finetune_rows(name: str, case: Case, rounds: int = 3, device: torch.device | str = "cpu") -> list[Row]:
+    """Time an epoch of six batches of JPEG photographs by every contender.
 
     All of them train every parameter by timm's `sgd` on the same random crops. Ours keeps decoded images in memory, as
     it does by default with a small folder; timm's loader has no such thing and decodes them in every epoch.
 
     Args:
-        names: keys of `finetune_cases`.
+        name: the case's id.
+        case: the set-up.
         rounds: over which medians are taken.
         device: where to compute.
 
     Returns:
-        One row for each case and contender: `timm` (its model, data set, loader and optimiser in a plain loop, no
+        One row for each contender: `timm` (its model, data set, loader and optimiser in a plain loop, no
         AReLU), ours with `relu` (the model as it came), with `relu-decoding` (likewise, every image decoded in every
         epoch), with `relu-contiguous` (likewise, `train.channels_last` false), with `arelu` and with `preserve`, its
         gates open at 0.1. `median_ms` is an epoch's, `peak_bytes` all memory of torch's tensors in this process while
         it trains, the model and the optimiser's state included.
     """
-    device = torch.device(device)
-    cases = finetune_cases(device)
-    rows: list[Row] = []
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            rows += _case_rows(name, cases[name], Path(folder), rounds, device)
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        return _rows(name, case, Path(folder), rounds, torch.device(device))
 
 
 def images_per_second(case: str, milliseconds: float) -> float:
-    """Say how many images an epoch's time means.
+    """Return how many images a second an epoch's time means.
 
     Args:
         case: its id, as `resnet18/128px/batch32`.
@@ -102,7 +99,7 @@ def images_per_second(case: str, milliseconds: float) -> float:
     return 1e3 * BATCHES * batch_size / milliseconds
 
 
-def _case_rows(name: str, case: Case, folder: Path, rounds: int, device: torch.device) -> list[Row]:
+def _rows(name: str, case: Case, folder: Path, rounds: int, device: torch.device) -> list[Row]:
     torch.manual_seed(0)
     photographs = folder / "photographs"
     write_photographs(photographs, BATCHES * case.batch_size)
@@ -220,7 +217,7 @@ def _timm_epoch(model: nn.Module, case: Case, folder: Path, device: torch.device
 
 
 def _memory(model: nn.Module, epoch: Callable[[object], None], device: torch.device) -> int:
-    """Say what training takes at its peak: weights, gradients, momentum, activations and all that passes by."""
+    """Measure what training takes at its peak: weights, gradients, momentum, activations and all that passes by."""
     peak = cuda_peak_bytes if device.type == "cuda" else cpu_peak_bytes
     weights = sum(parameter.nbytes for parameter in model.parameters())
     model.zero_grad()  # weights and momentum are there before, gradients come and go

@@ -1,20 +1,25 @@
 """What a meta-step of MAML costs: all tasks at once beside learn2learn and TorchOpt, in the same run, on noise."""
 
-from collections.abc import Iterable
+import importlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.bench.op import PlainAReLU
-from arelu_meta.bench.peers import Learn2learnAnil, TorchoptEngine, has_torchopt
-from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
-from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.bench.timing import Cases, Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
+from arelu_meta.data.episodes import Episode, TaskBatch
+from arelu_meta.errors import RunError
+from arelu_meta.meta.algorithms import adapt, build_maml
 from arelu_meta.meta.engines import Engine, Inner, Learn2learnEngine, VectorizedEngine
+from arelu_meta.meta.head_alone import HeadAlone, head_inputs
+from arelu_meta.meta.inner import loop_of
 from arelu_meta.meta.normalization import set_normalization
 
 
@@ -55,18 +60,45 @@ GROWING_TASKS = (1, 2, 4, 8, 16, 32, 64, 128)
 GROWING_STEPS = (1, 2, 3, 5, 7, 10)
 
 
+def maml_cases(device: torch.device, rounds: int | None = None, growth: bool = False) -> Cases:
+    """List the cases, with ids as `omniglot-5w1s`.
+
+    Args:
+        device: where to compute.
+        rounds: over which medians are taken; default: 9, and 3 of the growth.
+        growth: how a meta-step grows instead: `omniglot-5w1s/tasks8`, `omniglot-5w1s/steps3`.
+    """
+    if not growth:
+        return {name: partial(_all_algorithms, name, rounds or 9, device) for name in CASES}
+    by_tasks: Cases = {
+        f"{name}/tasks{count}": partial(maml_rows, name, rounds or 3, device, tasks=count)
+        for name in CASES
+        for count in GROWING_TASKS
+    }
+    by_steps: Cases = {
+        f"{name}/steps{count}": partial(maml_rows, name, rounds or 3, device, steps=count)
+        for name in CASES
+        for count in GROWING_STEPS
+    }
+    return by_tasks | by_steps
+
+
+def _all_algorithms(name: str, rounds: int, device: torch.device) -> list[Row]:
+    return [row for algorithm in ALGORITHMS for row in maml_rows(name, rounds, device, algorithm)]
+
+
 def maml_rows(
-    cases: Iterable[str] = tuple(CASES),
+    name: str,
     rounds: int = 9,
     device: torch.device | str = "cpu",
     algorithm: str = "maml",
     tasks: int | None = None,
     steps: int | None = None,
 ) -> list[Row]:
-    """Time a meta-step's gradient by every contender in every case.
+    """Time a meta-step's gradient by every contender in one case.
 
     Args:
-        cases: keys of `CASES`.
+        name: a key of `CASES`.
         rounds: over which medians are taken.
         device: where to compute.
         algorithm: one of `ALGORITHMS`: second-order MAML, first-order MAML, or ANIL (second-order).
@@ -74,24 +106,18 @@ def maml_rows(
         steps: another number of inner steps than the case's.
 
     Returns:
-        One row for each case and contender. `learn2learn-plain` (the plain AReLU formula) takes part where there is an
-        AReLU, and is the peer there; elsewhere `learn2learn` is. `torchopt` takes part in MAML where it is
-        installed. What differs from the case is in the row's case: `authors-mnist-relu/fomaml/tasks8/steps1`.
+        One row for each contender. `learn2learn-plain` (the plain AReLU formula) takes part where there is an AReLU,
+        and is the peer there; elsewhere `learn2learn` is. `torchopt` takes part in MAML where it is installed. What
+        differs from the case is in the row's case: `authors-mnist-relu/fomaml/tasks8/steps1`.
 
     Raises:
-        InputError: if a case is unknown.
         MissingExtraError: if learn2learn is not installed.
         RunError: if the contenders do not compute the same losses.
     """
-    rows = []
-    for name in cases:
-        if name not in CASES:
-            raise InputError(f"case: {name!r} is not known; {nearest_names(name, CASES)}")
-        case = replace(CASES[name], tasks=tasks or CASES[name].tasks, steps=steps or CASES[name].steps)
-        label = name + ("" if algorithm == "maml" else f"/{algorithm}")
-        label += (f"/tasks{tasks}" if tasks else "") + (f"/steps{steps}" if steps else "")
-        rows += _case_rows(label, case, rounds, torch.device(device), algorithm)
-    return rows
+    case = replace(CASES[name], tasks=tasks or CASES[name].tasks, steps=steps or CASES[name].steps)
+    label = name + ("" if algorithm == "maml" else f"/{algorithm}")
+    label += (f"/tasks{tasks}" if tasks else "") + (f"/steps{steps}" if steps else "")
+    return _case_rows(label, case, rounds, torch.device(device), algorithm)
 
 
 def _contenders_of(case: Case, algorithm: str) -> list[str]:
@@ -162,3 +188,99 @@ def _peak_bytes(engine: Engine, model: nn.Module, contender: Contender, tasks: T
     at_once = tasks if engine.name == "vectorized" else next(tasks.split(1))
     owned = [*model.parameters(), *vars(tasks).values()]
     return kept_bytes(lambda: engine.query_losses(at_once), owned=owned)
+
+
+def has_torchopt() -> bool:
+    """Return True if TorchOpt is installed and can be imported; it needs packages that it does not always bring."""
+    try:
+        importlib.import_module("torchopt")
+    except ImportError:
+        return False
+    return True
+
+
+class TaskAfterTask(ABC):
+    """An engine that adapts to one task after the other."""
+
+    @abstractmethod
+    def query_logits(self, episode: Episode) -> Tensor:
+        """Adapt to a task's support set, and return its queries' logits, shape (queries, ways), with their graph."""
+
+    def meta_gradient(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the mean query loss to the `.grad` of the model's parameters; see `Engine`."""
+        found = []
+        for one in tasks.split(1):
+            loss, accuracy = self.query_losses(one)
+            (loss.sum() / len(tasks)).backward()
+            found.append((loss.detach(), accuracy))
+        losses, accuracies = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(accuracies)
+
+    def query_losses(self, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Adapt to each task's support set, and measure on its query set; see `Engine`."""
+        losses, accuracies = [], []
+        for number in range(len(tasks)):
+            labels, logits = tasks[number].query_labels, self.query_logits(tasks[number])
+            losses.append(F.cross_entropy(logits, labels))
+            accuracies.append((logits.argmax(1) == labels).double().mean())
+        return torch.stack(losses), torch.stack(accuracies)
+
+
+class TorchoptEngine(TaskAfterTask):
+    """MAML with TorchOpt's differentiable optimiser, task after task, as its documentation shows.
+
+    Args:
+        model: its parameters are the initial weights that are meta-learned.
+        inner: the inner loop; second-order.
+
+    Source: Ren et al. 2022, "TorchOpt: An Efficient Library for Differentiable Optimization".
+    """
+
+    name = "torchopt"
+
+    def __init__(self, model: nn.Module, inner: Inner) -> None:
+        import torchopt
+
+        self.torchopt, self.model, self.inner = torchopt, model, inner
+        self.optimizer = torchopt.MetaSGD(model, lr=inner.lr)
+        self.start = [torchopt.extract_state_dict(part, by="reference") for part in (model, self.optimizer)]
+
+    def query_logits(self, episode: Episode) -> Tensor:
+        """See `TaskAfterTask`."""
+        for _ in range(self.inner.steps):
+            self.optimizer.step(F.cross_entropy(self.model(episode.support_images), episode.support_labels))
+        logits: Tensor = self.model(episode.query_images)
+        for part, state in zip((self.model, self.optimizer), self.start, strict=True):
+            self.torchopt.recover_state_dict(part, state)
+        return logits
+
+
+class Learn2learnAnil(TaskAfterTask):
+    """ANIL through learn2learn's MAML on the head, a task's images passing the body once: its examples' way.
+
+    Args:
+        model: its parameters are the initial weights that are meta-learned; its head is one linear layer.
+        inner: the inner loop.
+
+    Source: Raghu et al. 2020 (ANIL).
+    """
+
+    name = "learn2learn"
+
+    def __init__(self, model: nn.Module, inner: Inner) -> None:
+        self.model, self.inner = model, inner
+        self.head = HeadAlone(model, loop_of(model, inner))
+        self.maml = build_maml(self.head, inner.lr, inner.first_order)
+
+    def query_logits(self, episode: Episode) -> Tensor:
+        """See `TaskAfterTask`."""
+        known, asked = (self._features(images) for images in (episode.support_images, episode.query_images))
+        learner = self.maml.clone()
+        adapt(learner, known, episode.support_labels, self.inner.steps)
+        logits: Tensor = learner(asked)
+        return logits
+
+    def _features(self, images: Tensor) -> Tensor:
+        found = head_inputs(self.model, self.head.path, images)
+        assert found is not None
+        return found

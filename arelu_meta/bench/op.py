@@ -1,6 +1,7 @@
 """What one activation costs: time forward and backward, and bytes kept, beside `nn.ReLU` in the same run."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from statistics import median
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, ALPHA_START, BETA_START, AReLU, GatedAReLU
-from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
+from arelu_meta.bench.timing import Cases, Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
 
 PEER = "relu"
 SIZES = ((16, 10, 12, 12), (32, 64, 56, 56), (64, 64, 112, 112))
@@ -54,37 +55,42 @@ CONTENDERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def op_cases(device: torch.device, rounds: int | None = None) -> Cases:
+    """List the cases, with ids as `32x64x56x56/float32/contiguous/forward_backward`.
+
+    Args:
+        device: where to compute.
+        rounds: over which medians are taken; default: 50.
+    """
+    settings = product(SIZES, DTYPES, LAYOUTS, PASSES)
+    return {_case(*setting): partial(op_rows, *setting, rounds or 50, device) for setting in settings}
+
+
+def _case(size: tuple[int, ...], dtype: torch.dtype, layout: str, which: str) -> str:
+    return f"{'x'.join(map(str, size))}/{str(dtype).removeprefix('torch.')}/{layout}/{which}"
+
+
 def op_rows(
-    sizes: Iterable[Sequence[int]] = SIZES,
-    dtypes: Iterable[torch.dtype] = DTYPES,
-    layouts: Iterable[str] = tuple(LAYOUTS),
-    passes: Iterable[str] = PASSES,
+    size: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    which: str = "forward_backward",
     rounds: int = 50,
     device: torch.device | str = "cpu",
 ) -> list[Row]:
-    """Time every contender in every case.
+    """Time every contender in one case.
 
     Args:
-        sizes: shapes (batch, channels, height, width).
-        dtypes: of the feature map; the scalars are float32 for float32, and follow it otherwise.
-        layouts: keys of `LAYOUTS`.
-        passes: of `PASSES`.
+        size: a shape (batch, channels, height, width).
+        dtype: of the feature map; the scalars are float32 for float32, and follow it otherwise.
+        layout: a key of `LAYOUTS`.
+        which: one of `PASSES`.
         rounds: over which medians are taken.
         device: where to compute.
 
     Returns:
-        One row for each case and contender, `relu` first in each case. Case ids read
-        `32x64x56x56/float32/contiguous/forward_backward`.
+        One row for each contender, `relu` first.
     """
-    rows = []
-    for size, dtype, layout, which in product(sizes, dtypes, layouts, passes):
-        rows += _case_rows(tuple(size), dtype, layout, which, rounds, torch.device(device))
-    return rows
-
-
-def _case_rows(
-    size: tuple[int, ...], dtype: torch.dtype, layout: str, which: str, rounds: int, device: torch.device
-) -> list[Row]:
     torch.manual_seed(0)
     x = torch.randn(size, device=device).to(dtype).to(memory_format=LAYOUTS[layout])
     modules = {name: make().to(device=device, dtype=dtype) for name, make in CONTENDERS.items()}
@@ -98,10 +104,9 @@ def _case_rows(
     dispatch = time_in_turns(tiny, max(3, rounds // 5), device)
     # Forward reads one tensor and writes one, as a copy does; backward reads two and writes one.
     copies = 2.5 if backward else 1.0
-    case = f"{'x'.join(map(str, size))}/{str(dtype).removeprefix('torch.')}/{layout}/{which}"
     return [
         make_row(
-            case,
+            _case(size, dtype, layout, which),
             name,
             PEER,
             times,

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -12,116 +12,91 @@ from torch import Tensor, nn
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.bench.op import GATE, PEER, PlainAReLU
-from arelu_meta.bench.timing import Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
+from arelu_meta.bench.timing import Cases, Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
 from arelu_meta.runs.reproducibility import autocast
 
 MODELS = ("resnet18", "tf_efficientnet_lite0")
 CLASSES = 10
 
 
-def step_rows(
-    models: Iterable[str] = MODELS,
-    image_size: int = 128,
-    batch_size: int = 32,
-    rounds: int = 15,
-    device: torch.device | str = "cpu",
-    precision: str = "float32",
-) -> list[Row]:
-    """Time one training step (forward, loss, backward, SGD with momentum) of every contender in every model.
+def step_cases(device: torch.device, rounds: int | None = None, deterministic: bool = False) -> Cases:
+    """List the cases, with ids as `resnet18/128px/batch32`, and `resnet18/224px/batch256/bf16` of a GPU.
 
     Args:
-        models: names for `create_backbone`; each starts at random and with 10 classes.
+        device: where to compute; a GPU has cases of the size that it is used at, too.
+        rounds: over which medians are taken; default: 15.
+        deterministic: measure run.deterministic instead, without the GPU's own cases.
+    """
+    sizes = [(128, 32, "float32")]
+    if device.type == "cuda" and not deterministic:
+        sizes.append((224, 256, "bf16"))
+    settings = [(name, *size) for size in sizes for name in MODELS]
+    return {_case(*setting): partial(step_rows, *setting, rounds or 15, device, deterministic) for setting in settings}
+
+
+def _case(name: str, image_size: int, batch_size: int, precision: str) -> str:
+    return f"{name}/{image_size}px/batch{batch_size}" + ("" if precision == "float32" else f"/{precision}")
+
+
+def step_rows(
+    name: str,
+    image_size: int = 128,
+    batch_size: int = 32,
+    precision: str = "float32",
+    rounds: int = 15,
+    device: torch.device | str = "cpu",
+    deterministic: bool = False,
+) -> list[Row]:
+    """Time one training step (forward, loss, backward, SGD with momentum) of every contender in one case.
+
+    Args:
+        name: a name for `create_backbone`; the model starts at random and has 10 classes.
         image_size: side of the square images, in pixels.
         batch_size: images a step.
+        precision: float32, bf16 or fp16.
         rounds: over which medians are taken.
         device: where to compute.
-        precision: float32, bf16 or fp16.
+        deterministic: measure the price of run.deterministic: `relu` and `arelu` alone, each with and without.
 
     Returns:
-        One row for each model and contender: `relu` (the model as it came, whatever activation that is),
-        `arelu-plain`, `arelu`, and `preserve`, whose gates stand open at 0.1. Case ids read `resnet18/128px/batch32`,
-        and `resnet18/224px/batch256/bf16` in another precision than float32.
-    """
-    rows = []
-    for name in models:
-        case = f"{name}/{image_size}px/batch{batch_size}" + ("" if precision == "float32" else f"/{precision}")
-        shape = (batch_size, 3, image_size, image_size)
-        rows += _case_rows(case, name, shape, rounds, torch.device(device), precision)
-    return rows
-
-
-def _case_rows(
-    case: str, name: str, shape: tuple[int, ...], rounds: int, device: torch.device, precision: str
-) -> list[Row]:
-    torch.manual_seed(0)
-    images, labels = torch.randn(shape, device=device), torch.randint(CLASSES, shape[:1], device=device)
-    built = {contender: build(name).to(device).train() for contender, build in CONTENDERS.items()}
-    steps = {contender: _step(model, images, labels, precision) for contender, model in built.items()}
-    times = time_in_turns({contender: Contender(step) for contender, step in steps.items()}, rounds, device)
-    rows = []
-    for contender, model in built.items():
-        if device.type == "cuda":
-            peak = cuda_peak_bytes(partial(steps[contender], None))
-        else:
-            owned = [*model.parameters(), *model.buffers(), images, labels]
-            peak = kept_bytes(partial(_loss, model, images, labels, precision), owned)
-        rows.append(make_row(case, contender, PEER, times, peak))
-    return rows
-
-
-def deterministic_rows(
-    models: Iterable[str] = MODELS,
-    image_size: int = 128,
-    batch_size: int = 32,
-    rounds: int = 15,
-    device: torch.device | str = "cpu",
-) -> list[Row]:
-    """Time a training step with and without run.deterministic, in turns.
-
-    Args:
-        models: see `step_rows`, as the others.
-        image_size: likewise.
-        batch_size: likewise.
-        rounds: likewise.
-        device: likewise.
-
-    Returns:
-        For each model and each of `relu` and `arelu` two rows, the second `…-deterministic`, whose peer is the first.
-        What is torch's alone, as cuDNN's search for fast algorithms, is as a run without the flag has it.
+        One row for each contender: `relu` (the model as it came, whatever activation that is), `arelu-plain`, `arelu`,
+        and `preserve`, whose gates stand open at 0.1; or, with `deterministic`, for `relu` and `arelu` two rows each,
+        the second `…-deterministic`, whose peer is the first. What is torch's alone, as cuDNN's search for fast
+        algorithms, is as a run without the flag has it.
     """
     device = torch.device(device)
-    rows = []
-    for name in models:
-        case = f"{name}/{image_size}px/batch{batch_size}"
-        for contender in ("relu", "arelu"):
-            rows += _deterministic_pair(case, contender, name, (batch_size, 3, image_size, image_size), rounds, device)
+    torch.manual_seed(0)
+    shape = (batch_size, 3, image_size, image_size)
+    images, labels = torch.randn(shape, device=device), torch.randint(CLASSES, shape[:1], device=device)
+    built = {
+        one: CONTENDERS[one](name).to(device).train() for one in (("relu", "arelu") if deterministic else CONTENDERS)
+    }
+    steps = {one: _step(model, images, labels, precision) for one, model in built.items()}
+    peers = dict.fromkeys(steps, PEER)
+    if deterministic:
+        # Where it has not been set, cuBLAS has started without, and torch refuses its products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        for one in list(built):
+            steps[f"{one}-deterministic"], built[f"{one}-deterministic"] = _repeatable(steps[one]), built[one]
+        peers = {one: one.removesuffix("-deterministic") for one in sorted(steps, key=lambda one: "arelu" in one)}
+    times = time_in_turns({one: Contender(step) for one, step in steps.items()}, rounds, device)
+    case, rows = _case(name, image_size, batch_size, precision), []
+    for one, peer in peers.items():
+        if device.type == "cuda":
+            peak = cuda_peak_bytes(partial(steps[one], None))
+        else:
+            owned = [*built[one].parameters(), *built[one].buffers(), images, labels]
+            peak = kept_bytes(partial(_loss, built[one], images, labels, precision), owned)
+        rows.append(make_row(case, one, peer, times, peak))
     return rows
 
 
-def _deterministic_pair(
-    case: str, contender: str, name: str, shape: tuple[int, ...], rounds: int, device: torch.device
-) -> list[Row]:
-    # Where it has not been set, cuBLAS has started without, and torch refuses its products.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.manual_seed(0)
-    images, labels = torch.randn(shape, device=device), torch.randint(CLASSES, shape[:1], device=device)
-    model = CONTENDERS[contender](name).to(device).train()
-    step = _step(model, images, labels)
-
+def _repeatable(step: Callable[[object], None]) -> Callable[[object], None]:
     def repeatable(_: object) -> None:
         with _determinism():
             step(None)
 
-    both = {contender: step, f"{contender}-deterministic": repeatable}
-    times = time_in_turns({key: Contender(one) for key, one in both.items()}, rounds, device)
-    owned = [*model.parameters(), *model.buffers(), images, labels]
-    peaks = {
-        key: cuda_peak_bytes(partial(one, None))
-        if device.type == "cuda"
-        else kept_bytes(partial(_loss, model, images, labels), owned)
-        for key, one in both.items()
-    }
-    return [make_row(case, key, contender, times, peaks[key]) for key in both]
+    return repeatable
 
 
 @contextlib.contextmanager

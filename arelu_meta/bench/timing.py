@@ -56,6 +56,10 @@ class Row:
     dispatch_ms: float | None = None
 
 
+Cases = dict[str, Callable[[], list[Row]]]
+"""What a `bench` can measure: by each case's id, what measures it."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """Something to time.
@@ -119,7 +123,7 @@ def time_in_turns(
 
 
 def ratio_quartiles(times: Sequence[float], peer_times: Sequence[float]) -> tuple[float, float, float]:
-    """Divide round by round, and say where the middle half of the ratios lies.
+    """Divide round by round, and return the middle half of the ratios.
 
     Args:
         times: one contender's, round by round.
@@ -187,7 +191,7 @@ def kept_bytes(forward: Callable[[], object], owned: Sequence[Tensor] = ()) -> i
 
 
 def cpu_peak_bytes(call: Callable[[], object]) -> int:
-    """Say by how much the memory of torch's tensors on the CPU exceeds, during a call, what it was before it.
+    """Measure by how much the memory of torch's tensors on the CPU grows during a call, at its peak.
 
     Args:
         call: run once, under torch's profiler.
@@ -202,7 +206,7 @@ def cpu_peak_bytes(call: Callable[[], object]) -> int:
 
 
 def cuda_peak_bytes(call: Callable[[], object]) -> int:
-    """Say by how much the CUDA allocator's peak during a call exceeds what was allocated before it.
+    """Measure by how much what CUDA's allocator has given out grows during a call, at its peak.
 
     Args:
         call: run once.

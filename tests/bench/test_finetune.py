@@ -12,9 +12,8 @@ from arelu_meta.bench.finetune import Case, finetune_cases, finetune_rows, image
 # timm's data set leaves the files that it reads to be closed by the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_every_contender_has_a_row_and_keeps_what_its_activation_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "finetune_cases", lambda device: {"small": Case("resnet18", 32, 2, "float32")})
     monkeypatch.setattr(finetune, "BATCHES", 2)
-    rows = {row.contender: row for row in finetune_rows(["small"], rounds=1)}
+    rows = {row.contender: row for row in finetune_rows("small", Case("resnet18", 32, 2, "float32"), rounds=1)}
     assert list(rows) == ["timm", "relu", "relu-decoding", "relu-contiguous", "arelu", "preserve"]
     assert all(row.median_ms > 0 and row.peer == "timm" and row.case == "small" for row in rows.values())
     peaks = {name: row.peak_bytes / rows["timm"].peak_bytes for name, row in rows.items()}

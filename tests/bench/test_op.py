@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, arelu, gated_arelu
-from arelu_meta.bench.op import CONTENDERS, GATE, LAYOUTS, PEER, PlainAReLU, op_rows
+from arelu_meta.bench.op import CONTENDERS, GATE, PEER, PlainAReLU, op_cases, op_rows
 
 ISSUE_CONTENDERS = [
     *("relu", "relu-inplace", "prelu", "gelu", "arelu-plain", "arelu", "arelu-inplace"),
@@ -13,27 +13,24 @@ ISSUE_CONTENDERS = [
 ]
 
 
-def rows_of(**changes: object) -> list[tuple[str, str]]:
-    arguments: dict[str, object] = {"sizes": [(2, 3, 4, 4)], "dtypes": [torch.float32], "layouts": ["contiguous"]}
-    rows = op_rows(**{**arguments, "passes": ["forward_backward"], "rounds": 2, **changes})  # type: ignore[arg-type]
-    return [(row.case, row.contender) for row in rows]
+_SIZE = (2, 3, 8, 8)
 
 
-def test_every_contender_has_a_row_in_every_case() -> None:
+def test_every_case_is_named_by_its_size_type_layout_and_pass() -> None:
+    cases = op_cases(torch.device("cpu"))
+    assert len(cases) == 3 * 2 * 2 * 2
+    assert {"32x64x56x56/float32/contiguous/forward_backward", "16x10x12x12/bfloat16/channels_last/forward"} <= set(
+        cases
+    )
+
+
+@pytest.mark.parametrize(("layout", "which"), [("contiguous", "forward_backward"), ("channels_last", "forward")])
+def test_every_contender_has_a_row_that_says_its_peer_time_and_bounds(layout: str, which: str) -> None:
     assert list(CONTENDERS) == ISSUE_CONTENDERS
-    rows = rows_of(layouts=["contiguous", "channels_last"], passes=["forward", "forward_backward"])
-    cases = [f"2x3x4x4/float32/{layout}/{which}" for layout in LAYOUTS for which in ("forward", "forward_backward")]
-    assert rows == [(case, name) for case in cases for name in ISSUE_CONTENDERS]
-
-
-def test_half_precision_has_cases_of_its_own() -> None:
-    assert {case for case, _ in rows_of(dtypes=[torch.bfloat16])} == {"2x3x4x4/bfloat16/contiguous/forward_backward"}
-
-
-def test_a_row_says_its_peer_time_and_bounds() -> None:
-    rows = op_rows([(2, 3, 4, 4)], [torch.float32], ["contiguous"], ["forward"], rounds=3)
+    rows = op_rows(_SIZE, layout=layout, which=which, rounds=3)
+    assert [row.contender for row in rows] == ISSUE_CONTENDERS
     for row in rows:
-        assert (row.peer, row.rounds) == (PEER, 3)
+        assert (row.case, row.peer, row.rounds) == (f"2x3x8x8/float32/{layout}/{which}", PEER, 3)
         assert row.median_ms > 0
         assert row.ratio_low <= row.ratio_to_peer <= row.ratio_high
         assert row.copy_ms is not None
@@ -43,9 +40,14 @@ def test_a_row_says_its_peer_time_and_bounds() -> None:
     assert rows[0].ratio_to_peer == 1.0
 
 
+def test_half_precision_is_measured_in_half_precision() -> None:
+    rows = op_rows(_SIZE, torch.bfloat16, which="forward", rounds=1)
+    assert {row.case for row in rows} == {"2x3x8x8/bfloat16/contiguous/forward"}
+    assert rows[0].peak_bytes == 2 * 3 * 8 * 8 * 2
+
+
 def test_arelu_keeps_what_relu_keeps_and_preserve_what_gelu_keeps() -> None:
-    rows = op_rows([(2, 3, 8, 8)], [torch.float32], ["contiguous"], ["forward_backward"], rounds=1)
-    kept = {row.contender: row.peak_bytes for row in rows}
+    kept = {row.contender: row.peak_bytes for row in op_rows(_SIZE, rounds=1)}
     map_bytes = 2 * 3 * 8 * 8 * 4
     assert kept["relu"] == kept["relu-inplace"] == kept["gelu"] == map_bytes
     assert kept["arelu"] == kept["arelu-inplace"] == map_bytes

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from arelu_meta.bench import task
-from arelu_meta.bench.peers import has_torchopt
+from arelu_meta.bench import command, maml
+from arelu_meta.bench.maml import has_torchopt
 from arelu_meta.cli import main
 
 
@@ -29,10 +30,11 @@ def test_the_growth_of_a_case_is_many_and_what_is_measured_is_written_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("learn2learn", reason="learn2learn is not installed")
-    monkeypatch.setattr(task, "GROWING_TASKS", (1, 2))
-    monkeypatch.setattr(task, "GROWING_STEPS", (1,))
+    monkeypatch.setattr(maml, "GROWING_TASKS", (1, 2))
+    monkeypatch.setattr(maml, "GROWING_STEPS", (1,))
+    monkeypatch.setitem(maml.CASES, "authors-mnist-relu", replace(maml.CASES["authors-mnist-relu"], tasks=2))
     seen: list[int] = []
-    monkeypatch.setattr(task, "write_json", lambda path, rows: seen.append(len(rows)))
+    monkeypatch.setattr(command, "write_json", lambda path, rows: seen.append(len(rows)))
     words = ["bench", "maml", "--growth", "true", "--case", "authors-mnist-relu", "--rounds", "1", "--device", "cpu"]
     assert main([*words, "--json", str(tmp_path / "r.json")]) == 0
     contenders = 3 if has_torchopt() else 2
@@ -47,11 +49,14 @@ def test_the_growth_of_a_case_is_many_and_what_is_measured_is_written_at_once(
     [
         (
             ["bench", "opp"],
-            "error: what: 'opp' is not allowed; give one of 'op', 'step', 'maml', 'swap', 'finetune', 'episodes'",
+            "error: what: 'opp' is not allowed; give one of 'op', 'step', 'finetune', 'maml'",
         ),
         (["bench", "op", "--case", "nothing"], "error: case: 'nothing' is not known"),
         (["bench", "op", "--json", "no/such/folder/r.json"], "error: json: the folder of"),
-        (["bench", "swap", "--case", "resnet10"], "error: case: 'resnet10' is not known"),
+        (
+            ["bench", "maml", "--case", "omniglot-5w"],
+            "error: case: 'omniglot-5w' is not known; nearest: 'omniglot-5w1s'",
+        ),
         (["bench", "op", "--growth", "true"], "error: growth: true is not read by bench op; bench maml reads it"),
         (
             ["bench", "op", "--deterministic", "true"],
