@@ -65,7 +65,7 @@ licences: $(STAMP) $(SUPPLY)/.installed
 
 # The oldest versions that pyproject.toml allows, in an environment of their own, and the tests that touch them most.
 OLDEST := $(VENV)-oldest
-OLDEST_TESTS ?= tests/activations tests/backbones/test_create.py tests/backbones/test_saving.py tests/finetuning tests/meta tests/runs tests/exporting tests/test_cli.py
+OLDEST_TESTS ?= tests/activations tests/backbones/test_create.py tests/backbones/test_saving.py tests/finetuning tests/meta tests/runs tests/export tests/test_cli.py
 oldest: $(SUPPLY)/.installed
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(OLDEST)
 	$(UV) pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'

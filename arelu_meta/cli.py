@@ -71,7 +71,7 @@ TASKS: dict[str, Task] = {
     ),
     "export": Task(
         configs.ExportConfig,
-        "arelu_meta.exporting.task:export_task",
+        "arelu_meta.export.export:export_task",
         "a run as ONNX, TorchScript or torch.export, or to the Hub",
         _RUN,
     ),

@@ -20,7 +20,7 @@ from arelu_meta.backbones.saving import (
     read_tensors,
 )
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.exporting.card import TAGS, card_body, results_beside, without_paths
+from arelu_meta.export.model_card import TAGS, card_body, results_beside, without_paths
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
@@ -149,7 +149,7 @@ def _fetch(source: str | Path, name: str) -> str | Path:
 
 
 def needs_arelu_meta(spec: ModelSpec) -> bool:
-    """Say whether timm alone cannot rebuild a model: an activation was swapped in, or the network is none of timm's.
+    """Return True if timm alone cannot rebuild a model: an activation was swapped in, or the network is none of timm's.
 
     Args:
         spec: of the model.
@@ -160,7 +160,7 @@ def needs_arelu_meta(spec: ModelSpec) -> bool:
 
 
 def model_config(spec: ModelSpec) -> dict[str, Any]:
-    """Say what stands in timm's config.json beside timm's own entries.
+    """Return what stands in timm's config.json beside timm's own entries.
 
     Args:
         spec: of the model.
@@ -203,37 +203,14 @@ def _unshare(module: nn.Module, state: dict[str, Any], prefix: str, metadata: ob
 
 
 def use_of_hub(repository: str, spec: ModelSpec) -> str:
-    """Say in Python how to load a model from the Hub.
+    """Write the Python code that loads a model from the Hub.
 
     Args:
         repository: USER/NAME.
         spec: of the model.
     """
-    lines = [
-        "from arelu_meta.exporting import load_from_hub",
-        f"model, spec = load_from_hub({repository!r})",
-        "",
-        "# the same by hand, the weights into the same network:",
-        "from arelu_meta import create_backbone",
-        "from huggingface_hub import hf_hub_download",
-        "from safetensors.torch import load_file",
-        f"model = create_backbone({_arguments(spec)}).eval()",
-        f'model.load_state_dict(load_file(hf_hub_download({repository!r}, "{_WEIGHTS}")))',
-    ]
+    lines = ["from arelu_meta.export.hub import load_from_hub", f"model, spec = load_from_hub({repository!r})"]
     if not needs_arelu_meta(spec):
         lines += ["", "# or with timm alone:", "import timm"]
         lines += [f'model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()']
     return "\n".join(lines)
-
-
-def _arguments(spec: ModelSpec) -> str:
-    """Write the arguments that `ModelSpec.build` gives to `create_backbone`."""
-    from arelu_meta.backbones.create import size_argument
-
-    given: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": spec.inputs.channels}
-    if spec.activation is not None:
-        given["activation"] = spec.activation
-    if spec.init is not None:
-        given["init"] = "nearest" if spec.init == "fit" else spec.init
-    given |= size_argument(spec.name, spec.inputs.image_size)
-    return ", ".join([repr(spec.name), *(f"{name}={value!r}" for name, value in given.items())])

@@ -11,8 +11,7 @@ from huggingface_hub import ModelCard
 from arelu_meta.backbones.saving import read_spec
 from arelu_meta.cli import parse
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.exporting import results_beside, write_card
-from arelu_meta.exporting.card import command_of, escape, fenced, model_card, use_of_weights
+from arelu_meta.export.model_card import command_of, escape, fenced, model_card, results_beside
 
 
 def test_the_command_is_one_that_makes_the_same_config() -> None:
@@ -52,7 +51,7 @@ def test_no_code_closes_its_fence() -> None:
 
 def test_the_card_says_what_how_and_how_good_and_its_metadata_can_be_read(run: Path) -> None:
     file, spec = read_spec(run)
-    card = ModelCard(model_card(spec, results_beside(file), use_of_weights()))
+    card = ModelCard(model_card(spec, results_beside(file), "pass"))
     data = card.data.to_dict()
     assert data["pipeline_tag"] == "image-classification"
     result = data["model-index"][0]["results"][0]
@@ -91,10 +90,3 @@ def test_many_classes_are_cut(make_run: Callable[..., Path], run: Path) -> None:
     spec.classes = [f"c{number}" for number in range(1000)]
     card = model_card(spec, {}, "pass")
     assert "c199, and 800 more" in card
-
-
-def test_our_own_card_is_written_anew(run: Path) -> None:
-    _, spec = read_spec(run)
-    assert write_card(run, spec, {}, "first") == run / "README.md"
-    write_card(run, spec, {}, "second")
-    assert "second" in (run / "README.md").read_text(encoding="utf-8")

@@ -1,17 +1,16 @@
-"""Write a fine-tuned model for use without this toolkit: ONNX, TorchScript or torch.export, checked before it counts.
+"""`arelu-meta export`: a fine-tuned model for use without this toolkit, as ONNX, TorchScript or torch.export.
 
-Beside the model lies a JSON file that says which output is which class and how an image becomes an input.
+Beside the model lie a JSON file that says which output is which class and how an image becomes an input, and a card.
 """
 
 import importlib.util
+import io
 import json
 import logging
 import math
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,13 @@ from torch import Tensor, nn
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.inits import fold as fold_gates
 from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
+from arelu_meta.config import ExportConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError, nearest_names
-from arelu_meta.exporting.card import results_beside, without_paths, write_card
-from arelu_meta.exporting.hub import check_classifier
+from arelu_meta.export.hub import check_classifier, check_repository, push
+from arelu_meta.export.model_card import model_card, results_beside, without_paths
+from arelu_meta.runs.atomic_io import write_atomically
+from arelu_meta.runs.folder import write_text
+from arelu_meta.validation import validate
 
 TOLERANCE = 1e-3
 """How far an exported file's logits may be from the model's, as a share of the largest logit (1 at least)."""
@@ -32,6 +35,40 @@ TOLERANCE = 1e-3
 _INSTALL_ONNX = "pip install 'arelu-meta[onnx]'"
 _ONNX_LIMIT = 2**31 - 2**24  # bytes; protobuf's 2 GiB, less what is not weights
 _INFO = "arelu_meta.json"  # the description's name inside TorchScript and torch.export archives
+
+
+def export_task(config: ExportConfig) -> dict[str, Any]:
+    """Export from the command line, and print what was written and how exact it is.
+
+    Args:
+        config: the checkpoint and where it goes.
+
+    Returns:
+        As `export`; with `hub`, the repository's address.
+    """
+    validate(config)
+    found: dict[str, Any] = {}
+    if config.hub is not None:
+        check_repository(config.hub)
+    if config.hub is None or config.output is not None or config.format is not None:
+        found = export(config.checkpoint, config.output, config.format, config.fold, config.overwrite)
+        _report(found, config.fold)
+    if config.hub is not None:
+        found["hub"] = push(config.checkpoint, config.hub, config.private)
+        print(f"pushed to {found['hub']}", flush=True)
+    return found
+
+
+def _report(found: dict[str, Any], fold: bool) -> None:
+    print(
+        f"{found['file']}: {found['format']}, {found['bytes'] / 1e6:.1f} MB, any batch size; largest difference from "
+        f"the model's logits on random images: {found['largest_difference']:.2g} "
+        f"(the largest logit is {found['largest_logit']:.3g})"
+    )
+    if fold:
+        print(f"gates folded: {found['gates_folded']} of {found['gates']}; the others are no AReLU's and stay")
+    name = Path(found["file"]).name
+    print(f"beside it: {name}.json (classes, preprocessing) and {name}.md (model card)", flush=True)
 
 
 def export(
@@ -43,8 +80,8 @@ def export(
 ) -> dict[str, Any]:
     """Export a fine-tuned model; the file takes any batch size and gives logits.
 
-    The file is loaded again and run on random images before it gets its name: nothing half-written or wrong is left.
-    FILE.json (classes, preprocessing) and, unless another one is there, a model card README.md are written beside it.
+    What is exported is loaded again and run on random images before it is written: nothing wrong is left. FILE.json
+    (classes, preprocessing) and FILE.md (the model card) are written beside it.
 
     Args:
         checkpoint: a run folder or a model.safetensors.
@@ -55,18 +92,18 @@ def export(
 
     Returns:
         `file`, `format`, `bytes`, `largest_difference` (between the logits of the file and of the model),
-        `gates_folded`, `gates`, `card` (None where a README.md of someone else's was left).
+        `largest_logit`, `gates_folded`, `gates`, `card`.
 
     Raises:
         InputError: if an argument or the checkpoint does not fit, or a package is missing; nothing is written then.
-        RunError: if the model cannot be exported so, or the disk refuses; nothing is left then.
+        RunError: if the model cannot be exported so, or the disk refuses.
     """
     file, spec = read_spec(checkpoint)
     check_classifier(spec)
     kind, path = choose_output(file.parent, output, format)
     _check_packages(kind)
-    info_path = path.with_name(f"{path.name}.json")
-    for place in (path, info_path):
+    info_path, card_path = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.md")
+    for place in (path, info_path, card_path):
         _check_place(place, overwrite)
     model, spec = load_model(checkpoint)
     _check_size(model, kind)
@@ -75,28 +112,26 @@ def export(
     gates = sum(isinstance(module, GatedAReLU) for module in model.modules())
     folded = len(fold_gates(model)) if fold else 0
     info = describe(spec, kind)
-    with _room_beside(path, kind) as room:
-        _FORMATS[kind].write(model, images, room / path.name, info)
-        found = _run(kind, room / path.name, images)
-        difference = _difference(found, wanted, kind)
-        (room / info_path.name).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        size = (room / path.name).stat().st_size
-        for place in (path, info_path):
-            _put(room / place.name, place)
-    card = write_card(path.parent, spec, results_beside(file), use_of_file(path.name, kind, spec))
+    content, found = _exported(model, images, kind, info)
+    difference = _difference(found, wanted, kind)
+    card = model_card(spec, results_beside(file), use_of_file(path.name, kind, spec))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    for place, text in ((info_path, json.dumps(info, indent=2, ensure_ascii=False) + "\n"), (card_path, card)):
+        write_text(place, text)
     return {
         "file": str(path),
         "format": kind,
-        "bytes": size,
+        "bytes": len(content),
         "largest_difference": difference,
+        "largest_logit": wanted.abs().max().item(),
         "gates_folded": folded,
         "gates": gates,
-        "card": str(card) if card else None,
+        "card": str(card_path),
     }
 
 
 def choose_output(folder: Path, output: str | Path | None, format: str | None) -> tuple[str, Path]:
-    """Choose the format and the file.
+    """Return the format and the file.
 
     Args:
         folder: where the file goes unless `output` says so.
@@ -153,7 +188,8 @@ def describe(spec: ModelSpec, kind: str) -> dict[str, Any]:
             "crop_pct": inputs.crop_pct,
         },
         "steps": [
-            f"decode to {'RGB' if inputs.channels == 3 else 'grey'}, upright",
+            "decode, turn upright as the EXIF says, scale 16 bits a channel to 8, lay what is transparent over white",
+            f"convert to {'RGB' if inputs.channels == 3 else 'grey'}",
             f"resize the shorter side to {resized} px ({inputs.interpolation})",
             f"cut {side} × {side} px from the centre",
             "divide by 255, subtract mean, divide by std, channel by channel",
@@ -163,7 +199,7 @@ def describe(spec: ModelSpec, kind: str) -> dict[str, Any]:
 
 
 def use_of_file(name: str, kind: str, spec: ModelSpec) -> str:
-    """Say in Python how to use an exported file, without this toolkit.
+    """Write the Python code that uses an exported file, without this toolkit.
 
     Args:
         name: of the file.
@@ -179,10 +215,14 @@ def use_of_file(name: str, kind: str, spec: ModelSpec) -> str:
     return "\n".join(
         [
             f"import json, timm.data, {'onnxruntime' if kind == 'onnx' else 'torch'}",
-            "from PIL import Image",
+            "from PIL import Image, ImageOps",
             f'info = json.load(open({f"{name}.json"!r}, encoding="utf-8"))',
             'transform = timm.data.create_transform(**info["preprocessing"])',
-            f'images = transform(Image.open("photo.jpg").convert({mode!r}))[None]',
+            'image = ImageOps.exif_transpose(Image.open("photo.jpg"))',
+            "if image.has_transparency_data:",
+            '    image = image.convert("RGBA")',
+            '    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)',
+            f"images = transform(image.convert({mode!r}))[None]",
             f"logits = {run[kind]}",
             'print(info["classes"][logits.argmax()])',
         ]
@@ -194,7 +234,7 @@ def _batch() -> torch.export.Dim:
     return torch.export.Dim("batch", max=2**31 - 1)
 
 
-def _write_onnx(model: nn.Module, images: Tensor, path: Path, info: dict[str, Any]) -> None:
+def _onnx(model: nn.Module, images: Tensor, info: dict[str, Any]) -> bytes:
     program = torch.onnx.export(
         model,
         (images,),
@@ -212,46 +252,50 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, info: dict[str, An
             for name, value in flat.items()
         }
     )
-    program.save(path, external_data=False)
+    return program.model_proto.SerializeToString()  # type: ignore[no-any-return]
 
 
-def _run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def _load_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _write_torchscript(model: nn.Module, images: Tensor, path: Path, info: dict[str, Any]) -> None:
-    torch.jit.save(torch.jit.trace(model, images), path, _extra_files={_INFO: json.dumps(info)})
+def _torchscript(model: nn.Module, images: Tensor, info: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    torch.jit.save(torch.jit.trace(model, images), buffer, _extra_files={_INFO: json.dumps(info)})
+    return buffer.getvalue()
 
 
-def _run_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
-    return torch.jit.load(path)  # type: ignore[no-any-return]
+def _load_torchscript(content: bytes) -> Callable[[Tensor], Tensor]:
+    return torch.jit.load(io.BytesIO(content))  # type: ignore[no-any-return]
 
 
-def _write_pt2(model: nn.Module, images: Tensor, path: Path, info: dict[str, Any]) -> None:
+def _pt2(model: nn.Module, images: Tensor, info: dict[str, Any]) -> bytes:
     program = torch.export.export(model, (images,), dynamic_shapes=({0: _batch()},))
-    torch.export.save(program, path, extra_files={_INFO: json.dumps(info)})
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={_INFO: json.dumps(info)})
+    return buffer.getvalue()
 
 
-def _run_pt2(path: Path) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(path).module()
+def _load_pt2(content: bytes) -> Callable[[Tensor], Tensor]:
+    return torch.export.load(io.BytesIO(content)).module()
 
 
 @dataclass(frozen=True)
 class _Format:
-    """A format: the endings of its files, the first the default; who writes one; who loads one as a function."""
+    """A format: the endings of its files, the first the default; what makes a file's bytes, and a function of them."""
 
     endings: tuple[str, ...]
-    write: Callable[[nn.Module, Tensor, Path, dict[str, Any]], None]
-    load: Callable[[Path], Callable[[Tensor], Tensor]]
+    export: Callable[[nn.Module, Tensor, dict[str, Any]], bytes]
+    load: Callable[[bytes], Callable[[Tensor], Tensor]]
 
 
 _FORMATS = {
-    "onnx": _Format((".onnx",), _write_onnx, _run_onnx),
-    "torchscript": _Format((".pt", ".ts", ".torchscript"), _write_torchscript, _run_torchscript),
-    "pt2": _Format((".pt2",), _write_pt2, _run_pt2),
+    "onnx": _Format((".onnx",), _onnx, _load_onnx),
+    "torchscript": _Format((".pt", ".ts", ".torchscript"), _torchscript, _load_torchscript),
+    "pt2": _Format((".pt2",), _pt2, _load_pt2),
 }
 
 
@@ -296,38 +340,22 @@ def _random_images(spec: ModelSpec) -> Tensor:
 
 @torch.no_grad()
 def _logits(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Run a model on batches of other sizes than the one it was traced with."""
+    """Return the logits by batches of other sizes than the one that the model was traced with."""
     return torch.cat([model(images[:1]), model(images[1:])])
 
 
-def _run(kind: str, path: Path, images: Tensor) -> Tensor:
-    return _logits(_FORMATS[kind].load(path), images)
-
-
-def _difference(found: Tensor, wanted: Tensor, kind: str) -> float:
-    if not wanted.isfinite().all():
-        raise RunError("checkpoint: its logits on random images are NaN or infinite; there is nothing to export")
-    difference = (found - wanted).abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
-        raise RunError(f"{kind}: the exported file's logits are {difference:.3g} off the model's; nothing is written")
-    return difference
-
-
-@contextmanager
-def _room_beside(path: Path, kind: str) -> Iterator[Path]:
-    """Give a folder beside the output that is gone afterwards, and turn what exporters raise into one sentence."""
+def _exported(model: nn.Module, images: Tensor, kind: str, info: dict[str, Any]) -> tuple[bytes, Tensor]:
+    """Export a model, and run it again from what would be its file's bytes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as room, warnings.catch_warnings():
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # exporters warn of what in torch they use themselves
-            logger.setLevel(logging.ERROR)
-            with torch.no_grad():
-                yield Path(room)
-    except (RunError, MemoryError):
+            content = _FORMATS[kind].export(model, images, info)
+            return content, _logits(_FORMATS[kind].load(content), images)
+    except MemoryError:
         raise
-    except OSError as error:
-        raise RunError(f"{path}: could not be written ({error.strerror or error}); nothing is left of it") from error
     except Exception as error:  # each exporter has errors of its own
         reason = " ".join(str(error).split())[:300]
         raise RunError(
@@ -337,7 +365,14 @@ def _room_beside(path: Path, kind: str) -> Iterator[Path]:
         logger.setLevel(level)
 
 
-def _put(written: Path, place: Path) -> None:
-    with written.open("rb") as file:
-        os.fsync(file.fileno())
-    written.replace(place)
+def _difference(found: Tensor, wanted: Tensor, kind: str) -> float:
+    if not wanted.isfinite().all():
+        raise RunError("checkpoint: its logits on random images are NaN or infinite; there is nothing to export")
+    difference = (found - wanted).abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
+        largest = wanted.abs().max().item()
+        raise RunError(
+            f"{kind}: the exported file's logits are {difference:.3g} off the model's, whose largest is {largest:.3g}; "
+            "nothing is written"
+        )
+    return difference

@@ -1,4 +1,4 @@
-"""The model card: a README.md that says what a model is, how it was made, how good it is and how to use it."""
+"""The model card: Markdown that says what a model is, how it was made, how good it is and how to use it."""
 
 import html
 import json
@@ -12,17 +12,15 @@ from typing import Any
 from arelu_meta import __version__
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.runs.folder import write_text
 from arelu_meta.validation import flatten
 
 TAGS = ("image-classification", "timm", "arelu-meta")
-MARK = "<!-- written by arelu-meta; a README.md without this line is left as it is -->"
 _CLASSES_SHOWN = 200
 _NOT_SAID = {"run.folder", "run.resume"}
 
 
 def escape(text: object) -> str:
-    """Make a text that Markdown and HTML show as it is, on one line.
+    """Escape a text so that Markdown and HTML show it as it is, on one line.
 
     Args:
         text: such as a class's name, which may be anything that a folder can be called.
@@ -115,7 +113,6 @@ def card_body(spec: ModelSpec, results: Mapping[str, Any], use: str) -> str:
     size = f"{spec.inputs.image_size} × {spec.inputs.image_size} px, {spec.inputs.channels} channels"
     return "\n\n".join(
         [
-            MARK,
             f"An image classifier: `{spec.name}` of timm or arelu\\_meta with {activation}, fine-tuned on "
             f"{escape(_data_name(spec))}. It takes images of {size}, and tells {spec.num_classes} classes apart.",
             f"## Classes\n\n{_class_list(spec.classes)}",
@@ -190,46 +187,6 @@ def model_card(spec: ModelSpec, results: Mapping[str, Any], use: str) -> str:
         data |= {"model_name": name, "eval_results": [result]}
     body = f"# {escape(name)}\n\n{card_body(spec, results, use)}"
     return str(ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{body}\n"))
-
-
-def write_card(folder: Path, spec: ModelSpec, results: Mapping[str, Any], use: str) -> Path | None:
-    """Write README.md into a folder, unless one that is not ours is there.
-
-    Args:
-        folder: is there.
-        spec: of the model.
-        results: of `results_beside`.
-        use: Python code that loads and runs the model.
-
-    Returns:
-        The file; None where a README.md of someone else's was left as it is.
-
-    Raises:
-        RunError: if the disk refuses.
-    """
-    path = folder / "README.md"
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        return None
-    write_text(path, model_card(spec, results, use))
-    return path
-
-
-def use_of_weights(file_name: str = "model.safetensors") -> str:
-    """Say in Python how to use a run folder's own weights.
-
-    Args:
-        file_name: of the weights, or their folder.
-    """
-    return "\n".join(
-        [
-            "from PIL import Image",
-            "from arelu_meta.backbones.saving import load_model",
-            "from arelu_meta.data.loading import build_transform",
-            f"model, spec = load_model({file_name!r})",
-            'image = build_transform(spec.inputs, training=False)(Image.open("photo.jpg"))',
-            "print(spec.classes[model(image[None]).argmax()])",
-        ]
-    )
 
 
 def without_paths(spec: ModelSpec) -> dict[str, Any]:
