@@ -84,8 +84,8 @@ def _pool(parts: Sequence[ImageSet]) -> ImageSet:
     if len(set(names)) < len(names) or len({id(part.read) for part in parts}) > 1:
         return concatenate(parts)
     order = sorted(range(len(names)), key=names.__getitem__)
-    labels = np.concatenate([part.labels for part in parts])
-    return replace(parts[0], labels=labels[order], names=tuple(names[index] for index in order))
+    # The set put together keeps what it knows of each image, and its names, which tell the parts apart already.
+    return replace(concatenate(parts), names=tuple(names), read=parts[0].read).subset(order)
 
 
 def _cut(images: ImageSet, share: float, seed: int, needed: int) -> tuple[ImageSet, ImageSet]:

@@ -512,3 +512,16 @@ def test_an_image_has_the_same_digest_in_a_part_and_in_a_set_of_parts_as_alone()
     assert concatenate([part, other]).digests().tolist() == images.digests()[[3, 5, 5, 7]].tolist()
     assert replace(part, known_digests=None).digests().tolist() == part.digests().tolist()
     assert len(set(images.digests().tolist())) == len(images)
+
+
+def _digests(splits: Splits) -> dict[str, int]:
+    parts = (splits.train, splits.validation, splits.test)
+    return {name: int(digest) for part in parts for name, digest in zip(part.names, part.digests(), strict=True)}
+
+
+@pytest.mark.parametrize("digits", [True, False])
+def test_a_fold_knows_each_image_s_own_digest(digits: bool, tmp_path: Path) -> None:
+    config = DataConfig() if digits else DataConfig(root=str(_tree(tmp_path, a=7, b=6)))
+    whole = _digests(load_images(config, 0))
+    for fold in (1, 2, 3):
+        assert _digests(load_images(replace(config, folds=3, fold=fold), 0)) == whole
