@@ -158,9 +158,12 @@ def run(commands: dict[str, str]) -> dict[str, Any]:
             words = shlex.split(command)
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
-                status = main(words if words[0] == "export" else [*words, "--run.folder", name])
+                try:
+                    status: object = main(words if words[0] == "export" else [*words, "--run.folder", name])
+                except Exception as error:  # the others are still compared
+                    status = repr(error)
             found[name] = {"command": command, "status": status, **_left(Path(name))}
-            if words[0] == "export":
+            if words[0] == "export" and status == 0:
                 exported = json.loads(Path(f"{words[3]}.json").read_text())
                 found[name]["results"] = {key: exported[key] for key in sorted(exported) if key != "arelu_meta"}
                 found[name]["difference"] = [float(n) for n in re.findall(r"random images: (\S+)", said.getvalue())]
