@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from arelu_meta.backbones.swap import SwapReport, swap_activations, unswap
     from arelu_meta.evaluation import evaluate
     from arelu_meta.finetuning.finetune import finetune
-    from arelu_meta.meta import metatrain
-    from arelu_meta.meta.learner import Learner
+    from arelu_meta.meta.few_shot_learner import Learner
+    from arelu_meta.meta.metatrain import metatrain
 
 __version__ = "0.1.0"
 
@@ -49,8 +49,8 @@ _HOMES = {
     "unswap": "arelu_meta.backbones.swap",
     "evaluate": "arelu_meta.evaluation",
     "finetune": "arelu_meta.finetuning.finetune",
-    "metatrain": "arelu_meta.meta",
-    "Learner": "arelu_meta.meta.learner",
+    "metatrain": "arelu_meta.meta.metatrain",
+    "Learner": "arelu_meta.meta.few_shot_learner",
 }
 
 

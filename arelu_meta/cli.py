@@ -57,7 +57,7 @@ TASKS: dict[str, Task] = {
     ),
     "metatrain": Task(
         configs.MetatrainConfig,
-        "arelu_meta.meta:metatrain",
+        "arelu_meta.meta.metatrain:metatrain",
         "meta-learn few-shot tasks",
         ("data.root",),
         greeting="meta-training {model.name} on {data}",

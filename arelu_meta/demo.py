@@ -24,7 +24,7 @@ from arelu_meta.config import (
 )
 from arelu_meta.data.images import Splits, class_holders, load_images
 from arelu_meta.finetuning.finetune import finetune
-from arelu_meta.meta import metatrain
+from arelu_meta.meta.metatrain import metatrain
 from arelu_meta.runs.curves import COLOURS
 from arelu_meta.runs.folder import check_apart, open_run, write_atomically, write_json
 from arelu_meta.runs.progress import print_table

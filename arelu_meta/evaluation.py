@@ -18,8 +18,8 @@ from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.intervals import proportion_interval
-from arelu_meta.meta.learner import Learner
-from arelu_meta.meta.unseen import Asked, evaluate_tasks
+from arelu_meta.meta.evaluate_tasks import Asked, evaluate_tasks
+from arelu_meta.meta.few_shot_learner import Learner
 from arelu_meta.runs.folder import open_fresh, write_json
 from arelu_meta.runs.origin import check_unchanged, of_its_run
 from arelu_meta.runs.progress import progress

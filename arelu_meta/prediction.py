@@ -14,7 +14,7 @@ from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import PredictConfig, RunConfig
 from arelu_meta.data.given import Source, centre_crop, gather, tell_skipped
 from arelu_meta.errors import InputError
-from arelu_meta.meta.learner import Learner, guesses, scored_batches
+from arelu_meta.meta.few_shot_learner import Learner, guesses, scored_batches
 from arelu_meta.runs.folder import open_fresh, write_atomically
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.reproducibility import prepare

@@ -51,7 +51,7 @@ QUICK = {
     + " --data.image_size 12 --train.epochs 2",
     "metatrain": METATRAIN + " --meta.steps 12 --eval.every 5 --eval.validation_tasks 4 --eval.tasks 6",
 }
-IMPORTED = ("arelu_meta.finetuning.finetune", "arelu_meta.meta.run", "sklearn.datasets", "rich.progress")
+IMPORTED = ("arelu_meta.finetuning.finetune", "arelu_meta.meta.metatrain", "sklearn.datasets", "rich.progress")
 
 
 @dataclass

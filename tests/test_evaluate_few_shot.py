@@ -14,7 +14,7 @@ from arelu_meta.backbones.saving import save_model
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, MetatrainConfig, ModelConfig, UnseenTaskConfig
 from arelu_meta.errors import InputError
-from arelu_meta.meta.inner import Inner, attach_loop
+from arelu_meta.meta.inner_loop import Inner, attach_loop
 from arelu_meta.validation import flatten
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from arelu_meta import cli
 from arelu_meta.errors import MissingExtraError, import_learn2learn
-from arelu_meta.meta import engines
+from arelu_meta.meta import engine
 
 COMMAND = "pip install learn2learn==0.2.0 --config-settings=--build-option=build_ext"
 
@@ -63,7 +63,7 @@ def test_what_does_not_need_it_works_without(tmp_path: Path, capfd: pytest.Captu
 def test_a_run_that_needs_it_whatever_the_engine_says_why(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "why_not_vectorized", lambda *_: "vmap cannot run it")
+    monkeypatch.setattr(engine, "why_not_vectorized", lambda *_: "vmap cannot run it")
     words = ["--model.name", "conv4_32", "--meta.steps", "1", "--run.folder", str(tmp_path / "run")]
     assert cli.main(["metatrain", *words]) == 2
     err = capfd.readouterr().err

@@ -88,7 +88,7 @@ class ModelSpec:
 
             set_normalization(model, self.meta["normalization"])
         if self.task == "metatrain" and "inner_lr" in self.meta:  # a run that starts from it has a loop of its own
-            from arelu_meta.meta.inner import attach_loop, inner_of_meta
+            from arelu_meta.meta.inner_loop import attach_loop, inner_of_meta
 
             attach_loop(model, inner_of_meta(self.meta))
         return model

@@ -11,7 +11,7 @@ from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.claims.matching import STEPS, solve
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits, TaskBatch, load_class_splits
-from arelu_meta.meta.inner import Inner, InnerLoop, inner_of
+from arelu_meta.meta.inner_loop import Inner, InnerLoop, inner_of
 from arelu_meta.meta.preparing import make_model, make_sampler
 from arelu_meta.meta.stack import Stack
 

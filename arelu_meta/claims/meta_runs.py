@@ -15,7 +15,7 @@ from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning.optimizer import build_optimizer
 from arelu_meta.intervals import accuracy_interval
-from arelu_meta.meta.engines import Inner, build_engine
+from arelu_meta.meta.engine import Inner, build_engine
 from arelu_meta.meta.evaluation import adaptation_curves
 from arelu_meta.meta.normalization import set_normalization, train_mode
 

@@ -28,7 +28,7 @@ from arelu_meta.config import (
     TrainConfig,
 )
 from arelu_meta.finetuning.finetune import finetune
-from arelu_meta.meta import metatrain
+from arelu_meta.meta.metatrain import metatrain
 
 _INNER_STEPS = 5
 _VALIDATIONS, _VALIDATION_TASKS = 4, 50

@@ -1,5 +1,1 @@
 """Meta-learn few-shot tasks."""
-
-from arelu_meta.meta.run import metatrain
-
-__all__ = ["metatrain"]

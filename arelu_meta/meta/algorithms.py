@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from arelu_meta.data.episodes import Episode
 from arelu_meta.errors import InputError, import_learn2learn
-from arelu_meta.meta.inner import InnerLoop, support_losses
+from arelu_meta.meta.inner_loop import InnerLoop, support_losses
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
 
 

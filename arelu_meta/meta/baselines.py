@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.meta.algorithms import features
-from arelu_meta.meta.inner import Inner
+from arelu_meta.meta.inner_loop import Inner
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
 
 _COSINE_SCALE = 10.0

@@ -5,7 +5,7 @@ import contextlib
 from torch import nn
 
 from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.meta.inner import InnerLoop
+from arelu_meta.meta.inner_loop import InnerLoop
 from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.nonfinite import watching
 from arelu_meta.runs.reproducibility import autocast

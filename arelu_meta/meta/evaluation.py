@@ -12,9 +12,9 @@ from arelu_meta.errors import RunError
 from arelu_meta.intervals import mean_interval
 from arelu_meta.meta.blame import first_nonfinite_step
 from arelu_meta.meta.chunking import tasks_at_once
-from arelu_meta.meta.engines import why_not_vectorized
+from arelu_meta.meta.engine import why_not_vectorized
 from arelu_meta.meta.feature_pool import with_features
-from arelu_meta.meta.inner import InnerLoop, saved_loop
+from arelu_meta.meta.inner_loop import InnerLoop, saved_loop
 from arelu_meta.meta.stack import adaptation, forgetful_step
 from arelu_meta.runs.progress import ProgressBar
 from arelu_meta.runs.reproducibility import autocast, naming_anomaly

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.finetuning.linear_probe import linear_head
-from arelu_meta.meta.inner import InnerLoop
+from arelu_meta.meta.inner_loop import InnerLoop
 from arelu_meta.meta.normalization import support_statistics, uses_batch_statistics, uses_support_statistics
 
 

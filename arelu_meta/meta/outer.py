@@ -14,10 +14,10 @@ from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import RunError, SharedRunError
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, restore_optimizer
 from arelu_meta.meta.blame import first_nonfinite_step
-from arelu_meta.meta.engines import VectorizedEngine, build_engine
-from arelu_meta.meta.inner import attach_loop, inner_of, step_weights
+from arelu_meta.meta.distributed import share_of, shared_meta_gradient
+from arelu_meta.meta.engine import VectorizedEngine, build_engine
+from arelu_meta.meta.inner_loop import attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import train_mode
-from arelu_meta.meta.ranks import share_of, shared_meta_gradient
 from arelu_meta.meta.speed import known_speed
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.reproducibility import naming_anomaly

@@ -20,7 +20,7 @@ from arelu_meta.data.episodes import (
 )
 from arelu_meta.data.images import ImageSet
 from arelu_meta.meta.algorithms import check_features
-from arelu_meta.meta.inner import COMPARING, inner_of
+from arelu_meta.meta.inner_loop import COMPARING, inner_of
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.meta.settings import check_act_lr
 from arelu_meta.runs.ranks import Ranks

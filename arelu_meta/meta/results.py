@@ -7,7 +7,7 @@ from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.evaluation import curve_results
-from arelu_meta.meta.inner import inner_of
+from arelu_meta.meta.inner_loop import inner_of
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder
 

@@ -8,7 +8,7 @@ from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters, peak_rate
-from arelu_meta.meta.inner import BASELINES, COMPARING, Inner, InnerLoop
+from arelu_meta.meta.inner_loop import BASELINES, COMPARING, Inner, InnerLoop
 
 
 def check_read(config: MetatrainConfig) -> None:

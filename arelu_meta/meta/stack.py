@@ -15,9 +15,9 @@ from arelu_meta.meta.algorithms import check_labels, features
 from arelu_meta.meta.averages import RunningAverages
 from arelu_meta.meta.baselines import baseline_probabilities
 from arelu_meta.meta.head_alone import HeadAlone, head_inputs, head_that_adapts_alone, tasks_as_features
-from arelu_meta.meta.inner import COMPARING, InnerLoop, saved_loop, support_losses
+from arelu_meta.meta.inner_loop import COMPARING, InnerLoop, saved_loop, support_losses
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
-from arelu_meta.meta.stacked import StackedOperators, twin
+from arelu_meta.meta.vmap_ops import StackedOperators, twin
 
 
 def task_losses(logits: Tensor, labels: Tensor) -> Tensor:

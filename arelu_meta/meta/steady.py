@@ -9,7 +9,7 @@ from torch import nn
 
 from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
-from arelu_meta.meta.inner import Inner, InnerLoop, attach_loop, support_losses
+from arelu_meta.meta.inner_loop import Inner, InnerLoop, attach_loop, support_losses
 from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.reproducibility import autocast
 

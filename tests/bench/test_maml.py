@@ -7,7 +7,7 @@ from arelu_meta.bench import maml
 from arelu_meta.bench.maml import CASES, Learn2learnAnil, maml_cases, maml_rows
 from arelu_meta.bench.op import PlainAReLU
 from arelu_meta.errors import RunError
-from arelu_meta.meta.engines import Inner, VectorizedEngine
+from arelu_meta.meta.engine import Inner, VectorizedEngine
 
 pytest.importorskip("learn2learn", reason="learn2learn is not installed")
 

@@ -15,7 +15,7 @@ from arelu_meta.claims.task import claims_task
 from arelu_meta.cli import parse
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import TaskBatch, load_class_splits
-from arelu_meta.meta.inner import Inner, inner_of
+from arelu_meta.meta.inner_loop import Inner, inner_of
 from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.meta.preparing import make_model, make_sampler
 

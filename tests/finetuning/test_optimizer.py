@@ -15,7 +15,7 @@ from arelu_meta.finetuning.optimizer import (
     parameter_groups,
     peak_rate,
 )
-from arelu_meta.meta.inner import Inner, attach_loop
+from arelu_meta.meta.inner_loop import Inner, attach_loop
 
 
 @pytest.fixture

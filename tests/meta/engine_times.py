@@ -21,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from arelu_meta.backbones.create import create_backbone, size_argument
 from arelu_meta.bench.timing import Contender, time_in_turns
 from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.meta.engines import Engine, Inner, Learn2learnEngine, VectorizedEngine
-from arelu_meta.meta.inner import attach_loop
+from arelu_meta.meta.engine import Engine, Inner, Learn2learnEngine, VectorizedEngine
+from arelu_meta.meta.inner_loop import attach_loop
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.meta.speed import Timed
 

@@ -12,8 +12,8 @@ from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.meta.blame import first_nonfinite_step
-from arelu_meta.meta.engines import VectorizedEngine
-from arelu_meta.meta.inner import Inner
+from arelu_meta.meta.engine import VectorizedEngine
+from arelu_meta.meta.inner_loop import Inner
 
 
 def _config(folder: Path) -> MetatrainConfig:

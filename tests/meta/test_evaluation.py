@@ -16,7 +16,7 @@ from arelu_meta.errors import InputError
 from arelu_meta.meta import chunking
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, task_accuracies
 from arelu_meta.meta.feature_pool import with_features
-from arelu_meta.meta.inner import Inner, attach_loop, saved_loop
+from arelu_meta.meta.inner_loop import Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization
 
 CPU = torch.device("cpu")

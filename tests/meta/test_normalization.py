@@ -10,7 +10,7 @@ from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import save_model
 from arelu_meta.config import ModelConfig
 from arelu_meta.errors import InputError
-from arelu_meta.meta.inner import Inner, attach_loop
+from arelu_meta.meta.inner_loop import Inner, attach_loop
 from arelu_meta.meta.normalization import set_normalization, train_mode
 
 

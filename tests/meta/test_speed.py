@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from arelu_meta.meta.inner import ALGORITHMS, BASELINES
+from arelu_meta.meta.inner_loop import ALGORITHMS, BASELINES
 from arelu_meta.meta.speed import known_speed, measured
 
 

@@ -17,8 +17,8 @@ from arelu_meta.config import ModelConfig
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.data.given import Source
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.meta.engines import adapted_probabilities
-from arelu_meta.meta.inner import Inner, attach_loop
+from arelu_meta.meta.engine import adapted_probabilities
+from arelu_meta.meta.inner_loop import Inner, attach_loop
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization
 
 SIDE = 8
@@ -138,7 +138,7 @@ def test_a_support_set_passes_a_body_that_does_not_adapt_once_whatever_the_steps
     hook.remove()
     assert seen == [2, 6]  # two images to see whether the head acts last, then each of the six once
     once = adapted.probabilities(images)
-    monkeypatch.setattr("arelu_meta.meta.learner.head_that_adapts_alone", lambda *_: None)
+    monkeypatch.setattr("arelu_meta.meta.few_shot_learner.head_that_adapts_alone", lambda *_: None)
     torch.testing.assert_close(once, learner.adapt(support).probabilities(images), rtol=1e-4, atol=1e-6)
     assert not torch.allclose(once, torch.full_like(once, 1 / 3), atol=1e-3)  # the head has moved
 

@@ -30,7 +30,7 @@ from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.baselines import fit_logistic, nearest_centroid
 from arelu_meta.meta.guessing import Guess, Score, guesses, scored_batches
 from arelu_meta.meta.head_alone import head_inputs, head_that_adapts_alone
-from arelu_meta.meta.inner import saved_loop
+from arelu_meta.meta.inner_loop import saved_loop
 from arelu_meta.meta.normalization import (
     Statistics,
     given_statistics,

@@ -28,7 +28,7 @@ from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, describe_curve, task_accuracies
-from arelu_meta.meta.inner import BASELINES, Inner, attach_loop, saved_loop
+from arelu_meta.meta.inner_loop import BASELINES, Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.meta.steady import at_steady_rate
 from arelu_meta.runs.origin import check_unchanged, of_its_run, start_of_its_run

@@ -10,11 +10,11 @@ from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, s
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits, Sampler, TaskBatch
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.meta.distributed import gather_shares, share_of
 from arelu_meta.meta.evaluation import adaptation_curves, describe_curve
-from arelu_meta.meta.inner import BASELINES
+from arelu_meta.meta.inner_loop import BASELINES
 from arelu_meta.meta.outer import OuterLoop
 from arelu_meta.meta.preparing import headline, make_noise, make_sampler
-from arelu_meta.meta.ranks import gather_shares, share_of
 from arelu_meta.meta.results import draw_run, summarise
 from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.folder import RunFolder, restoring, resumable
@@ -33,7 +33,7 @@ _KINDS = {
 }  # of a checkpoint, beside weights and lists
 
 
-class Course:
+class MetaTrainer:
     """The parts of one run, and its course.
 
     Args:

@@ -8,7 +8,7 @@ from arelu_meta.data.episodes import load_class_splits
 from arelu_meta.data.images import class_holders
 from arelu_meta.errors import import_learn2learn
 from arelu_meta.finetuning.optimizer import check_optimizer_name
-from arelu_meta.meta.course import Course
+from arelu_meta.meta.meta_trainer import MetaTrainer
 from arelu_meta.meta.preparing import make_model
 from arelu_meta.meta.settings import check_patience, check_read, settle_head
 from arelu_meta.runs.folder import check_apart, open_run
@@ -48,4 +48,4 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     check_patience(config, splits)
     model, spec = make_model(config, splits)
     ranks.wait()  # before the first of them writes: the others would take its files for an older run
-    return Course(config, folder, splits, spec, model.to(ranks.device), ranks).go()
+    return MetaTrainer(config, folder, splits, spec, model.to(ranks.device), ranks).go()

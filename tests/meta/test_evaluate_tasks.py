@@ -12,7 +12,7 @@ from arelu_meta import evaluate, metatrain
 from arelu_meta.backbones.saving import load_model
 from arelu_meta.config import DataConfig, MetatrainConfig
 from arelu_meta.errors import InputError
-from arelu_meta.meta.unseen import _backbone_of_start
+from arelu_meta.meta.evaluate_tasks import _backbone_of_start
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from arelu_meta import create_backbone
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.meta import chunking
-from arelu_meta.meta.engines import (
+from arelu_meta.meta.engine import (
     Engine,
     Inner,
     Learn2learnEngine,

@@ -1,6 +1,6 @@
 """The same meta-step twice: task after task through learn2learn, and all tasks of a meta-batch at once.
 
-Same initial weights and tasks, same losses and meta-gradient (to 1e-8 in float64; tests/meta/test_engines.py).
+Same initial weights and tasks, same losses and meta-gradient (to 1e-8 in float64; tests/meta/test_engine.py).
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from arelu_meta.meta.algorithms import build_maml, prototype_loss, query_loss, r
 from arelu_meta.meta.averages import averages_kept, updates_averages
 from arelu_meta.meta.chunking import tasks_at_once
 from arelu_meta.meta.head_alone import HeadAlone, head_that_adapts_alone
-from arelu_meta.meta.inner import Inner, InnerLoop, loop_of
+from arelu_meta.meta.inner_loop import Inner, InnerLoop, loop_of
 from arelu_meta.meta.stack import Stack, adapted_probabilities, forgetful_step, task_losses
-from arelu_meta.meta.stacked import twin
+from arelu_meta.meta.vmap_ops import twin
 from arelu_meta.runs.reproducibility import autocast
 
 __all__ = [

@@ -140,12 +140,12 @@ def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(digits: Make, mo
 
 def _interrupt(config: MetatrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start a run that is interrupted before its first meta-step."""
-    from arelu_meta.meta.course import Course
+    from arelu_meta.meta.meta_trainer import MetaTrainer
 
-    def stop(self: Course) -> None:
+    def stop(self: MetaTrainer) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Course, "_train", stop)
+    monkeypatch.setattr(MetaTrainer, "_train", stop)
     with pytest.raises(KeyboardInterrupt):
         metatrain(config)
 

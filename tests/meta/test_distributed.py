@@ -17,9 +17,9 @@ from arelu_meta import create_backbone
 from arelu_meta.backbones.saving import read_tensors
 from arelu_meta.config import RunConfig, TaskConfig
 from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
-from arelu_meta.meta.engines import Inner, Learn2learnEngine, VectorizedEngine
+from arelu_meta.meta.distributed import share_of, shared_meta_gradient
+from arelu_meta.meta.engine import Inner, Learn2learnEngine, VectorizedEngine
 from arelu_meta.meta.normalization import set_normalization
-from arelu_meta.meta.ranks import share_of, shared_meta_gradient
 from arelu_meta.runs.ranks import Ranks, join
 
 # Tasks, network, algorithm, normalisation, engine: one process without a task, learned rates, a head unused; running
