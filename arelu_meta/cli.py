@@ -83,7 +83,7 @@ TASKS: dict[str, Task] = {
         without_words="all",
     ),
     "activations": Task(
-        configs.ActivationsConfig, "arelu_meta.activations.task:activations_task", "every activation by name"
+        configs.ActivationsConfig, "arelu_meta.activations.commands:activations_task", "every activation by name"
     ),
     "claims": Task(
         configs.ClaimsConfig, "arelu_meta.claims.task:claims_task", "the paper's claims as studies, judged", ("study",)

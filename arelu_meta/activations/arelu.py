@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from arelu_meta.activations import kernels
-from arelu_meta.activations.aten_kernels import ALPHA_MAX, ALPHA_MIN
+from arelu_meta.activations.kernels_torch import ALPHA_MAX, ALPHA_MIN
 
 __all__ = ["ALPHA_MAX", "ALPHA_MIN", "ALPHA_START", "BETA_START", "AReLU", "GatedAReLU", "arelu", "elsa", "gated_arelu"]
 

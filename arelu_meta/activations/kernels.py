@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from arelu_meta.activations import aten_kernels
+from arelu_meta.activations import kernels_torch
 
 _SERVED_BY_NUMBA = (torch.float32, torch.float64, torch.bfloat16)
 _KERNELS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
@@ -60,7 +60,7 @@ def kernel_of(base: nn.Module) -> str:
         base: an activation module.
 
     Returns:
-        A key of `aten_kernels.BASES`, or "given" where there is none: another class (a subclass may compute something
+        A key of `kernels_torch.BASES`, or "given" where there is none: another class (a subclass may compute something
         else), or hooks on the module, which expect to be called.
     """
     if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
@@ -124,15 +124,15 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(f"arelu_meta.activations.{name}")
     except ImportError:
-        return aten_kernels
+        return kernels_torch
 
 
 def _kernels_for(x: Tensor) -> Any:
     if x.is_cpu and x.dtype in _SERVED_BY_NUMBA:
-        return _module("numba_kernels")
+        return _module("kernels_cpu")
     if x.is_cuda:
-        return _module("triton_kernels")
-    return aten_kernels
+        return _module("kernels_cuda")
+    return kernels_torch
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -174,8 +174,8 @@ def _arelu_double_backward(
     to_x, to_alpha, to_beta = to_first
     # Torch's own where this is differentiated in turn, as in `_GatedAReLU`, or vmap batches any of the three.
     fused = not torch.is_grad_enabled() and applies(to_x) and all(map(torch._C._has_storage, to_first))
-    kernels = _kernels_for(y) if fused else aten_kernels
-    if kernels is not aten_kernels:
+    kernels = _kernels_for(y) if fused else kernels_torch
+    if kernels is not kernels_torch:
         y = _dense(y)
         grad, to_x = _laid_out_like(grad, y), _laid_out_like(to_x, y)
     gradients: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.arelu_double_backward(
@@ -186,9 +186,9 @@ def _arelu_double_backward(
 
 def _gated_forward(kind: str, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor) -> Tensor:
     source, is_ours = _dense(x), activated is None
-    if is_ours and kind not in aten_kernels.EXACT:
+    if is_ours and kind not in kernels_torch.EXACT:
         # Of x as it lies in memory, whose gaps change the last bits of torch's own functions.
-        activated = aten_kernels.BASES[kind](x)
+        activated = kernels_torch.BASES[kind](x)
     if activated is not None:
         activated = _laid_out_like(activated, source)
     y: Tensor = _kernels_for(x).gated_forward(kind, source, activated, alpha, beta, t, is_ours)
@@ -210,7 +210,7 @@ class _AReLU(torch.autograd.Function):
         kept, alpha, beta = ctx.saved_tensors
         again = torch.is_grad_enabled()
         if not applies(grad) or (again and ctx.keeps_input):
-            return *aten_kernels.arelu_backward(kept, grad, alpha, beta, ctx.keeps_input), None
+            return *kernels_torch.arelu_backward(kept, grad, alpha, beta, ctx.keeps_input), None
         if again:
             return *_AReLUBackward.apply(kept, grad, alpha, beta), None
         return *_arelu_backward(kept, grad, alpha, beta, ctx.keeps_input), None
@@ -245,9 +245,9 @@ class _GatedAReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha, beta, t = ctx.saved_tensors
         # Torch's own operators where the gradient is differentiated in turn, or traced, or batched by vmap.
-        kernels = aten_kernels if torch.is_grad_enabled() or not applies(grad) else _kernels_for(x)
+        kernels = kernels_torch if torch.is_grad_enabled() or not applies(grad) else _kernels_for(x)
         to_activated = grad if ctx.kind == "given" else None
-        if kernels is not aten_kernels:
+        if kernels is not kernels_torch:
             x = _dense(x)
             grad = _laid_out_like(grad, x)
         grad_x, *to_scalars = kernels.gated_backward(ctx.kind, x, grad, alpha, beta, t)

@@ -16,17 +16,20 @@ import torch
 from torch import nn
 
 from arelu_meta.activations.arelu import ALPHA_START, BETA_START, AReLU
-from arelu_meta.activations.modern import AconC, SquaredReLU, StarReLU
-from arelu_meta.activations.pau import PAU
-from arelu_meta.activations.torch_gaps import Hardsigmoid, RReLU
 from arelu_meta.activations.zoo import (
     APL,
     ELSA,
+    PAU,
     SLAF,
+    AconC,
     AuthorsGELU,
     Device,
+    Hardsigmoid,
     Maxout,
     Mixture,
+    RReLU,
+    SquaredReLU,
+    StarReLU,
     Swish,
     Variant,
     check_variant,
@@ -50,6 +53,9 @@ ALIASES: Mapping[str, str] = {
 }
 """Another spelling → the name under which the activation is listed with its source."""
 
+_UNLISTED = frozenset({"log_softmax", "softmax", "softmax2d", "softmin"})
+"""They can be created, but they normalise over a dimension, and so activate nothing."""
+
 _LEFT_OUT: Mapping[str, str] = {
     "glu": "it halves a dimension, and an activation here keeps its input's shape",
     "multiheadattention": "it is a layer of attention over three inputs, and an activation here takes one",
@@ -62,20 +68,20 @@ _WITH_VARIANT = frozenset({*PAPER_ACTIVATIONS, "elsa"})
 
 @dataclass(frozen=True)
 class ActivationInfo:
-    """What `list_activations` says of one name.
+    """What `list_activations` tells of one activation.
 
     Attributes:
         name: what `create_activation` takes.
         learnable: whether the module, built with its defaults, has parameters.
         source: the paper (authors, year), or where the class comes from ("torch.nn.GELU", "timm.layers.HardMish").
-        alias_of: the name that this one stands for, if it is only another spelling.
-        elementwise: whether each output depends on its own input alone; softmax and maxout look across channels.
+        aliases: other spellings of the name.
+        elementwise: whether each output depends on its own input alone; maxout looks across channels.
     """
 
     name: str
     learnable: bool
     source: str
-    alias_of: str | None = None
+    aliases: tuple[str, ...] = ()
     elementwise: bool = True
 
 
@@ -237,18 +243,26 @@ def create_activation(name: str, **kwargs: Any) -> nn.Module:
 
 
 @functools.cache
-def _infos() -> tuple[ActivationInfo, ...]:
-    """Build each activation once to see whether it has parameters; on the meta device, so that nothing is drawn."""
-    infos = []
-    for name in sorted({*_ENTRIES, *ALIASES}):
-        resolved = ALIASES.get(name, name)
-        entry = _ENTRIES[resolved]
-        learnable = any(True for _ in create_activation(resolved, device=torch.device("meta")).parameters())
-        alias_of = None if resolved == name else resolved
-        infos.append(ActivationInfo(name, learnable, entry.source, alias_of, entry.elementwise))
-    return tuple(infos)
+def activation_info(name: str) -> ActivationInfo:
+    """Return what there is to know of an activation.
+
+    Args:
+        name: one that `create_activation` takes.
+
+    Raises:
+        InputError: if the name is not known.
+    """
+    resolved = canonical_name(name)
+    entry = _ENTRIES[resolved]
+    # Built to see whether it has parameters; on the meta device, so that nothing is drawn.
+    learnable = any(True for _ in create_activation(resolved, device=torch.device("meta")).parameters())
+    aliases = tuple(alias for alias, known in ALIASES.items() if known == resolved)
+    return ActivationInfo(resolved, learnable, entry.source, aliases, entry.elementwise)
 
 
 def list_activations() -> list[ActivationInfo]:
-    """Every name that `create_activation` knows, sorted, aliases among them."""
-    return list(_infos())
+    """Return every activation that `create_activation` builds, sorted by name, each once, with its aliases.
+
+    `softmax`, `softmax2d`, `softmin` and `log_softmax` can be created, too; they normalise, and are not listed.
+    """
+    return [activation_info(name) for name in sorted(_ENTRIES.keys() - _UNLISTED)]

@@ -1,13 +1,13 @@
-"""The other activations that the AReLU paper compares and torch.nn does not have, but for PAU (`pau.py`).
+"""Activations that neither torch.nn nor `timm.layers` has, or that torch's own class lacks a derivative or vmap for.
 
-Where a paper has one parameter a channel or a neuron, one is shared by the whole layer here, as in AReLU: a backbone
-builds its activations without saying how many channels they get. `variant="authors"` builds what the AReLU authors ran,
-where that is not what the activation's own paper says.
+First the others that the AReLU paper compares. Where a paper has one parameter a channel or a neuron, one is shared by
+the whole layer here, as in AReLU: a backbone builds its activations without saying how many channels they get.
+`variant="authors"` builds what the AReLU authors ran, where that is not what the activation's own paper says.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -221,6 +221,69 @@ def horner(x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
     return y
 
 
+class _Start(NamedTuple):
+    numerator: tuple[float, ...]
+    """a_0 to a_5."""
+    denominator: tuple[float, ...]
+    """b_1 to b_4; the constant term is 1."""
+
+
+_STARTS = {
+    # The paper's table 6, leaky ReLU with slope 0.01 (read from an independent re-implementation that cites it).
+    "paper": _Start(
+        (0.02979246, 0.61837738, 2.32335207, 3.05202660, 1.48548002, 0.25103717),
+        (1.14201226, 4.39322834, 0.87154450, 0.34720652),
+    ),
+    # `pade_optimized_leakyrelu` in the PAU authors' first release, which the AReLU authors ran.
+    "authors": _Start(
+        (3.35583603e-02, 5.05000375e-01, 1.65343934e00, 2.01001052e00, 9.31901999e-01, 1.52424124e-01),
+        (3.30847488e-06, 3.98021568e00, 5.12471206e-07, 3.01830109e-01),
+    ),
+}
+
+
+class PAU(nn.Module):
+    """A rational function of degree 5 over 4 whose denominator is at least 1, so that it has no poles.
+
+    "paper": `sum_j a_j x^j / (1 + |sum_k b_k x^k|)`, the paper's safe form.
+    "authors": `sum_j a_j x^j / (1 + sum_k |b_k x^k|)`, the form in the PAU authors' CUDA code, which the AReLU authors
+    ran with that code's coefficients.
+
+    Both start near leaky ReLU with slope 0.01: on [-3, 3] the largest distance to it is 0.066 ("paper") and 0.034
+    ("authors"). Parameters: `numerator` of shape (6,), a_0 first, and `denominator` of shape (4,), b_1 first, shared by
+    the layer. Half precision is computed in float32, where x**5 overflows between |x| = 6e7 and 1e8.
+
+    Args:
+        variant: which of the two forms and starts.
+        device: where the coefficients live.
+        dtype: their dtype; the output keeps the input's.
+
+    Source: Molina et al. 2020, section 3 (safe PAU) and table 6.
+    """
+
+    def __init__(self, variant: Variant = "paper", device: Device = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        check_variant(variant)
+        self.variant = variant
+        self.numerator = learned(_STARTS[variant].numerator, device, dtype)
+        self.denominator = learned(_STARTS[variant].denominator, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the function's value, of x's shape and dtype."""
+        wide = widen(x)
+        above = horner(wide, self.numerator.unbind())
+        if self.variant == "paper":
+            below = 1 + (wide * horner(wide, self.denominator.unbind())).abs()
+        else:
+            size = wide.abs()
+            below = 1 + size * horner(size, self.denominator.abs().unbind())
+        return (above / below).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the variant."""
+        return f"variant={self.variant!r}"
+
+
 class Swish(nn.Module):
     """`x * sigmoid(beta * x)` with a learned `beta` of shape (1,).
 
@@ -312,3 +375,115 @@ class AuthorsGELU(nn.Module):
         """Return the function's value, of x's shape and dtype."""
         wide = widen(x)
         return (0.5 * wide * (1 + torch.tanh(0.7979946 * (wide + 0.044715 * wide**3)))).to(x.dtype)
+
+
+# What people use now
+
+
+class SquaredReLU(nn.Module):
+    """`relu(x) ** 2`, without parameters.
+
+    Source: So et al. 2021 (Primer).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the function's value, of x's shape and dtype."""
+        return F.relu(x).square()
+
+
+class StarReLU(nn.Module):
+    """`scale * relu(x) ** 2 + bias`, both learned and of shape (1,).
+
+    Args:
+        scale: its start; with the default pair a standard normal input gives mean 0 and variance 1.
+        bias: its start.
+        device: where they live.
+        dtype: their dtype; the output keeps the input's.
+
+    Source: Yu et al. 2022 (MetaFormer baselines), which rounds the pair to 0.8944 and -0.4472.
+    """
+
+    def __init__(
+        self,
+        scale: float = 2 / math.sqrt(5),
+        bias: float = -1 / math.sqrt(5),
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale = learned([float(scale)], device, dtype)
+        self.bias = learned([float(bias)], device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the function's value, of x's shape and dtype."""
+        squared = F.relu(widen(x)).square()
+        return (self.scale.reshape(()) * squared + self.bias.reshape(())).to(x.dtype)
+
+
+class AconC(nn.Module):
+    """`(p1 - p2) * x * sigmoid(beta * (p1 - p2) * x) + p2 * x`, all three learned and of shape (1,).
+
+    The paper has one triple a channel, and its code draws p1 and p2 from N(0, 1). One draw for a whole layer would
+    leave the layer's very sign to chance, so the shared triple starts at p1 = 1, p2 = 0, beta = 1: the paper's ACON-A,
+    which is SiLU.
+
+    Args:
+        p1: start of one linear branch's slope.
+        p2: start of the other's.
+        beta: start of the switch between their maximum (large) and their mean (0).
+        device: where they live.
+        dtype: their dtype; the output keeps the input's.
+
+    Source: Ma et al. 2021 (Activate or Not), ACON-C.
+    """
+
+    def __init__(
+        self,
+        p1: float = 1.0,
+        p2: float = 0.0,
+        beta: float = 1.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.p1 = learned([float(p1)], device, dtype)
+        self.p2 = learned([float(p2)], device, dtype)
+        self.beta = learned([float(beta)], device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the function's value, of x's shape and dtype."""
+        wide = widen(x)
+        p1, p2, beta = self.p1.reshape(()), self.p2.reshape(()), self.beta.reshape(())
+        difference = (p1 - p2) * wide
+        return (difference * torch.sigmoid(beta * difference) + p2 * wide).to(x.dtype)
+
+
+# Subclasses of torch.nn's where its own lack a second derivative or vmap (2.15); what looks for those finds these.
+
+
+class Hardsigmoid(nn.Hardsigmoid):
+    """`relu6(x + 3) / 6`, twice differentiable: torch has no derivative of its own kernel's backward.
+
+    `inplace` is taken and has no effect.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function's value, of the input's shape and dtype."""
+        return (F.relu6(widen(input) + 3) / 6).to(input.dtype)
+
+
+class RReLU(nn.RReLU):
+    """Randomised leaky ReLU that also runs under `torch.func.vmap` and in half precision on a CPU.
+
+    In training each negative input gets a slope drawn uniformly from [lower, upper], under vmap as its `randomness`
+    says; in evaluation all get the mean slope. `inplace` is honoured in evaluation.
+
+    Source: Xu et al. 2015, section 2.4.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function's value, of the input's shape and dtype."""
+        if not self.training:
+            return F.leaky_relu(input, (self.lower + self.upper) / 2, self.inplace)
+        slopes = self.lower + (self.upper - self.lower) * torch.rand_like(input)
+        return torch.where(input >= 0, input, slopes * input)

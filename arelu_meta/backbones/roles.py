@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arelu_meta.activations import modern, pau, torch_gaps, zoo
+from arelu_meta.activations import zoo
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.calls import CallSequence
 from arelu_meta.backbones.walking import named_modules, remembered
@@ -152,7 +152,7 @@ def _activation_types() -> tuple[type[nn.Module], ...]:
     import timm.models.nfnet
 
     files = [torch.nn.modules.activation, timm.layers.activations, timm.layers.activations_me]
-    files += [modern, pau, torch_gaps, zoo]
+    files += [zoo]
     types = {
         kind
         for file in files

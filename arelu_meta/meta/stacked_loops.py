@@ -13,15 +13,27 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
 
-from arelu_meta.activations.numba_team import bytes_at, draw_block, elements_at, words_of
+from arelu_meta.activations.kernels_cpu import draw_block, elements_at, words_of
 
 COUNTER, TASKS, FIRST, SECOND, SIZE, HEIGHT, WIDTH, ITEM, TENSORS = range(9)
 """Where in a job what lies; from the last on four words a tensor. A window's place is 0 to 3, by row, then column."""
 WORDS = TENSORS + 4 * 11
 _RUN = 1 << 12  # what is summed in the elements' own type before float64 takes over
 _FAST = {"reassoc", "contract"}  # sums may be reordered, or they would not be vectorised; infinities and nans stay
+
+
+@intrinsic
+def bytes_at(_: Any, address: Any) -> Any:
+    """Point at bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.int8)(types.int64), generate
 
 
 @njit

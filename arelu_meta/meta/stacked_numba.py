@@ -12,7 +12,7 @@ import torch
 from numba import types
 from torch import Tensor
 
-from arelu_meta.activations.numba_team import compiled, run_on_team
+from arelu_meta.activations.kernels_cpu import compiled, run_on_team
 from arelu_meta.meta.stacked_loops import FIRST, HEIGHT, ITEM, LOOPS, SECOND, SIZE, TASKS, TENSORS, WIDTH, WORDS
 
 _ELEMENTS = {torch.float32: types.float32, torch.float64: types.float64}

@@ -11,6 +11,7 @@ from arelu_meta.activations.registry import (
     ALIASES,
     PAPER_ACTIVATIONS,
     ActivationInfo,
+    activation_info,
     create_activation,
     list_activations,
 )
@@ -20,9 +21,19 @@ INFOS = list_activations()
 LEFT_OUT = {"GLU", "MultiheadAttention"}
 
 
-def test_the_list_is_sorted_and_names_each_activation_once() -> None:
+def test_the_list_is_sorted_and_names_each_activation_and_each_alias_once() -> None:
     names = [info.name for info in INFOS]
     assert names == sorted(set(names))
+    aliases = [alias for info in INFOS for alias in info.aliases]
+    assert len({*names, *aliases}) == len(names) + len(aliases)
+    assert {*aliases} == ALIASES.keys() - {"logsoftmax"}
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmax2d", "softmin", "log_softmax"])
+def test_what_normalises_is_no_activation_but_can_be_created(name: str) -> None:
+    assert name not in {info.name for info in INFOS}
+    assert not activation_info(name).elementwise
+    create_activation(name)
 
 
 def test_everything_the_paper_compares_is_there() -> None:
@@ -54,7 +65,7 @@ def test_every_activation_of_torch_answers_to_its_own_name(class_name: str) -> N
 
 @pytest.mark.parametrize("name", sorted(timm_activations._ACT_LAYER_DEFAULT))
 def test_every_activation_of_timm_answers_to_its_own_name_and_computes_the_same(name: str) -> None:
-    assert name in {info.name for info in INFOS}
+    assert name in {known for info in INFOS for known in (info.name, *info.aliases)}
     x = torch.linspace(-4, 4, 101)
     torch.testing.assert_close(create_activation(name)(x), timm_activations.create_act_layer(name)(x))
 
@@ -70,9 +81,8 @@ def test_the_list_tells_the_truth(info: ActivationInfo) -> None:
         assert type(module) is getattr(timm.layers, class_name)
     else:
         assert info.source[-4:].isdigit()  # A paper: authors, year.
-    if info.alias_of is not None:
-        assert type(module) is type(create_activation(info.alias_of))
-        assert ALIASES[info.name] == info.alias_of
+    for alias in info.aliases:
+        assert type(module) is type(create_activation(alias))
 
 
 def test_the_list_says_which_activations_look_across_channels() -> None:
@@ -88,7 +98,7 @@ def test_the_list_says_which_activations_look_across_channels() -> None:
 def test_listing_leaves_the_random_generator_alone() -> None:
     from arelu_meta.activations import registry
 
-    registry._infos.cache_clear()
+    registry.activation_info.cache_clear()
     before = torch.get_rng_state()
     list_activations()
     assert torch.equal(torch.get_rng_state(), before)

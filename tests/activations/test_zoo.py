@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from arelu_meta.activations.arelu import AReLU
 from arelu_meta.activations.registry import PAPER_ACTIVATIONS, create_activation, list_activations
-from arelu_meta.activations.zoo import APL, ELSA, SLAF, AuthorsGELU, Maxout, Mixture, Swish
+from arelu_meta.activations.zoo import APL, ELSA, PAU, SLAF, AconC, AuthorsGELU, Maxout, Mixture, StarReLU, Swish
 
 TODAY = ("silu", "mish", "hard_swish", "star_relu", "squared_relu", "acon_c")
 AUTHORS = ("apl", "elsa", "gelu", "maxout", "mixture", "pau", "slaf", "swish")
 SHARED: list[tuple[str, dict[str, str]]] = [(name, {}) for name in (*PAPER_ACTIVATIONS, "elsa", *TODAY)] + [
     (n, {"variant": "authors"}) for n in AUTHORS
 ]
-EVERYTHING = [info.name for info in list_activations() if info.alias_of is None]
+EVERYTHING = [info.name for info in list_activations()]
 
 shared = pytest.mark.parametrize(("name", "options"), SHARED, ids=["-".join([n, *o.values()]) for n, o in SHARED])
 
@@ -370,3 +370,97 @@ def test_counts_below_one_are_refused(name: str, options: dict[str, int]) -> Non
 def test_elsa_refuses_a_base_that_works_in_place() -> None:
     with pytest.raises(ValueError, match="works in place"):
         create_activation("elsa", base=nn.ReLU(inplace=True))
+
+
+@pytest.mark.parametrize(("variant", "distance"), [("paper", 0.066), ("authors", 0.034)])
+def test_pau_starts_as_near_to_leaky_relu_as_it_says(variant: str, distance: float) -> None:
+    x = torch.linspace(-3, 3, 6001, dtype=torch.float64)
+    off = (create_activation("pau", variant=variant, dtype=torch.float64)(x) - F.leaky_relu(x, 0.01)).abs().max()
+    assert distance - 0.001 < off < distance
+
+
+@pytest.mark.parametrize("variant", ["paper", "authors"])
+def test_pau_equals_its_formula_in_float64_and_float32_stays_with_it(variant: str) -> None:
+    module = create_activation("pau", variant=variant, dtype=torch.float64)
+    assert isinstance(module, PAU)
+    with torch.no_grad():
+        module.denominator.copy_(torch.randn(4))
+        module.numerator.copy_(torch.randn(6))
+    x = torch.linspace(-6, 6, 2001, dtype=torch.float64)
+    a, b = module.numerator.detach(), module.denominator.detach()
+    terms = torch.stack([b[k - 1] * x**k for k in range(1, 5)])
+    below = 1 + (terms.sum(0).abs() if variant == "paper" else terms.abs().sum(0))
+    expected = sum(a[j] * x**j for j in range(6)) / below
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+    scale = sum(a[j].abs() * x.abs() ** j for j in range(6)) / below
+    single = copy.deepcopy(module).float()
+    rounding = (single(x.float()).double() - expected).abs()
+    conditioning = 1 + terms.abs().sum(0) / below
+    assert (rounding <= 20 * torch.finfo(torch.float32).eps * scale * conditioning + 1e-30).all()
+
+
+@pytest.mark.parametrize("variant", ["paper", "authors"])
+def test_pau_has_no_pole_whatever_it_has_learned(variant: str) -> None:
+    x = torch.linspace(-5, 5, 10_001, dtype=torch.float64)
+    for _ in range(50):
+        module = create_activation("pau", variant=variant, dtype=torch.float64)
+        assert isinstance(module, PAU)
+        with torch.no_grad():
+            module.denominator.copy_(10 * torch.randn(4))
+        above = module.numerator.detach().abs() @ x.abs() ** torch.arange(6)[:, None]
+        assert (module(x).abs() <= above + 1e-9).all()
+
+
+def test_pau_stays_finite_up_to_the_size_it_names() -> None:
+    module = PAU()
+    x = torch.tensor([-6e7, 6e7], requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert not module(torch.tensor([1e8])).isfinite().all()
+
+
+def test_star_relu_standardises_a_standard_normal_input() -> None:
+    y = StarReLU()(torch.randn(1_000_000))
+    assert abs(y.mean()) < 0.01
+    assert abs(y.std() - 1) < 0.01
+
+
+def test_squared_relu_squares_the_positive_part() -> None:
+    assert torch.equal(create_activation("squared_relu")(torch.tensor([-2.0, 0.0, 3.0])), torch.tensor([0.0, 0.0, 9.0]))
+
+
+def test_acon_c_starts_at_silu_and_switches_between_maximum_and_mean() -> None:
+    x = torch.linspace(-3, 3, 50)
+    torch.testing.assert_close(AconC()(x), F.silu(x))
+    torch.testing.assert_close(AconC(p1=1.0, p2=0.25, beta=1e4)(x), F.leaky_relu(x, 0.25), atol=1e-4, rtol=0)
+    torch.testing.assert_close(AconC(p1=1.0, p2=0.25, beta=0.0)(x), 0.625 * x)
+
+
+def test_random_leaky_relu_draws_its_slopes_in_training_and_uses_their_mean_in_evaluation() -> None:
+    module = create_activation("rrelu")
+    x = -torch.ones(10_000)
+    slopes = -module.train()(x)
+    assert 0.125 <= slopes.min() < 0.13
+    assert 0.328 < slopes.max() <= 1 / 3
+    torch.testing.assert_close(module.eval()(x), torch.full_like(x, -(0.125 + 1 / 3) / 2))
+
+
+def test_random_leaky_relu_draws_anew_for_each_task_under_vmap() -> None:
+    module = create_activation("rrelu").train()
+    x = -torch.ones(2, 50)
+    first, second = vmap(module, randomness="different")(x)
+    assert not torch.equal(first, second)
+    first, second = vmap(module, randomness="same")(x)
+    assert torch.equal(first, second)
+    positive = torch.rand(50)
+    assert torch.equal(module(positive), positive)
+
+
+def test_hard_sigmoid_equals_torchs() -> None:
+    x = torch.linspace(-5, 5, 1001, requires_grad=True)
+    ours, theirs = create_activation("hard_sigmoid")(x), F.hardsigmoid(x)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs)))

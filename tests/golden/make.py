@@ -189,7 +189,9 @@ def activations() -> dict[str, Any]:
     found: dict[str, Any] = {}
     drawn = torch.randn(2, 6, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
     drawn.view(-1)[:4] = torch.tensor([0.0, -0.0, 6.0, -3.0])
-    names = [info.name for info in list_activations() if info.alias_of is None]
+    # 0.1 listed aliases and what normalises, too.
+    listed = {getattr(info, "alias_of", None) or info.name for info in list_activations()}
+    names = sorted(listed | {"log_softmax", "softmax", "softmax2d", "softmin"})
     names += [f"gated {base}" for base in ("relu", "relu6", "gelu", "silu", "hard_swish")]
     layouts = (torch.contiguous_format, torch.channels_last)
     for name, dtype, layout in itertools.product(names, (torch.float32, torch.float64), layouts):

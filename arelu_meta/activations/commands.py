@@ -1,4 +1,4 @@
-"""Draw activations and their derivatives: what `arelu-meta activations --plot FILE` writes."""
+"""`arelu-meta activations`: every activation by name, as a table and a picture."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,37 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
-from arelu_meta.activations.registry import create_activation, list_activations
+from arelu_meta.activations.registry import ActivationInfo, activation_info, create_activation, list_activations
+from arelu_meta.config import ActivationsConfig
 from arelu_meta.errors import InputError
+from arelu_meta.runs.progress import print_table
 
 REACH = 4.0
 POINTS = 400  # Even, so that no point falls on 0, where many derivatives jump.
 COLUMNS = 7
 FUNCTION: dict[str, Any] = {"color": "tab:blue", "linewidth": 1.4, "label": "function"}
 DERIVATIVE: dict[str, Any] = {"color": "tab:orange", "linewidth": 1.0, "linestyle": "--", "label": "derivative"}
+
+
+def activations_task(config: ActivationsConfig) -> list[ActivationInfo]:
+    """Print every activation's name, its aliases, whether it learns, and its source; draw them where config.plot says.
+
+    Args:
+        config: where to draw.
+
+    Returns:
+        What was printed.
+
+    Raises:
+        InputError: if the picture cannot be written.
+    """
+    drawn = plot_activations(config.plot) if config.plot is not None else None
+    found = list_activations()
+    rows = [[one.name, ", ".join(one.aliases), "yes" if one.learnable else "", one.source] for one in found]
+    print_table(f"{len(found)} activations", ["name", "alias", "learns", "source"], rows)
+    if drawn is not None:
+        print(f"drawn to {drawn}")
+    return found
 
 
 def curve(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +69,7 @@ def plot_activations(file: Path | str, names: Sequence[str] | None = None) -> Pa
 
     Args:
         file: where to write; its ending sets the format (".png", ".pdf", ".svg" …).
-        names: what to draw, in this order; every listed activation but the aliases unless given.
+        names: what to draw, in this order; every listed activation unless given.
 
     Returns:
         The path written.
@@ -58,9 +81,8 @@ def plot_activations(file: Path | str, names: Sequence[str] | None = None) -> Pa
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:
         raise InputError(f"plot: '{path}' ends in no picture format; allowed are {', '.join('.' + k for k in kinds)}")
-    infos = {info.name: info for info in list_activations()}
     if names is None:
-        names = [name for name, info in infos.items() if info.alias_of is None]
+        names = [info.name for info in list_activations()]
     if not names:
         raise InputError("plot: there is nothing to draw; give at least one activation's name")
     with torch.random.fork_rng(devices=[]):
@@ -72,7 +94,7 @@ def plot_activations(file: Path | str, names: Sequence[str] | None = None) -> Pa
     figure = Figure(figsize=(2.2 * columns, 1.9 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, name, activation in zip(panels, names, activations, strict=False):
-        _draw(panel, name, activation, infos[name.lower()].elementwise)
+        _draw(panel, name, activation, activation_info(name).elementwise)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     figure.legend(

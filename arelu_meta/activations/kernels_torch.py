@@ -1,7 +1,7 @@
 """The operators written in torch's own: for every device and dtype, and differentiable once more.
 
 `kernels.py` uses them where no compiled kernel serves, and wherever a backward is itself differentiated. Like every
-module of kernels this has five functions; `numba_kernels` and `triton_kernels` have the same five.
+module of kernels this has five functions; `kernels_cpu` and `kernels_cuda` have the same five.
 """
 
 from collections.abc import Callable

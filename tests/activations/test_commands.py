@@ -1,4 +1,4 @@
-"""Plots: one panel a name, with the function and the true derivative."""
+"""`arelu-meta activations`: its table, and its picture of one panel a name, the function and the true derivative."""
 
 from pathlib import Path
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from arelu_meta.activations import plot
-from arelu_meta.activations.plot import curve, plot_activations
+from arelu_meta.activations import commands
+from arelu_meta.activations.commands import curve, plot_activations
 from arelu_meta.activations.registry import create_activation, list_activations
+from arelu_meta.cli import main
 from arelu_meta.errors import InputError
 
 
@@ -22,7 +23,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
             super().__init__(*args, **kwargs)  # type: ignore[arg-type]
             figures.append(self)
 
-    monkeypatch.setattr(plot, "Figure", Recorded)
+    monkeypatch.setattr(commands, "Figure", Recorded)
     return figures
 
 
@@ -46,12 +47,6 @@ def test_a_curve_leaves_its_input_alone_even_in_place() -> None:
 def test_the_files_ending_sets_the_format(tmp_path: Path, ending: str, start: bytes) -> None:
     written = plot_activations(tmp_path / f"some.{ending}", ["relu", "arelu"])
     assert written.read_bytes().startswith(start)
-
-
-def test_every_activation_but_the_aliases_is_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
-    plot_activations(tmp_path / "all.png")
-    titles = [axes.get_title() for axes in drawn[0].axes]
-    assert [title for title in titles if title] == [info.name for info in list_activations() if info.alias_of is None]
 
 
 def test_each_panel_shows_its_function_and_derivative(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -92,3 +87,21 @@ def test_an_unknown_name_and_an_empty_list_are_refused(tmp_path: Path) -> None:
         plot_activations(tmp_path / "some.png", ["rellu"])
     with pytest.raises(InputError, match="nothing to draw"):
         plot_activations(tmp_path / "some.png", [])
+
+
+def test_the_table_names_every_activation_and_alias_once_and_the_picture_has_a_panel_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], drawn: list[Figure]
+) -> None:
+    assert main(["activations", "--plot", str(tmp_path / "all.png")]) == 0
+    words, listed = capsys.readouterr().out.split(), list_activations()
+    for entry in listed:
+        for name in (entry.name, *entry.aliases):
+            assert words.count(name) == 1, name
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert [title for title in titles if title] == [entry.name for entry in listed]
+    assert (tmp_path / "all.png").stat().st_size > 10_000
+
+
+def test_a_picture_format_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["activations", "--plot", str(tmp_path / "all.txt")]) == 2
+    assert capsys.readouterr().err.startswith("error: plot: ")

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from arelu_meta.activations.aten_kernels import alpha_limits, arelu_double_backward
+from arelu_meta.activations.kernels_torch import alpha_limits, arelu_double_backward
 
 __all__ = ["arelu_backward", "arelu_double_backward", "arelu_forward", "gated_backward", "gated_forward"]
 
@@ -225,7 +225,7 @@ def _wide(x: Tensor) -> Any:
 
 
 def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> bool:
-    """Do what `aten_kernels.arelu_forward` does, for dense tensors that are laid out alike."""
+    """Do what `kernels_torch.arelu_forward` does, for dense tensors that are laid out alike."""
     numbers = (x.numel(), *alpha_limits(alpha.dtype))
     _launch(_arelu_forward, _tiles_of(x.numel(), _BLOCK), (x, out, alpha, beta), numbers, (), (_wide(x),))
     return True
@@ -234,7 +234,7 @@ def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> bool:
 def arelu_backward(
     kept: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, keeps_input: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what `aten_kernels.arelu_backward` does, in one pass over dense tensors that are laid out alike."""
+    """Do what `kernels_torch.arelu_backward` does, in one pass over dense tensors that are laid out alike."""
     assert not keeps_input
     grad_x, to_alpha, to_beta, _ = _gradients("arelu", kept, grad, alpha, beta, None)
     return grad_x, to_alpha, to_beta
@@ -243,7 +243,7 @@ def arelu_backward(
 def gated_forward(
     kind: str, x: Tensor, activated: Tensor | None, alpha: Tensor, beta: Tensor, t: Tensor, overwrite: bool = False
 ) -> Tensor:
-    """Do what `aten_kernels.gated_forward` does, for dense tensors that are laid out alike."""
+    """Do what `kernels_torch.gated_forward` does, for dense tensors that are laid out alike."""
     out = activated if overwrite and activated is not None else torch.empty_like(x)
     tensors = (x, out if activated is None else activated, out, alpha, beta, t)
     constants = (_KINDS[kind if activated is None else "given"], out is activated)
@@ -257,7 +257,7 @@ def gated_forward(
 def gated_backward(
     kind: str, x: Tensor, grad: Tensor, alpha: Tensor, beta: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Do what `aten_kernels.gated_backward` does, in one pass over dense tensors that are laid out alike."""
+    """Do what `kernels_torch.gated_backward` does, in one pass over dense tensors that are laid out alike."""
     return _gradients(kind, x, grad, alpha, beta, t)
 
 
