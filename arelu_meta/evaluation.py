@@ -15,13 +15,14 @@ from arelu_meta.config import ON_IMAGES, ON_TASKS, DataConfig, EvaluateConfig, R
 from arelu_meta.data.given import OneImage, tell_skipped
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
+from arelu_meta.data.provenance import Provenance
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.intervals import proportion_interval
 from arelu_meta.meta.evaluate_tasks import Asked, evaluate_tasks
 from arelu_meta.meta.few_shot_learner import Learner
 from arelu_meta.runs.folder import open_fresh, write_json
-from arelu_meta.runs.origin import check_unchanged, of_its_run
+from arelu_meta.runs.origin import of_its_run, test_images_of
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.reproducibility import prepare
 from arelu_meta.runs.results import report_results
@@ -137,6 +138,14 @@ def _evaluate_folders(
         if not Path(place).is_dir():
             raise InputError(f"{where}: {str(place)!r} does not exist; give a folder with one sub-folder a class")
     images = read_folder(Path(query), Path(query), data.skip_broken, "query")
+    learned_from = read_folder(Path(support), Path(support), data.skip_broken, "support")
+    shared = np.isin(images.digests(), learned_from.digests())
+    if shared.any():
+        raise InputError(
+            f"query: {str(Path(query) / images.names[int(shared.argmax())])!r} and {int(shared.sum()) - 1} more are "
+            f"among the support images in {str(support)!r}; give other ones to be judged on"
+        )
+    seen = Provenance.of_header(learner.spec.provenance)
     adapted = learner.adapt(support, data.skip_broken)
     judged = relabel(images, adapted.classes, "query", "of the support's")
     paths: list[OneImage] = [Path(query) / name for name in images.names]
@@ -150,6 +159,7 @@ def _evaluate_folders(
         "test_low": low,
         "test_high": high,
         "test_n": len(images),
+        "test_seen": int(seen.has_seen(images).sum()),
         "normalization": learner.normalization,
         "method": learner.method,
         "ways": len(adapted.classes),
@@ -164,9 +174,9 @@ def _evaluate_images(
     model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig, checkpoint: Path
 ) -> dict[str, Any]:
     own, seed = of_its_run(spec)
-    images = relabel(load_images(own, seed).test if data is None else _test_images(data), spec.classes)
-    if data is None:
-        check_unchanged(checkpoint, images)
+    seen = Provenance.of_header(spec.provenance)
+    found = test_images_of(own, seed, seen, checkpoint) if data is None else _test_images(data, seen)
+    images, test_seen = relabel(found, spec.classes), int(seen.has_seen(found).sum())
     batches = Batches(images, build_transform(spec.inputs, training=False), (data or own).batch_size)
     suit_layout(model, device)
     with progress("evaluating", len(images), "images") as bar:
@@ -185,6 +195,7 @@ def _evaluate_images(
         "test_high": high,
         "test_n": len(labels),
         "test_loss": loss,
+        "test_seen": test_seen if seen.complete or test_seen else None,
         "skipped": len(images.skipped),
     }
 
@@ -195,10 +206,10 @@ def _counted(batches: Any, bar: Any) -> Any:
         bar.advance(len(labels))
 
 
-def _test_images(data: DataConfig) -> ImageSet:
-    """Take the test part of a folder that has one, all of a folder that has none."""
+def _test_images(data: DataConfig, seen: Provenance) -> ImageSet:
+    """Take the test part of a folder that has one, all of a folder that has none; of digits what was not seen."""
     if (data.name or "folder").lower() != "folder" or data.root is None:
-        return load_images(data, 0).test
+        return load_images(data, 0, seen).test
     root = find_root(data.root)
     parts = part_folders(root)
     folder = parts.get("test") or parts.get("validation") or parts.get("train") or root

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
 from arelu_meta.config import LARGEST_IMAGE, Init, MetaConfig, TaskConfig
 from arelu_meta.data.loading import InputSpec
+from arelu_meta.data.provenance import Provenance
 from arelu_meta.errors import InputError
 from arelu_meta.runs.folder import write_atomically
 from arelu_meta.validation import check_value, flags_of
@@ -33,6 +34,7 @@ _HEADER_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
     "mirrored": (bool, {}),
     "meta": (dict, {}),
     "config": (dict, {}),
+    "provenance": (dict, {}),
 }
 _INPUT_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
     "image_size": (int, {"least": 1, "most": LARGEST_IMAGE}),
@@ -59,6 +61,8 @@ class ModelSpec:
         mirrored: whether a mirror image means the same in the data.
         meta: for a meta-learner: ways, shots, queries, inner_lr, inner_steps, normalization, inverted.
         config: the run's whole config, for the record and for `evaluate`.
+        provenance: which images and classes it was trained and validated on, as `Provenance.as_header` writes it; empty
+            for a model of before 0.2, which does not say.
     """
 
     task: str
@@ -71,6 +75,7 @@ class ModelSpec:
     mirrored: bool = True
     meta: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """Make the model, its weights at random."""
@@ -214,6 +219,10 @@ def _check_header(spec: ModelSpec) -> None:
         check_value("inputs.std", value, float, {"limits": {"least": _SMALLEST_STD}})
     if not all(isinstance(name, str) for name in spec.classes):
         raise InputError("classes are no texts")
+    try:
+        Provenance.of_header(spec.provenance)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"provenance is no run's ({error})") from error
     if spec.task == "finetune":
         if len(spec.classes) != spec.num_classes:
             raise InputError(f"classes are {len(spec.classes)}, its num_classes {spec.num_classes}")
@@ -227,6 +236,21 @@ def _check_header(spec: ModelSpec) -> None:
         check_value(f"meta.{name}", meta[name], *fields_known[name])
     if meta["ways"] != spec.num_classes:
         raise InputError(f"meta.ways: {meta['ways']}, for {spec.num_classes} outputs")
+
+
+def provenance_of(pretrained: bool | str) -> Provenance:
+    """Return what the model that a run starts from was trained and validated on.
+
+    Args:
+        pretrained: model.pretrained: weights of a package or of somebody else's say nothing, and nobody is told so; a
+            model of this toolkit made before 0.2 does not say it either, and is incomplete.
+
+    Raises:
+        InputError: if it names no model.
+    """
+    if not isinstance(pretrained, str):
+        return Provenance()
+    return Provenance.of_header(read_spec(pretrained, "model.pretrained")[1].provenance)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

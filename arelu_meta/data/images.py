@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from arelu_meta.config import DataConfig
+from arelu_meta.data.provenance import Provenance
 from arelu_meta.data.reading import check_files, is_candidate, read_image
 from arelu_meta.data.sets import ImageSet, Labels, Splits, concatenate
-from arelu_meta.data.splitting import fill_splits, split_whole, take_fold, thin
+from arelu_meta.data.splitting import fill_splits, note_overlaps, overlapping, split_whole, take_fold, thin
 from arelu_meta.errors import InputError, nearest_names
 
 __all__ = [
@@ -92,7 +93,7 @@ def class_holders(config: DataConfig) -> list[Path]:
     return list(part_folders(root).values()) or [root]
 
 
-def load_images(config: DataConfig, seed: int) -> Splits:
+def load_images(config: DataConfig, seed: int, seen: Provenance | None = None) -> Splits:
     """Load the images that a config names, split into training, validation and test.
 
     A split that the data brings is kept; what is missing of it is cut, stratified by class, with the seed. The test
@@ -101,6 +102,7 @@ def load_images(config: DataConfig, seed: int) -> Splits:
     Args:
         config: name, root, per_class, folds, fold (the first where none is named), skip_broken, download.
         seed: of the split.
+        seen: what the model was trained on before; where the split is ours, other images are tested on.
 
     Returns:
         The three parts.
@@ -108,13 +110,21 @@ def load_images(config: DataConfig, seed: int) -> Splits:
     Raises:
         InputError: if the data is missing or unusable, naming the folder, class or file.
     """
-    splits = _load(config, seed)
+    splits = note_overlaps(_load(config, seed, seen))
     if config.folds is not None:
         splits = take_fold(splits, config.folds, config.fold or 1, seed)
-    return splits if config.per_class is None else replace(splits, train=thin(splits.train, config.per_class, seed))
+    if config.per_class is not None:
+        splits = replace(splits, train=thin(splits.train, config.per_class, seed))
+    return replace(splits, test_seen=_count_seen(splits, seen or Provenance()))
 
 
-def _load(config: DataConfig, seed: int) -> Splits:
+def _count_seen(splits: Splits, seen: Provenance) -> int | None:
+    """Count the test images that are not new to the model; None where nobody knows what it has seen."""
+    count = int((seen.has_seen(splits.test) | overlapping(splits)).sum())
+    return count if count or seen.complete else None
+
+
+def _load(config: DataConfig, seed: int, seen: Provenance | None) -> Splits:
     from arelu_meta.data.mnist_m import load_mnist_m
     from arelu_meta.data.named import NAMED_SETS, load_digits, load_named
 
@@ -122,9 +132,9 @@ def _load(config: DataConfig, seed: int) -> Splits:
     if name == "folder":
         if config.root is None:
             raise InputError("data.root: missing; data.name folder needs a folder with one sub-folder a class")
-        return load_folder(find_root(config.root), seed, config.skip_broken)
+        return load_folder(find_root(config.root), seed, config.skip_broken, seen)
     if name == "digits":
-        return split_whole(load_digits(), seed, mirrored=False)
+        return split_whole(load_digits(), seed, mirrored=False, seen=seen)
     if name == "omniglot-small":
         raise InputError(
             "data.name: 'omniglot-small' is divided for few-shot tasks; only arelu-meta metatrain takes it"
@@ -142,13 +152,14 @@ def _is_folder(name: str) -> bool:
     return any((place / name).is_dir() for place in (Path(), data_home()))
 
 
-def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
+def load_folder(root: Path, seed: int, skip_broken: bool = False, seen: Provenance | None = None) -> Splits:
     """Load a folder of images: a sub-folder a class, with or without `train`, `val` and `test` above them.
 
     Args:
         root: the folder.
         seed: of the split, where the folder has none.
         skip_broken: leave out files that are not images.
+        seen: what the model was trained on before.
 
     Returns:
         The three parts. Where there is `val` but no `test`, `val` is the test set (as on ImageNet) and validation
@@ -160,7 +171,7 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
     parts = training_parts(root)
     if not parts:
         whole = read_folder(root, root, skip_broken)
-        return replace(split_whole(whole, seed), skipped=whole.skipped)
+        return replace(split_whole(whole, seed, seen=seen), skipped=whole.skipped)
     notes = []
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
@@ -170,9 +181,10 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False) -> Splits:
         if images.classes != loaded["train"].classes:
             odd = sorted(set(images.classes) ^ set(loaded["train"].classes))
             raise InputError(f"data.root: {str(root)!r}: class {odd[0]!r} is not in both train and {part}")
+    filled = fill_splits(loaded["train"], loaded.get("validation"), loaded.get("test"), seed, seen)
     return replace(
-        fill_splits(loaded["train"], loaded.get("validation"), loaded.get("test"), seed),
-        notes=tuple(notes),
+        filled,
+        notes=(*notes, *filled.notes),
         skipped=tuple(name for images in loaded.values() for name in images.skipped),
     )
 

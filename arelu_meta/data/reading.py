@@ -22,6 +22,8 @@ _AT_ONCE = 8  # images that are decoded side by side: each may take as much memo
 _PIXELS_A_BYTE = 512  # at the most in a JPEG: eight blocks of 64, each of which takes a bit or more
 _RUN_BY_OTHERS = {"EPS", "WMF"}  # Pillow hands these to Ghostscript and to Windows
 
+DIGEST_BYTES = 6  # of a SHA-256: a chance match of a million images with ten thousand others is one in 30,000
+
 _Stamp = tuple[int, int, int, int]
 _MOST_KNOWN = 100_000  # names and stamps of millions would fill the memory
 _known: dict[str, tuple[_Stamp, int]] = {}  # digests of whole images that this process read: its next run need not
@@ -128,12 +130,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def shorten(digest: bytes) -> int:
-    """Keep 48 bits of a SHA-256: among a million images and ten thousand others, a chance match in 30,000 data sets.
+    """Keep the first bytes of a SHA-256 as a number.
 
     Args:
         digest: of a file's bytes, or of an image's pixels.
     """
-    return int.from_bytes(digest[:6], "little")
+    return int.from_bytes(digest[:DIGEST_BYTES], "little")
 
 
 def _digest_if_whole(path: Path) -> int | None:

@@ -1,5 +1,6 @@
 """What labelled images are: a set of them, and a set's training, validation and test parts."""
 
+import base64
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from arelu_meta.data.reading import shorten
+from arelu_meta.data.reading import DIGEST_BYTES, shorten
 
 Labels = NDArray[np.int64]
 Digests = NDArray[np.uint64]
@@ -80,6 +81,31 @@ def digest_texts(texts: Iterable[str]) -> Digests:
     return np.fromiter((shorten(hashlib.sha256(text.encode()).digest()) for text in texts), dtype=np.uint64)
 
 
+def encode(digests: Digests) -> str:
+    """Write digests as text, 8 characters each.
+
+    Args:
+        digests: in the order to keep.
+    """
+    parts = digests.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :DIGEST_BYTES]
+    return base64.b64encode(parts.tobytes()).decode()
+
+
+def decode(text: str) -> Digests:
+    """Read what `encode` wrote.
+
+    Args:
+        text: which anyone may have written.
+
+    Raises:
+        ValueError: if it is none; TypeError likewise.
+    """
+    parts = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    whole = np.zeros((len(parts), 8), dtype=np.uint8)
+    whole[:, :DIGEST_BYTES] = parts
+    return whole.view("<u8").ravel().astype(np.uint64)
+
+
 @dataclass(frozen=True)
 class Splits:
     """Training, validation and test images with the same classes.
@@ -92,6 +118,7 @@ class Splits:
         notes: what a reader of the results should know.
         skipped: files left out because they are not images.
         own_test: whether the data brought the test set.
+        test_seen: how many test images the model is or was trained or validated on; None where nobody knows.
     """
 
     train: ImageSet
@@ -101,13 +128,15 @@ class Splits:
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     own_test: bool = False
+    test_seen: int | None = 0
 
     def describe(self) -> dict[str, Any]:
-        """List every image of every part, for split.json."""
+        """List every image of every part, with its digest, for split.json."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             "classes": list(self.train.classes),
             **{name: list(part.names) for name, part in parts.items()},
+            **{f"{name}_digests": encode(part.digests()) for name, part in parts.items()},
             "notes": list(self.notes),
             "skipped": list(self.skipped),
         }

@@ -4,46 +4,98 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from arelu_meta.data.provenance import Provenance
 from arelu_meta.data.sets import ImageSet, Splits, concatenate
 from arelu_meta.errors import InputError
 
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.10
 
 
-def split_whole(images: ImageSet, seed: int, mirrored: bool = True) -> Splits:
+def split_whole(images: ImageSet, seed: int, mirrored: bool = True, seen: Provenance | None = None) -> Splits:
     """Cut test and validation images from a set that has no split.
 
     Args:
         images: all of them.
         seed: of the cut.
         mirrored: see `Splits`.
+        seen: see `fill_splits`.
 
     Raises:
         InputError: if a class has fewer than 3 images.
     """
-    return replace(fill_splits(images, None, None, seed), mirrored=mirrored)
+    return replace(fill_splits(images, None, None, seed, seen), mirrored=mirrored)
 
 
-def fill_splits(train: ImageSet, validation: ImageSet | None, test: ImageSet | None, seed: int) -> Splits:
-    """Cut the parts that are missing from the training images, stratified by class.
+def fill_splits(
+    train: ImageSet, validation: ImageSet | None, test: ImageSet | None, seed: int, seen: Provenance | None = None
+) -> Splits:
+    """Cut the parts that are missing from the training images, stratified by class; equal images stay in one part.
 
     Args:
         train: the training images.
         validation: validation images, if the data brings them.
         test: test images, if the data brings them.
         seed: of the cuts.
+        seen: what the model was trained and validated on before: such images are tested on only where a class has too
+            few others, and those it was trained on are validated on likewise.
 
     Raises:
         InputError: if a class is too small to be cut.
     """
     whole, own_test = len(train), test is not None
+    copies = _note_copies(train)
+    seen = seen or Provenance()
     if test is None:
-        test, train = _cut(train, TEST_SHARE, seed, needed=2 if validation is not None else 3)
+        needed = 2 if validation is not None else 3
+        test, train = _cut(train, TEST_SHARE, seed, needed, last=seen.has_seen(train))
     if validation is None:
         # A share of all images, not of what the test set has left.
-        validation, train = _cut(train, min(0.5, VALIDATION_SHARE * whole / len(train)), seed + 1, needed=2)
-    return Splits(train, validation, test, own_test=own_test)
+        share = min(0.5, VALIDATION_SHARE * whole / len(train))
+        validation, train = _cut(train, share, seed + 1, needed=2, last=np.isin(train.digests(), seen.trained))
+    return Splits(train, validation, test, notes=copies, own_test=own_test)
+
+
+def overlapping(splits: Splits) -> NDArray[np.bool_]:
+    """Return True for each test image that is a training or validation image of its class too.
+
+    Args:
+        splits: the three parts.
+    """
+    others = {key for part in (splits.train, splits.validation) for key, _ in _named(part)}
+    return np.array([key in others for key, _ in _named(splits.test)], dtype=bool)
+
+
+def note_overlaps(splits: Splits) -> Splits:
+    """Name the test images that are among the others too, as the data brings them: they are counted as seen.
+
+    Args:
+        splits: the three parts.
+    """
+    if not (found := overlapping(splits)).any():
+        return splits
+    others = {key: name for part in (splits.train, splits.validation) for key, name in _named(part)}
+    twins = [(name, others[key]) for key, name in _named(splits.test) if key in others]
+    note = f"{found.sum()} of {len(found)} test images are training or validation images too ({_listed(twins)})"
+    return replace(splits, notes=(*splits.notes, note))
+
+
+def _note_copies(images: ImageSet) -> tuple[str, ...]:
+    first: dict[tuple[int, int], str] = {}
+    twins = [(name, first[key]) for key, name in _named(images) if first.setdefault(key, name) != name]
+    return (f"{len(twins)} images are copies of others of their class ({_listed(twins)})",) if twins else ()
+
+
+def _named(images: ImageSet) -> list[tuple[tuple[int, int], str]]:
+    """Give each image a key, the same for equal images of one class; in another class its label is another."""
+    keys = zip(images.labels.tolist(), images.digests().tolist(), strict=True)
+    return list(zip(keys, images.names, strict=True))
+
+
+def _listed(twins: Sequence[tuple[str, str]]) -> str:
+    told = ", ".join(f"{one} = {other}" for one, other in twins[:3])
+    return told + (", …" if len(twins) > 3 else "")
 
 
 def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
@@ -58,7 +110,7 @@ def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
     Raises:
         InputError: if a class has fewer images than there are folds.
     """
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     pool = _pool([splits.train, splits.validation] + ([] if splits.own_test else [splits.test]))
     counts = np.bincount(pool.labels, minlength=len(pool.classes))
@@ -70,7 +122,13 @@ def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
             f"data.folds: {folds} is more than class {name!r} allows, which has {counts.min()} images; give fewer, or "
             f"at least {needed} images a class"
         )
-    cuts = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(pool.labels, pool.labels)
+    # Equal images are tested on in one fold: in another one they would have been trained on.
+    groups = np.unique([key for key, _ in _named(pool)], axis=0, return_inverse=True)[1].ravel()
+    repeated = len(np.unique(groups)) < len(groups)
+    kind = StratifiedGroupKFold if repeated else StratifiedKFold
+    cuts = kind(folds, shuffle=True, random_state=seed % 2**32).split(
+        pool.labels, pool.labels, groups if repeated else None
+    )
     rest, tested = list(cuts)[fold - 1]
     train, test = pool.subset(rest), pool.subset(tested)
     validation, train = _cut(train, min(0.5, VALIDATION_SHARE * len(pool) / len(train)), seed + 1, needed=2)
@@ -88,20 +146,36 @@ def _pool(parts: Sequence[ImageSet]) -> ImageSet:
     return replace(concatenate(parts), names=tuple(names), read=parts[0].read).subset(order)
 
 
-def _cut(images: ImageSet, share: float, seed: int, needed: int) -> tuple[ImageSet, ImageSet]:
-    """Draw a share of every class, at least one image; return it and the rest."""
+def _cut(
+    images: ImageSet, share: float, seed: int, needed: int, last: NDArray[np.bool_] | None = None
+) -> tuple[ImageSet, ImageSet]:
+    """Draw a share of every class, at least one image, and all copies of what is drawn; return it and the rest.
+
+    Args:
+        images: all of them.
+        share: of each class.
+        seed: of the draw.
+        needed: different images that a class must have; one fewer than that is left behind.
+        last: images that are drawn only where a class has too few others.
+    """
     random = np.random.default_rng([seed, 0])
-    drawn: list[int] = []
+    digests, drawn = images.digests(), np.zeros(len(images), dtype=bool)
     for label, name in enumerate(images.classes):
         members = np.flatnonzero(images.labels == label)
         if len(members) < needed:
             raise InputError(
                 f"data.root: class {name!r} has {len(members)} images; at least {needed} are needed to split them"
             )
-        count = min(max(1, round(share * len(members))), len(members) - needed + 1)
-        drawn += random.permutation(members)[:count].tolist()
-    rest = np.setdiff1d(np.arange(len(images)), drawn)
-    return images.subset(sorted(drawn)), images.subset(rest)
+        firsts = members[np.sort(np.unique(digests[members], return_index=True)[1])]
+        different = members if len(firsts) < needed else firsts  # copies alone are told apart all the same
+        count = min(max(1, round(share * len(different))), len(different) - needed + 1)
+        order = random.permutation(different)
+        if last is not None:
+            order = order[np.argsort(last[order], kind="stable")]
+        drawn[order[:count]] = True
+        if different is firsts:
+            drawn[members] = np.isin(digests[members], digests[order[:count]])
+    return images.subset(np.flatnonzero(drawn)), images.subset(np.flatnonzero(~drawn))
 
 
 def thin(images: ImageSet, per_class: int, seed: int) -> ImageSet:

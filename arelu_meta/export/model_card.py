@@ -12,6 +12,7 @@ from typing import Any
 from arelu_meta import __version__
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig
+from arelu_meta.runs.results import seen_line
 from arelu_meta.validation import flatten
 
 TAGS = ("image-classification", "timm", "arelu-meta")
@@ -149,8 +150,11 @@ def _result_lines(results: Mapping[str, Any]) -> str:
         return "No test results lie beside the weights."
     lines = [
         f"Test accuracy {results['test_accuracy']:.1%} (95 % interval {results['test_low']:.1%} to "
-        f"{results['test_high']:.1%}, {results['test_n']} images that it was not trained on)."
+        f"{results['test_high']:.1%}, {results['test_n']} images"
+        + (" that it was not trained on)." if results.get("test_seen") == 0 else ").")
     ]
+    if (told := seen_line(results)) is not None:
+        lines.append(f"{told[:1].upper()}{told[1:]}.")
     if _is_number(results.get("macro_f1")):
         lines.append(f"Macro F1 {results['macro_f1']:.3f}.")
     if _is_number(results.get("ece")):
@@ -192,7 +196,9 @@ def model_card(spec: ModelSpec, results: Mapping[str, Any], use: str) -> str:
 def without_paths(spec: ModelSpec) -> dict[str, Any]:
     """List a spec for publication: all that rebuilds the model, without the run's config, which names local folders.
 
+    Nor are there digests of the images it was trained on: they would tell who holds an image whether it is among them.
+
     Args:
         spec: of the model.
     """
-    return {**asdict(spec), "config": {}}
+    return {**asdict(spec), "config": {}, "provenance": {}}

@@ -3,27 +3,19 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError
+from arelu_meta.finetuning.defaults import settle_rates
 from arelu_meta.intervals import accuracy_interval
-from arelu_meta.runs.folder import open_run
+from arelu_meta.runs.folder import check_same_config, open_run
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.results import finished_results, report_results
-from arelu_meta.validation import flatten
 
-# Where a run lies, how it is watched, and how its images are had.
-_DECIDE_NOTHING = (
-    *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
-    *("run.detect_anomaly", "data.root", "data.workers", "data.cache", "data.download"),
-)
-# What a run settles once it knows its images and its device, when they are left open.
-_SETTLED_LATER = (("optim.act_lr", None), ("train.channels_last", "auto"))
 _OF_RUN = "test_accuracy_"  # in results.json, before a run's name
 
 
@@ -81,7 +73,7 @@ def run_members(
         whole = folder.finished and _holds_all(folder.path, members)
         if not whole:
             for name, member in members.items():
-                _check_same(folder.path / name, member)
+                check_same_config(folder.path / name, partial(settle_rates, member), ended_only=True)
     if whole:
         return finished_results(folder, "finetune")
     resume = "auto" if config.run.resume == "auto" else "never"
@@ -139,25 +131,6 @@ def check_single(folder: Path) -> None:
         )
 
 
-def _check_same(folder: Path, member: FinetuneConfig) -> None:
-    """Refuse a run that has ended under another config."""
-    if not (folder / "results.json").exists():
-        return
-    try:
-        then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-    for name, value in flatten(member).items():
-        group, _, field = name.partition(".")
-        found = then.get(group, {}).get(field, value)
-        left_open = value == "default" or (name, value) in _SETTLED_LATER
-        if found != value and not left_open and name not in _DECIDE_NOTHING:
-            raise InputError(
-                f"{name}: {value!r}, and the run in {str(folder)!r} has ended with {found!r}; give what it had, or "
-                "another run.folder"
-            )
-
-
 def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: list[dict[str, Any]]) -> dict[str, Any]:
     """Sum several runs up.
 
@@ -179,6 +152,7 @@ def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: lis
         "test_low": low,
         "test_high": high,
         "test_n": sum(results["test_n"] for results in found),
+        "test_seen": _sum_seen([results.get("test_seen") for results in found]),
         "runs": len(found),
         **{f"{_OF_RUN}{name}": accuracy for name, accuracy in zip(names, accuracies, strict=True)},
         "model": found[0]["model"],
@@ -187,6 +161,10 @@ def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: lis
         "seconds": round(sum(results["seconds"] for results in found), 2),
         "folder": str(folder),
     }
+
+
+def _sum_seen(counts: list[int | None]) -> int | None:
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _print(names: list[str], found: list[dict[str, Any]], results: dict[str, Any]) -> None:

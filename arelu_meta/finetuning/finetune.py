@@ -21,7 +21,7 @@ from arelu_meta.backbones.from_config import (
 from arelu_meta.backbones.inits import gate_schedule
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.paper_nets import PAPER_NETS
-from arelu_meta.backbones.saving import ModelSpec, read_spec
+from arelu_meta.backbones.saving import ModelSpec, provenance_of, read_spec
 from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
 from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import ImageSet, Splits, class_holders, load_images
@@ -114,6 +114,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         folder = open_run(config.run, "finetune", ranks)
         if folder.finished:
             check_single(folder.path)
+        folder.check_same(lambda images: settle_rates(config, images))
     ranks.same(
         (folder.finished, str(folder.resumed_from)),
         f"run.folder: {str(folder.path)!r} does not hold the same for every process; give one on a disk that all share",
@@ -129,7 +130,8 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     model.to(ranks.device)
     channels_last = suit_layout(model, ranks.device, config.train.channels_last)
     config = replace(config, train=replace(config.train, channels_last=channels_last))
-    spec = replace(spec, mirrored=splits.mirrored, config=asdict(config))
+    seen = provenance_of(config.model.pretrained).joined(splits.train, splits.validation, splits.test)
+    spec = replace(spec, mirrored=splits.mirrored, config=asdict(config), provenance=seen.as_header())
     splits = replace(
         splits,
         train=keep_decoded(splits.train, config.data.cache),
@@ -150,7 +152,8 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
 def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Module, ModelSpec]:
     """Read the images and make the model; whatever does not fit is found here, before anything is written."""
     check_apart(folder, class_holders(config.data))
-    splits = load_images(config.data, config.run.seed)
+    splits = load_images(config.data, config.run.seed, provenance_of(config.model.pretrained))
+    folder.check_split(splits.describe())
     prepare(config.run)  # each seed and fold from its own state, whatever ran before it
     model, spec = build_backbone(
         config.model,

@@ -398,6 +398,7 @@ class Trainer:
             "mode": self.config.train.mode,
             "classes": len(self.splits.train.classes),
             "skipped": len(self.splits.skipped),
+            "test_seen": self.splits.test_seen,
             "seconds": round(self.seconds, 2),
             "folder": str(self.folder.path),
         }

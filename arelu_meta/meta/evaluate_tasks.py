@@ -25,6 +25,7 @@ from arelu_meta.data.episodes.omniglot import ALPHABETS, is_of_alphabets
 from arelu_meta.data.episodes.splits import present_classes
 from arelu_meta.data.images import ImageSet, concatenate, find_root
 from arelu_meta.data.loading import InputSpec
+from arelu_meta.data.provenance import Provenance
 from arelu_meta.errors import InputError
 from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, describe_curve, task_accuracies
@@ -106,6 +107,8 @@ def evaluate_tasks(
         "inner_steps": steps,
         **curve_results(curves),
         "notes": "; ".join(notes),
+        "test_seen": _classes_seen(images, spec, asked.data is not None),
+        "test_classes": len(present_classes(images)),
         "skipped": len(images.skipped),
     }
 
@@ -163,14 +166,22 @@ def _images_and_task(spec: ModelSpec, asked: Asked, checkpoint: Path) -> tuple[I
     if task.alphabets != "mixed":
         images, notes = keep_to_alphabets(images, task, "test")
     check_class_sizes(images, task)
-    return images, task, notes if name_of(asked.data) in BENCHMARKS else [*notes, *_seen_before(images, spec)]
+    return images, task, notes
 
 
-def _seen_before(images: ImageSet, spec: ModelSpec) -> list[str]:
-    """Say how many classes are not unseen, by their names; a benchmark's test part has none of them."""
-    here = present_classes(images)
-    seen = set(here) & set(spec.classes)
-    return [f"not all unseen: it was trained on classes named like {len(seen)} of these {len(here)}"] if seen else []
+def _classes_seen(images: ImageSet, spec: ModelSpec, other: bool) -> int | None:
+    """Count the classes that are not unseen, by their names or their images; None where nobody knows.
+
+    Args:
+        images: that are tested on.
+        spec: of the model.
+        other: whether they are other images than its run's own, whose names of classes then count in a file of 0.1.
+    """
+    seen = Provenance.of_header(spec.provenance)
+    if seen.complete:
+        return len(seen.classes_seen(images))
+    named = set(present_classes(images)) & set(spec.classes) if other else set()
+    return len(named) or None
 
 
 def _other_images(data: DataConfig, own: DataConfig, seed: int) -> ImageSet:

@@ -9,6 +9,7 @@ from torch import nn
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits, Sampler, TaskBatch
+from arelu_meta.data.episodes.splits import present_classes
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.meta.distributed import gather_shares, share_of
 from arelu_meta.meta.evaluation import adaptation_curves, describe_curve
@@ -252,6 +253,8 @@ class MetaTrainer:
             "steps": self.step,
             "notes": "; ".join(self.splits.notes),
             "skipped": len(self.splits.skipped),
+            "test_seen": self.splits.test_seen,
+            "test_classes": len(present_classes(self.splits.test)),
             "processes": self.ranks.processes,
             "seconds": round(self.seconds, 2),
             "folder": str(self.folder.path),

@@ -1,10 +1,13 @@
 """A whole meta-training run, from its config to its results: class splits, model, course."""
 
+from dataclasses import replace
 from typing import Any
 
 from arelu_meta.backbones.from_config import check_model_config
+from arelu_meta.backbones.saving import provenance_of
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import load_class_splits
+from arelu_meta.data.episodes.splits import note_seen
 from arelu_meta.data.images import class_holders
 from arelu_meta.errors import import_learn2learn
 from arelu_meta.finetuning.optimizer import check_optimizer_name
@@ -39,13 +42,17 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     config = settle_head(config)
     ranks = join(config.run)
     folder = open_run(config.run, "metatrain", ranks)
+    folder.check_same(lambda _: config)
     if folder.finished:
         return finished_results(folder, "metatrain")
     check_apart(folder, class_holders(config.data))
     if config.meta.engine == "learn2learn":
         import_learn2learn()
-    splits = load_class_splits(config.data, config.task, config.run.seed)
+    seen = provenance_of(config.model.pretrained)
+    splits = note_seen(load_class_splits(config.data, config.task, config.run.seed), seen)
+    folder.check_split(splits.describe())
     check_patience(config, splits)
     model, spec = make_model(config, splits)
+    spec = replace(spec, provenance=seen.joined(splits.train, splits.validation, splits.test).as_header())
     ranks.wait()  # before the first of them writes: the others would take its files for an older run
     return MetaTrainer(config, folder, splits, spec, model.to(ranks.device), ranks).go()

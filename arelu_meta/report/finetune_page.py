@@ -23,6 +23,7 @@ from arelu_meta.report.run_sections import (
     figures_section,
     learning_section,
     scalar_sections,
+    seen,
 )
 
 _MATRIX_CLASSES = 100
@@ -57,7 +58,7 @@ def headline(run: Run) -> str:
         return unfinished(run, "epoch", run.config.get("train.epochs"))
     counted = run.results.get("test_n")
     images = f"{counted:,} test images" if isinstance(counted, int) else "the test images"
-    return f"{described(run)} gets {percent(accuracy)} of {images} right."
+    return f"{described(run)} gets {percent(accuracy)} of {images} right.{seen(run)}"
 
 
 def unfinished(run: Run, unit: str, planned: object) -> str:

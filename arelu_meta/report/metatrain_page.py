@@ -14,6 +14,7 @@ from arelu_meta.report.run_sections import (
     figures_section,
     learning_section,
     scalar_sections,
+    seen,
 )
 
 
@@ -53,7 +54,7 @@ def headline(run: Run) -> str:
     algorithm = run.text("algorithm") or "the meta-learner"
     return (
         f"{described(run)}, by {algorithm}, gets {percent(accuracy)} of the query images right in {task_words(run)} "
-        f"tasks of unseen classes{guessing}."
+        f"tasks{' of unseen classes' if not run.results.get('test_seen') else ''}{guessing}.{seen(run)}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from arelu_meta.report.figures import Series, curves, heatmap
 from arelu_meta.report.page import Block, Cell, Chart, Fact, Paragraph, Raw, Section, Table, percent
 from arelu_meta.report.run_data import Row, Run, column, number_of
+from arelu_meta.runs.results import seen_line
 
 # Title, meaning, format, and how far apart the colours' ends are at least: rounding is no colour.
 _SCALARS = {
@@ -41,6 +42,16 @@ def accuracy_fact(run: Run) -> Fact:
     tested = f", {counted:,} {unit}" if isinstance(counted, int) else ""
     low, high = percent(run.number("test_low")), percent(run.number("test_high"))
     return Fact("Test accuracy", percent(run.number("test_accuracy")), f"95\u00a0% interval {low} to {high}{tested}")
+
+
+def seen(run: Run) -> str:
+    """Say how much of what was tested on the model had seen before, as a sentence behind another; empty for nothing.
+
+    Args:
+        run: any.
+    """
+    told = seen_line(run.results)
+    return "" if told is None else f" {told[:1].upper()}{told[1:]}."
 
 
 def duration(seconds: float | None) -> str:

@@ -15,6 +15,8 @@ from arelu_meta.errors import InputError, RunError
 
 _FULL_DISK = 1 << 20  # bytes left
 
+UNFINISHED = ".arelu-unfinished"  # what a killed process was writing ends so; a person's own .tmp files do not
+
 
 def write_atomically(
     path: Path, write: Callable[[Path], object], before: Callable[[Path], object] | None = None
@@ -31,7 +33,7 @@ def write_atomically(
     """
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
@@ -112,7 +114,7 @@ def drop_unfinished(folder: Path) -> None:
     Args:
         folder: that no other process writes to.
     """
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(f".*{UNFINISHED}"):
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -30,11 +30,12 @@ from arelu_meta.runs.checkpoints import list_checkpoints, load_checkpoint, load_
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.lock import FolderLock, check_free
 from arelu_meta.runs.ranks import Ranks
-from arelu_meta.runs.restoring import check_same_images, restoring
+from arelu_meta.runs.restoring import check_same_config, check_same_images, restoring
 
 __all__ = [
     "RunFolder",
     "check_apart",
+    "check_same_config",
     "default_folder",
     "load_checkpoint",
     "open_fresh",
@@ -98,6 +99,32 @@ class RunFolder:
         """The best weights."""
         return self.path / "model.safetensors"
 
+    def check_split(self, split: Mapping[str, Any]) -> None:
+        """Refuse to go on with other images than the run had, or another split of them.
+
+        Args:
+            split: what is trained, validated and tested on; JSON types.
+
+        Raises:
+            InputError: naming what came or went.
+        """
+        if self.resumed_from is not None:
+            check_same_images(self.resumed_from, split)
+
+    def check_same(self, resolve: Callable[[int], object]) -> None:
+        """Refuse to go on with a run, or to repeat its results, under a config that would give other figures.
+
+        Args:
+            resolve: gives this run's config, its defaults resolved for a number of training images.
+
+        Raises:
+            InputError: naming the first field that differs.
+        """
+        if self.finished:
+            check_same_config(self.path, resolve)
+        elif self.resumed_from is not None:
+            check_same_config(self.resumed_from.parent.parent, resolve)
+
     def start(self, config: object, split: Mapping[str, Any]) -> None:
         """Make the folder and write what is known before the first step.
 
@@ -110,8 +137,7 @@ class RunFolder:
                 checkpoint that this one goes on from is of a run on other images.
             RunError: if the folder cannot be written.
         """
-        if self.resumed_from is not None:
-            check_same_images(self.resumed_from, split)
+        self.check_split(split)
         if self.silent:
             self.rows = list(self.resumed["metrics"]) if self.resumed is not None else []
             return

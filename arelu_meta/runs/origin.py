@@ -5,9 +5,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import DataConfig, ModelConfig, RunConfig, Settings
-from arelu_meta.data.images import ImageSet
+from arelu_meta.data.images import ImageSet, concatenate, load_images
+from arelu_meta.data.provenance import Provenance
 from arelu_meta.errors import InputError
 from arelu_meta.validation import validate
 
@@ -53,6 +56,40 @@ def _read(spec: ModelSpec, group: str, kind: type[C]) -> C:
         ) from error
 
 
+def test_images_of(own: DataConfig, seed: int, seen: Provenance, checkpoint: Path) -> ImageSet:
+    """Load the images that a checkpoint's run was tested on.
+
+    Args:
+        own: the run's data.
+        seed: of its split.
+        seen: what the model's header says.
+        checkpoint: a run folder, or a file in one.
+
+    Raises:
+        InputError: if they are not all there any more: the split falls otherwise, into what was trained on.
+    """
+    splits = load_images(own, seed)
+    if not len(seen.tested):
+        check_unchanged(checkpoint, splits.test)
+        return splits.test
+    if np.array_equal(np.unique(splits.test.digests()), seen.tested):
+        return splits.test
+    # A run that came from another one was not tested on what that had seen.
+    whole = load_images(replace(own, per_class=None, folds=None, fold=None), seed)
+    images = concatenate([whole.train, whole.validation, whole.test])
+    images = images.subset(np.flatnonzero(np.isin(images.digests(), seen.tested)))
+    if (there := len(np.unique(images.digests()))) < len(seen.tested):
+        raise _changed(f"{there} of {len(seen.tested)} to test on are still there")
+    return images
+
+
+def _changed(what: str) -> InputError:
+    return InputError(
+        f"checkpoint: the images of its run have changed since ({what}); give --data.root FOLDER with images that it "
+        "was not trained on"
+    )
+
+
 def check_unchanged(checkpoint: Path, images: ImageSet) -> None:
     """Refuse a test set that is not the run's any more: the split falls otherwise, into what was trained on.
 
@@ -71,7 +108,4 @@ def check_unchanged(checkpoint: Path, images: ImageSet) -> None:
     if not isinstance(then, list):
         return  # nor did a run write this
     if then != list(images.names):
-        raise InputError(
-            f"checkpoint: the images of its run have changed since ({len(then)} to test on then, {len(images)} now, or "
-            "other ones); give --data.root FOLDER with images that it was not trained on"
-        )
+        raise _changed(f"{len(then)} to test on then, {len(images)} now, or other ones")

@@ -2,13 +2,24 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.validation import flatten
 
 _REMARKS = ("notes", "skipped")  # of split.json: they decide nothing
+# Where a run lies, how it is watched, and how its images are had: these may change from one start of a run to the next.
+DECIDES_NOTHING = (
+    *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
+    *("run.detect_anomaly", "run.deterministic", "data.workers", "data.cache", "data.download", "meta.task_chunk"),
+)
+_DATA_PLACE = ("data.root",)  # images may be moved while a run is not done: their digests are compared then
+_RESOLVED_LATER = (("optim.act_lr", None), ("train.channels_last", "auto"))  # once the model and its device are known
+_LENGTHS = ("train.epochs", "meta.steps")
 
 
 @contextlib.contextmanager
@@ -52,6 +63,45 @@ def check_kinds(state: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
             raise ValueError(f"its {name} is {value}")
 
 
+def check_same_config(folder: Path, resolve: Callable[[int], object], ended_only: bool = False) -> None:
+    """Refuse a config that would give other figures than the run in a folder has, or had begun with.
+
+    Args:
+        folder: of the run; one without a readable config.yaml is let through.
+        resolve: gives the config to compare, its defaults resolved for a number of training images.
+        ended_only: whether a run that has not ended is let through.
+
+    Raises:
+        InputError: naming the first field that decides figures and differs, with both values.
+    """
+    ended = (folder / "results.json").exists()
+    if ended_only and not ended:
+        return
+    try:
+        then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        images = len(json.loads((folder / "split.json").read_text(encoding="utf-8"))["train"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        return
+    if not isinstance(then, dict):
+        return
+    for name, value in flatten(resolve(images)).items():
+        group, _, field = name.rpartition(".")
+        found = (then.get(group) if group else then) or {}
+        before = found.get(field, value) if isinstance(found, dict) else value
+        free = name in DECIDES_NOTHING or (name in _DATA_PLACE and not ended) or (name, value) in _RESOLVED_LATER
+        if free or before == value or json.loads(json.dumps(value)) == before:
+            continue
+        if name in _LENGTHS:
+            raise InputError(
+                f"{name}: {value}, and the run in {str(folder)!r} was planned for {before}, over which its learning "
+                f"rate goes down; --model.pretrained {folder} starts a new run from its model"
+            )
+        raise InputError(
+            f"{name}: {value!r}, and the run in {str(folder)!r} {'ended' if ended else 'began'} with {before!r}; give "
+            "what it had, or another run.folder"
+        )
+
+
 def check_same_images(checkpoint: Path, split: Mapping[str, Any]) -> None:
     """Refuse to go on with other images, or with another split of them: what was trained on would be tested on.
 
@@ -68,8 +118,26 @@ def check_same_images(checkpoint: Path, split: Mapping[str, Any]) -> None:
         return
     now = json.loads(json.dumps(dict(split)))
     parts = [name for name in now if name not in _REMARKS]
-    if isinstance(then, dict) and (other := next((name for name in parts if then.get(name) != now[name]), None)):
+    if not isinstance(then, dict):
+        return
+    parts = [name for name in parts if name in then or not name.endswith("_digests")]  # 0.1 wrote none
+    if other := next((name for name in parts if then.get(name) != now[name]), None):
         raise InputError(
-            f"run.resume: {str(checkpoint)!r} is of a run on other images, or on another split of them ({other} in "
-            "split.json differs); give the data and the run.seed of its run, or another run.folder"
+            f"run.resume: {str(checkpoint)!r} is of a run on other images, or on another split of them "
+            f"({_what_differs(other, then, now)}); give the data and the run.seed of its run, or another run.folder"
         )
+
+
+def _what_differs(part: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say which images of a part came, went or changed."""
+    if part.endswith("_digests"):
+        return f"a file among the {part.removesuffix('_digests')} images has another content"
+    before, after = then.get(part), now[part]
+    if not isinstance(before, list) or not isinstance(after, list):
+        return f"{part} in split.json differs"
+    came, went = (
+        sorted(set(map(str, after)) - set(map(str, before))),
+        sorted(set(map(str, before)) - set(map(str, after))),
+    )
+    told = [f"{len(names)} {word}, such as {names[0]!r}" for names, word in ((came, "new"), (went, "gone")) if names]
+    return f"{part}: {' and '.join(told) or 'another order'}"

@@ -98,7 +98,7 @@ def test_going_on_sets_the_damaged_checkpoint_aside_and_sweeps_up(
             folder.save_checkpoint(f"epoch-{number:04d}", {})
     last = list_checkpoints(folder.checkpoints)[-1]
     last.write_bytes(last.read_bytes()[:-10])
-    (folder.path / ".metrics.csv.abc.tmp").write_text("killed while writing")
+    (folder.path / ".metrics.csv.abc.arelu-unfinished").write_text("killed while writing")
     with open_run(config, "finetune") as again:
         again.start(FinetuneConfig(), {})
         assert [row["epoch"] for row in again.rows] == [1]

@@ -1,12 +1,14 @@
 """Images whose classes are divided into those to train on and those to test on, and what a task needs of them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from arelu_meta.config import TaskConfig
 from arelu_meta.data.images import ImageSet, Labels
+from arelu_meta.data.provenance import Provenance
+from arelu_meta.data.sets import encode
 from arelu_meta.errors import InputError
 
 
@@ -56,6 +58,7 @@ class ClassSplits:
         test: unseen classes.
         notes: what a reader of the results should know.
         inverted: whether dark strokes on white are to be turned into bright ones on black.
+        test_seen: how many of the test classes are not unseen; None where nobody knows.
     """
 
     train: ImageSet
@@ -63,6 +66,7 @@ class ClassSplits:
     test: ImageSet
     notes: tuple[str, ...] = ()
     inverted: bool = False
+    test_seen: int | None = 0
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -78,7 +82,30 @@ class ClassSplits:
             "skipped": list(self.skipped),
             **{f"{name}_classes": present_classes(part) for name, part in parts.items() if part is not None},
             **{name: list(part.names) for name, part in parts.items() if part is not None},
+            **{f"{name}_digests": encode(part.digests()) for name, part in parts.items() if part is not None},
         }
+
+
+def note_seen(splits: ClassSplits, seen: Provenance) -> ClassSplits:
+    """Count the test classes that are not unseen, to the model as it came or by images that training has too.
+
+    Args:
+        splits: the classes.
+        seen: what the model was trained on before.
+    """
+    notes, before = [], set(seen.classes_seen(splits.test))
+    if before:
+        notes.append(f"{len(before)} of {len(present_classes(splits.test))} test classes were seen by the checkpoint")
+    here = np.isin(splits.test.digests(), splits.train.digests())
+    copied = set(present_classes(splits.test.subset(np.flatnonzero(here))))
+    if copied:
+        name = splits.test.names[int(here.argmax())]
+        notes.append(f"{int(here.sum())} test images are training images of other classes too, such as {name}")
+    unknown = not (before | copied) and not seen.complete
+    if unknown:
+        notes.append("the checkpoint is from before version 0.2: whether it has seen the test classes is not known")
+    count = None if unknown else len(before | copied)
+    return replace(splits, notes=(*splits.notes, *notes), test_seen=count)
 
 
 def present_classes(images: ImageSet) -> list[str]:
