@@ -138,6 +138,9 @@ def _evaluate_folders(
         if not Path(place).is_dir():
             raise InputError(f"{where}: {str(place)!r} does not exist; give a folder with one sub-folder a class")
     images = read_folder(Path(query), Path(query), data.skip_broken, "query")
+    seen = Provenance.of_header(learner.spec.provenance)
+    adapted = learner.adapt(support, data.skip_broken)
+    judged = relabel(images, adapted.classes, "query", "of the support's")
     learned_from = read_folder(Path(support), Path(support), data.skip_broken, "support")
     shared = np.isin(images.digests(), learned_from.digests())
     if shared.any():
@@ -145,9 +148,6 @@ def _evaluate_folders(
             f"query: {str(Path(query) / images.names[int(shared.argmax())])!r} and {int(shared.sum()) - 1} more are "
             f"among the support images in {str(support)!r}; give other ones to be judged on"
         )
-    seen = Provenance.of_header(learner.spec.provenance)
-    adapted = learner.adapt(support, data.skip_broken)
-    judged = relabel(images, adapted.classes, "query", "of the support's")
     paths: list[OneImage] = [Path(query) / name for name in images.names]
     guesses = adapted.stream(learner.source(paths, "query"), data.batch_size)
     right = sum(guess.name == judged.classes[judged.labels[guess.place]] for guess in guesses)

@@ -91,6 +91,9 @@ def check_same_config(folder: Path, resolve: Callable[[int], object], ended_only
         free = name in DECIDES_NOTHING or (name in _DATA_PLACE and not ended) or (name, value) in _RESOLVED_LATER
         if free or before == value or json.loads(json.dumps(value)) == before:
             continue
+        if name in _LENGTHS and not ended and value > before:
+            print(f"{name}: {value} instead of {before} from here on; the learning rate goes down over all of them")
+            continue
         if name in _LENGTHS:
             raise InputError(
                 f"{name}: {value}, and the run in {str(folder)!r} was planned for {before}, over which its learning "

@@ -153,15 +153,15 @@ def _interrupt(config: MetatrainConfig, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"meta_normalization": "group"}, "its meta.normalization is 'transductive', not 'group'"),
-        ({"meta_algorithm": "fomaml"}, "its meta.algorithm is 'maml', not 'fomaml'"),
+        ({"meta_normalization": "group"}, "meta.normalization: 'group', and the run in"),
+        ({"meta_algorithm": "fomaml"}, "meta.algorithm: 'fomaml', and the run in"),
     ],
 )
 def test_a_run_does_not_go_on_as_another_learner(
     digits: Make, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], says: str
 ) -> None:
     _interrupt(digits(), monkeypatch)
-    with pytest.raises(InputError, match=rf"^run\.resume: .* does not fit this config \({re.escape(says)}\)"):
+    with pytest.raises(InputError, match=rf"^{re.escape(says)}"):
         metatrain(digits(run_resume="auto", **change))
 
 

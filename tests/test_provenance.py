@@ -1,0 +1,244 @@
+"""No test image or class leaks through a checkpoint, a copy or another seed without a word."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arelu_meta import evaluate, finetune, metatrain
+from arelu_meta.cli import main
+from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
+from arelu_meta.data.images import load_images
+from arelu_meta.data.splitting import take_fold
+from arelu_meta.errors import InputError
+
+CLASSES = "abcd"
+
+
+def _noise(root: Path, images: int = 12, classes: str = CLASSES, seed: int = 0) -> Path:
+    """Noise with drawn labels: nothing can be learned but by heart."""
+    random = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(images):
+            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+def _config(root: Path, folder: Path, **changes: Any) -> FinetuneConfig:
+    config = FinetuneConfig()
+    config.data.root, config.run.folder = str(root), str(folder)
+    config.model.name, config.model.pretrained, config.data.image_size = "mnist_linear", False, 8
+    config.train.epochs, config.optim.lr, config.run.pictures = 1, 0.05, False
+    for name, value in changes.items():
+        group, _, field = name.partition("_")
+        setattr(getattr(config, group), field, value)
+    return config
+
+
+def _split(folder: Path) -> dict[str, list[str]]:
+    return json.loads((folder / "split.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    finetune(_config(_noise(tmp_path / "noise"), tmp_path / "parent"))
+    return tmp_path / "parent"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 7])
+def test_a_run_from_a_checkpoint_tests_on_what_that_had_not_seen_whatever_its_seed(
+    parent: Path, tmp_path: Path, seed: int
+) -> None:
+    results = finetune(_config(tmp_path / "noise", tmp_path / "child", model_pretrained=str(parent), run_seed=seed))
+    assert _split(tmp_path / "child")["test"] == _split(parent)["test"]
+    assert results["test_seen"] == 0
+
+
+def test_a_checkpoint_of_a_checkpoint_remembers_both(parent: Path, tmp_path: Path) -> None:
+    more = shutil.copytree(tmp_path / "noise", tmp_path / "more")
+    _noise(tmp_path / "extra", seed=1)
+    for name in CLASSES:
+        for number in range(12):
+            shutil.copy(tmp_path / "extra" / name / f"{number}.png", more / name / f"extra-{number}.png")
+    child = _config(more, tmp_path / "child", model_pretrained=str(parent), run_seed=3)
+    assert finetune(child)["test_seen"] == 0
+    again = _config(tmp_path / "noise", tmp_path / "again", model_pretrained=str(tmp_path / "child"), run_seed=4)
+    results = finetune(again)
+    seen = {
+        name for run in (parent, tmp_path / "child") for part in ("train", "validation") for name in _split(run)[part]
+    }
+    assert results["test_seen"] == len(seen & set(_split(tmp_path / "again")["test"])) > 0
+
+
+def test_repeats_from_a_checkpoint_test_on_unseen_images_and_folds_count_the_seen_ones_aloud(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repeats = _config(tmp_path / "noise", tmp_path / "repeats", model_pretrained=str(parent), train_repeats=2)
+    assert finetune(repeats)["test_seen"] == 0
+    folds = _config(tmp_path / "noise", tmp_path / "folds", model_pretrained=str(parent), data_folds=3)
+    results = finetune(folds)
+    assert results["test_n"] == 48
+    assert results["test_seen"] == 36
+    assert "NOT all unseen: 36 of 48 test images were trained or validated on before" in capsys.readouterr().out
+
+
+def test_an_evaluation_on_images_that_were_trained_on_says_how_many(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(parent)["test_seen"] == 0
+    assert main(["evaluate", str(parent), "--data.root", str(tmp_path / "noise")]) == 0
+    assert "NOT all unseen: 36 of 48 test images" in capsys.readouterr().out
+    moved = shutil.copytree(tmp_path / "noise", tmp_path / "renamed")
+    for path in list(moved.rglob("*.png")):
+        path.rename(path.with_name(f"other-{path.name}"))
+    assert evaluate(parent, DataConfig(root=str(moved)))["test_seen"] == 36
+
+
+def test_digits_by_name_are_evaluated_on_images_that_a_run_of_another_seed_had_not_seen(tmp_path: Path) -> None:
+    config = _config(tmp_path, tmp_path / "digits", run_seed=5)
+    config.data.root, config.data.per_class = None, 5
+    finetune(config)
+    assert evaluate(tmp_path / "digits", DataConfig(name="digits"))["test_seen"] == 0
+
+
+def test_a_run_tested_on_a_parent_s_split_is_evaluated_on_the_same_images(parent: Path, tmp_path: Path) -> None:
+    child = finetune(_config(tmp_path / "noise", tmp_path / "child", model_pretrained=str(parent), run_seed=6))
+    found = evaluate(tmp_path / "child")
+    assert (found["test_n"], found["test_accuracy"]) == (child["test_n"], child["test_accuracy"])
+
+
+def test_copies_of_a_file_stay_in_one_part_and_are_named(tmp_path: Path) -> None:
+    root = _noise(tmp_path / "noise", images=10)
+    for name in CLASSES:
+        for number in range(10):
+            shutil.copy(root / name / f"{number}.png", root / name / f"copy-{number}.png")
+    for seed in range(4):
+        splits = load_images(DataConfig(root=str(root)), seed)
+        parts = [set(part.digests().tolist()) for part in (splits.train, splits.validation, splits.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts))
+        assert len(splits.train) + len(splits.validation) + len(splits.test) == 80
+        assert any("40 images are copies of others of their class (a/copy-0.png = a/0.png" in n for n in splits.notes)
+        fold = take_fold(splits, 3, 1, seed)
+        assert not np.isin(fold.test.digests(), fold.train.digests()).any()
+
+
+def test_a_test_folder_that_copies_the_training_folder_is_named_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = _noise(tmp_path / "data" / "train", images=8)
+    shutil.copytree(train, tmp_path / "data" / "test")
+    results = finetune(_config(tmp_path / "data", tmp_path / "run"))
+    assert results["test_seen"] == results["test_n"] == 32
+    printed = capsys.readouterr().out
+    assert "32 of 32 test images are training or validation images too (test/a/0.png = train/a/0.png" in printed
+    assert "NOT all unseen: 32 of 32 test images" in printed
+
+
+def test_a_query_that_is_a_support_image_is_refused(tmp_path: Path) -> None:
+    config = MetatrainConfig()
+    config.model.name, config.model.pretrained, config.run.folder = "mnist_linear", False, str(tmp_path / "few")
+    config.task.ways, config.task.queries, config.meta.steps, config.eval.tasks = 2, 2, 1, 2
+    config.data.image_size = 8
+    metatrain(config)
+    support = _noise(tmp_path / "support", images=2, classes="ab")
+    query = _noise(tmp_path / "query", images=2, classes="ab", seed=9)
+    shutil.copy(support / "a" / "0.png", query / "a" / "renamed.png")
+    with pytest.raises(InputError, match=r"^query: .*renamed\.png' and 0 more are among the support images"):
+        evaluate(tmp_path / "few", support=support, query=query)
+
+
+def test_tasks_of_classes_that_the_checkpoint_was_trained_on_are_not_called_unseen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = _noise(tmp_path / "noise", images=6, classes="abcdefgh")
+    finetune(_config(root, tmp_path / "parent"))
+    config = MetatrainConfig()
+    config.data.root, config.data.image_size, config.run.folder = str(root), 8, str(tmp_path / "few")
+    config.model.name, config.model.pretrained = "mnist_linear", str(tmp_path / "parent")
+    config.model.reset_head = True
+    config.task.ways, config.task.queries, config.meta.steps, config.eval.tasks = 2, 2, 1, 3
+    results = metatrain(config)
+    assert results["test_seen"] == results["test_classes"] > 0
+    printed = capsys.readouterr().out
+    assert "tasks of unseen classes" not in printed
+    assert f"NOT all unseen: {results['test_seen']} of {results['test_classes']} test classes" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_activation": "gelu"}, "model.activation: 'gelu', and the run in"),
+        ({"optim_lr": 0.1}, "optim.lr: 0.1, and the run in"),
+        ({"run_seed": 1}, "run.seed: 1, and the run in"),
+        ({"train_epochs": 4}, "train.epochs: 4, and the run in .* was planned for 1, over which its learning rate"),
+        ({"data_root": "elsewhere"}, "data.root: 'elsewhere', and the run in"),
+    ],
+)
+def test_a_finished_run_under_other_settings_is_refused_by_the_first_that_differs(
+    parent: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    config = _config(tmp_path / "noise", parent, run_resume="auto", **change)
+    with pytest.raises(InputError, match=f"^{says}"):
+        finetune(config)
+    same = _config(tmp_path / "noise", parent, run_resume="auto", data_workers=1, run_checkpoint_minutes=1.0)
+    assert finetune(same)["test_accuracy"] is not None
+
+
+def test_a_moved_run_says_where_it_lies_now(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = parent.rename(tmp_path / "moved")
+    assert finetune(_config(tmp_path / "noise", moved, run_resume="auto"))["folder"] == str(moved)
+    assert "parent" not in capsys.readouterr().out.split("finished already")[1]
+
+
+def _interrupt(trainer: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_files_that_were_exchanged_under_the_same_names_are_noticed_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from arelu_meta.finetuning.trainer import Trainer
+
+    root = _noise(tmp_path / "noise")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(_config(root, tmp_path / "run"))
+    _noise(tmp_path / "others", seed=3)
+    name = _split(tmp_path / "run")["train"][0]
+    shutil.copy(tmp_path / "others" / name, root / name)
+    with pytest.raises(InputError, match="a file among the train images has another content"):
+        finetune(_config(root, tmp_path / "run", run_resume="auto"))
+    (root / "a" / "new.png").write_bytes((tmp_path / "others" / "a" / "5.png").read_bytes())
+    with pytest.raises(InputError, match=r"images, or on another split of them \((train|validation|test): \d+ new"):
+        finetune(_config(root, tmp_path / "run", run_resume="auto"))
+
+
+def test_a_person_s_own_hidden_temporary_files_stay(tmp_path: Path) -> None:
+    mine = tmp_path / "run" / ".notes.tmp"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    finetune(_config(_noise(tmp_path / "noise"), tmp_path / "run"))
+    assert mine.read_text() == "mine"
+
+
+def test_a_model_of_before_0_2_says_that_nobody_knows_what_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    from arelu_meta.backbones.saving import load_model, save_model
+
+    root = _noise(tmp_path / "noise")
+    finetune(_config(root, tmp_path / "run"))
+    model, spec = load_model(tmp_path / "run")
+    save_model(tmp_path / "old.safetensors", model, replace(spec, provenance={}))
+    results = finetune(_config(root, tmp_path / "child", model_pretrained=str(tmp_path / "old.safetensors")))
+    assert results["test_seen"] is None
+    assert "not known: how many of the" in capsys.readouterr().out
