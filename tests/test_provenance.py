@@ -72,8 +72,6 @@ def test_a_checkpoint_of_a_checkpoint_remembers_both(parent: Path, tmp_path: Pat
     results = finetune(again)
     runs = (parent, tmp_path / "child")
     seen = {name for run in runs for part in ("train", "validation") for name in _split(run)[part]}
-        name for run in (parent, tmp_path / "child") for part in ("train", "validation") for name in _split(run)[part]
-    }
     assert results["test_seen"] == len(seen & set(_split(tmp_path / "again")["test"])) > 0
 
 
