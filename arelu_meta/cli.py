@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 from arelu_meta import config as configs
 from arelu_meta.config import Settings
 from arelu_meta.errors import InputError, nearest_names, shown
-from arelu_meta.exit_status import INTERRUPTED, fail, guarded
+from arelu_meta.exit_status import INTERRUPTED, fail, guarded, outliving_readers
 from arelu_meta.runs.signals import HEARD, handling, interrupt
 from arelu_meta.validation import describe_type, flags_of, flatten, read_yaml, validate
 
@@ -112,6 +112,8 @@ _SETS = {
 }
 _SHORT = {"data": "data.root", "model": "model.name"}  # beside each field's last name, where one field alone has it
 
+_RUNS = {"demo", "finetune", "metatrain", "claims", "sweep"}  # what these do lies in a folder, whoever reads along
+
 Flags = dict[str, Any]  # every flag's name, and its type
 
 
@@ -142,8 +144,9 @@ def _main(arguments: list[str]) -> None:
         raise InputError(f"task: {name!r} is not known; {nearest_names(name, TASKS)}")
     config = parse(name, rest)
     if config is not None:
-        _greet(TASKS[name], config)
-        _function(TASKS[name])(config)
+        with outliving_readers() if name in _RUNS else contextlib.nullcontext():
+            _greet(TASKS[name], config)
+            _function(TASKS[name])(config)
 
 
 def _greet(task: Task, config: Any) -> None:
@@ -155,8 +158,7 @@ def _greet(task: Task, config: Any) -> None:
     values = flatten(config)
     values["data"] = values.get("data.root") or values.get("data.name") or "the embedded digits"
     if task.greeting:
-        with contextlib.suppress(BrokenPipeError):  # a run whose reader is gone says so itself, with its checkpoint
-            print(re.sub(r"\{([\w.]+)\}", lambda found: str(values[found[1]]), task.greeting), flush=True)
+        print(re.sub(r"\{([\w.]+)\}", lambda found: str(values[found[1]]), task.greeting), flush=True)
 
 
 def _function(task: Task) -> Callable[[Any], object]:

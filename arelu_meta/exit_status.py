@@ -5,8 +5,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from arelu_meta.errors import InputError, RunError, SharedRunError
 from arelu_meta.runs.signals import terminated_as_by_ctrl_c
@@ -35,7 +35,7 @@ def guarded(work: Callable[[], object]) -> int:
     except RunError as error:
         return fail(error, CANNOT_GO_ON, shared=isinstance(error, SharedRunError))
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`). A run that it ends is a RunError (runs/folder.py).
+        # Whoever read our output has seen enough (`| head`).
         return 0
     except KeyboardInterrupt as error:
         return fail(f"interrupted{f'; {error}' if str(error) else ''}", INTERRUPTED)
@@ -98,6 +98,34 @@ def fail(error: object, status: int, shared: bool = False) -> int:
     return status
 
 
+class _Output(io.FileIO):
+    """Standard output; where its reader stops inside `outliving_readers`, what is left goes nowhere."""
+
+    outlives = False
+
+    def write(self, content: Any) -> int:
+        """Write, as a file does."""
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            if not _Output.outlives:
+                raise
+            _point_nowhere(self.fileno())
+            return len(content)
+
+
+@contextlib.contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Let a run go on inside the block though nobody reads its output any more (`| head`): its folder has it all."""
+    before, _Output.outlives = _Output.outlives, True
+    try:
+        yield
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+    finally:
+        _Output.outlives = before
+
+
 def open_streams() -> None:
     """Give every closed standard stream a place to write to, so that no file that is opened takes its number.
 
@@ -113,7 +141,12 @@ def open_streams() -> None:
                 os.close(nowhere)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        raw = _Output(sys.stdout.fileno(), "w", closefd=False)
+        terminal = sys.stdout.isatty()
+        sys.stdout.flush()
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), sys.stdout.encoding, "backslashreplace", None, terminal)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
@@ -123,11 +156,11 @@ def _close_quietly() -> None:
         try:
             stream.flush()
         except (OSError, ValueError):
-            _drop(stream)
+            with contextlib.suppress(OSError, ValueError):
+                _point_nowhere(stream.fileno())
 
 
-def _drop(stream: TextIO) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+def _point_nowhere(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -68,17 +68,14 @@ def test_an_interrupt_while_a_task_is_imported_exits_130_at_once(number: signal.
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
-def test_a_run_whose_reader_stops_is_no_success_and_names_a_checkpoint(tmp_path: Path) -> None:
+def test_a_run_whose_reader_stops_goes_on_to_its_end(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(_command(folder), stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert done.returncode == 3
-    assert done.stderr.startswith("error: standard output was closed; ")
-    assert "epoch-0000.pt is written" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (folder / "results.json").exists()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "results.json").exists()
 
 
 def test_who_handles_a_warning_already_is_left_to_it_while_a_task_is_imported() -> None:
