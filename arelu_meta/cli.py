@@ -15,6 +15,7 @@ from arelu_meta import config as configs
 from arelu_meta.config import Settings
 from arelu_meta.errors import InputError, nearest_names, shown
 from arelu_meta.exit_status import INTERRUPTED, fail, guarded, outliving_readers
+from arelu_meta.runs.environment import check_environment
 from arelu_meta.runs.signals import HEARD, handling, interrupt
 from arelu_meta.validation import describe_type, flags_of, flatten, read_yaml, validate
 
@@ -144,6 +145,7 @@ def _main(arguments: list[str]) -> None:
         raise InputError(f"task: {name!r} is not known; {nearest_names(name, TASKS)}")
     config = parse(name, rest)
     if config is not None:
+        check_environment()
         with outliving_readers() if name in _RUNS else contextlib.nullcontext():
             _greet(TASKS[name], config)
             _function(TASKS[name])(config)

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import re
 import warnings
 from collections.abc import Iterable
 from types import ModuleType
@@ -32,6 +33,16 @@ class SharedRunError(RunError):
 
 class MissingExtraError(InputError, ImportError):
     """A part of the toolkit needs a package that is not installed; the message says how to install it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return True if an error says that memory ran out, which each library does in a way of its own.
+
+    Args:
+        error: any.
+    """
+    said = "out of memory|[Cc]annot allocate memory|t allocate memory|std::bad_alloc|failed to map segment"
+    return isinstance(error, MemoryError) or re.search(said, str(error)) is not None
 
 
 def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:

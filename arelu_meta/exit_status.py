@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from arelu_meta.errors import InputError, RunError, SharedRunError
+from arelu_meta.errors import InputError, RunError, SharedRunError, out_of_memory
 from arelu_meta.runs.signals import terminated_as_by_ctrl_c
 
 BAD_INPUT, CANNOT_GO_ON, INTERRUPTED = 2, 3, 130
@@ -56,9 +56,7 @@ def refused_by_machine(error: Exception) -> str | None:
     """
     text = str(error)
     reason = text.split("\n")[0].strip().rstrip(". ")
-    if isinstance(error, MemoryError) or re.search(
-        "out of memory|[Cc]annot allocate memory|t allocate memory|std::bad_alloc|failed to map segment", text
-    ):
+    if out_of_memory(error):
         return (
             f"out of memory ({reason or 'MemoryError'}); allow more, or try a smaller --data.batch_size or "
             "--data.image_size"
@@ -91,8 +89,9 @@ def fail(error: object, status: int, shared: bool = False) -> int:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     # Every process of a run finds the same fault; the first says it.
-    first = os.environ.get("RANK", "").strip("0 ") == ""
-    if first or not (shared or status in (BAD_INPUT, INTERRUPTED)):
+    rank, processes = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    other = rank.isdecimal() and processes.isdecimal() and 0 < int(rank) < int(processes)
+    if not (other and (shared or status in (BAD_INPUT, INTERRUPTED))):
         with contextlib.suppress(OSError, ValueError):  # nobody reads it: the status still counts
             print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
     return status

@@ -10,7 +10,7 @@ from arelu_meta.backbones.paper_nets import PAPER_NETS
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.backbones.timm_support import register_act_layer
 from arelu_meta.backbones.weights import embedded_models, embedded_weights
-from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.errors import InputError, nearest_names, out_of_memory
 
 
 def create_backbone(
@@ -109,6 +109,8 @@ def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     try:
         return PAPER_NETS[name](**kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
 
 
@@ -126,6 +128,8 @@ def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     except (OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         if not pretrained:
             raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
         reason = str(error).split("\n")[0].split("'[Errno")[0]

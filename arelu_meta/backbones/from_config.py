@@ -16,7 +16,7 @@ from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.loading import InputSpec
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, out_of_memory
 
 
 def check_model_config(config: ModelConfig) -> None:
@@ -120,6 +120,8 @@ def check_forward(model: nn.Module, spec: ModelSpec, smallest_batch: int | None 
                 where = f"data.batch_size: 1 at {inputs.image_size} px"
                 copy.deepcopy(model).train()(image)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         reason = str(error).split("\n")[0].rstrip(".")
         raise InputError(f"{where} is too small, or does not fit {spec.name!r} ({reason}); give another") from error
     finally:

@@ -116,7 +116,7 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
                 check_size(image)
                 image.load()
                 return to_channels(_upright(image), channels)
-        except OSError:
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
             raise OSError(f"{type(error).__name__}: {error}") from error
@@ -149,6 +149,8 @@ def _digest_if_whole(path: Path) -> int | None:
                 image.load()
             file.seek(0)
             return shorten(hashlib.file_digest(file, "sha256").digest())
+    except MemoryError:
+        raise
     except Exception:  # Pillow's decoders raise whatever they meet in a damaged file
         return None
 

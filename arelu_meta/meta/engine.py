@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.data.episodes import Episode, TaskBatch
-from arelu_meta.errors import InputError, import_learn2learn
+from arelu_meta.errors import InputError, import_learn2learn, out_of_memory
 from arelu_meta.meta.algorithms import build_maml, prototype_loss, query_loss, reptile_loss, with_gradient_of
 from arelu_meta.meta.averages import averages_kept, updates_averages
 from arelu_meta.meta.chunking import tasks_at_once
@@ -256,6 +256,8 @@ def why_not_vectorized(model: nn.Module, images: Tensor) -> str | None:
             together = stack.logits([weight.clone() for weight in stack.start()], images)
             apart = torch.stack([model(one) for one in images])
     except (RuntimeError, ValueError, NotImplementedError) as error:
+        if out_of_memory(error):
+            raise
         return f"torch.vmap cannot run this model ({str(error).splitlines()[0][:80]})"
     scale = apart.abs().max().clamp_min(1e-6)
     if not float((together - apart).abs().max() / scale) < 1e-3:
