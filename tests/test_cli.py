@@ -523,6 +523,30 @@ def test_output_that_cannot_be_written_is_status_3_in_one_line(words: str) -> No
     assert (done.returncode, done.stderr) == (3, "error: No space left on device\n")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(("words", "status"), [("--version", 0), ("finetune --help", 0), ("finetune --nonsense 1", 2)])
+def test_closed_and_full_streams_change_no_status_and_say_nothing(words: str, status: int, closed: str) -> None:
+    command = f"{sys.executable} -m arelu_meta.cli {words} {closed}; echo status $?"
+    done = subprocess.run(["bash", "-c", f"({command}) 3>&1 1>&3"], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(f"status {status}\n")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.count("\n") <= (status == 2)
+
+
+def test_a_file_that_is_opened_gets_no_closed_stream_s_number(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from arelu_meta.exit_status import guarded\n"
+        "def work():\n"
+        "    with open(sys.argv[1], 'w') as file: print('printed'); file.write(str(file.fileno()))\n"
+        "sys.exit(guarded(work))\n"
+    )
+    file = tmp_path / "file"
+    done = subprocess.run(["bash", "-c", f'{sys.executable} -c "$0" {file} <&- >&- 2>&-', code], check=False)
+    assert done.returncode == 0
+    assert int(file.read_text()) > 2
+
+
 def test_a_terminal_without_unicode_gets_the_help_all_the_same() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "arelu_meta.cli", "--help"], capture_output=True, env={"PYTHONIOENCODING": "ascii"}
