@@ -6,11 +6,13 @@ The public API is re-exported lazily: `import arelu_meta` alone imports no torch
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from arelu_meta.timm_act_layer import register_act_layer
+
 if TYPE_CHECKING:
     from arelu_meta.activations.arelu import AReLU, GatedAReLU, arelu
     from arelu_meta.activations.registry import create_activation, list_activations
     from arelu_meta.backbones.create import create_backbone
-    from arelu_meta.backbones.inits import fold
+    from arelu_meta.backbones.initialization import fold
     from arelu_meta.backbones.swap import SwapReport, swap_activations, unswap
     from arelu_meta.evaluation import evaluate
     from arelu_meta.finetuning.finetune import finetune
@@ -43,7 +45,7 @@ _HOMES = {
     "create_activation": "arelu_meta.activations.registry",
     "list_activations": "arelu_meta.activations.registry",
     "create_backbone": "arelu_meta.backbones.create",
-    "fold": "arelu_meta.backbones.inits",
+    "fold": "arelu_meta.backbones.initialization",
     "SwapReport": "arelu_meta.backbones.swap",
     "swap_activations": "arelu_meta.backbones.swap",
     "unswap": "arelu_meta.backbones.swap",
@@ -52,6 +54,8 @@ _HOMES = {
     "metatrain": "arelu_meta.meta.metatrain",
     "Learner": "arelu_meta.meta.few_shot_learner",
 }
+
+register_act_layer()
 
 
 def __getattr__(name: str) -> Any:

@@ -78,7 +78,7 @@ TASKS: dict[str, Task] = {
     ),
     "swap": Task(
         configs.SwapConfig,
-        "arelu_meta.backbones.swap_task:swap_task",
+        "arelu_meta.backbones.commands:swap_task",
         "what a swap replaces in a model",
         ("model.name",),
         without_words="all",

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.swap import swap_activations
-from arelu_meta.backbones.timm_support import register_act_layer
+from arelu_meta.backbones.timm_compat import explain_weights_that_do_not_fit
 from arelu_meta.backbones.weights import embedded_models, embedded_weights
 from arelu_meta.errors import InputError, nearest_names, out_of_memory
 
@@ -54,6 +54,7 @@ def create_backbone(
     if activation is not None:
         start = (init or ("preserve" if pretrained else "paper")) if activation == "arelu" else init
         swap_activations(model, activation, init=start, data=data)
+    explain_weights_that_do_not_fit(model)
     return model
 
 
@@ -118,7 +119,6 @@ def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     import timm
 
     check_model_name(name)
-    register_act_layer()
     weights = embedded_weights(name) if pretrained else None
     if weights is not None:
         kwargs["pretrained_cfg_overlay"] = {"state_dict": weights}

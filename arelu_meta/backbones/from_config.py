@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.registry import create_activation
+from arelu_meta.backbones.calibration import reestimate_batch_norm
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
-from arelu_meta.backbones.drift import reestimate_batch_norm
-from arelu_meta.backbones.inits import OPENED, is_gate_that_learns
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.initialization import OPENED, is_gate_that_learns
+from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.config import ModelConfig

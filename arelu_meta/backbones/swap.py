@@ -1,52 +1,124 @@
 """Swap activations in any model: find them, replace them, report, and take it back."""
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.activations.registry import create_activation
-from arelu_meta.backbones.called import functions_that_stay, settle, trace_and_lead
-from arelu_meta.backbones.calls import CallSequence, forget_calls
-from arelu_meta.backbones.checks import (
-    Pattern,
-    check_arguments,
-    check_model,
-    check_patterns,
-    check_slot,
-    reason_to_keep,
-)
-from arelu_meta.backbones.drift import batches_of
-from arelu_meta.backbones.examples import Example
-from arelu_meta.backbones.fast_path import match_fast_paths
-from arelu_meta.backbones.functional import (
-    functional_owners,
-    is_rewritten,
-    remember_taps,
-    restore,
-    rewrite,
-    unreadable_owners,
-)
-from arelu_meta.backbones.leading import Led, is_led, take_back
-from arelu_meta.backbones.places import Place, fill_by_data, maker, path_of, place_of, put_in
-from arelu_meta.backbones.report import Kept, Swapped, SwapReport
-from arelu_meta.backbones.roles import (
+from arelu_meta.backbones.activation_sites import (
     REPLACED_ROLES,
-    Slot,
+    Pattern,
+    Site,
+    check_patterns,
     find_activations,
-    find_slots,
+    find_sites,
     is_activation,
     norms_with_activation,
+    reason_to_keep,
+    works_in_place,
 )
-from arelu_meta.backbones.timm_support import add_timm_support, drop_timm_support
-from arelu_meta.backbones.tracing import Trace
-from arelu_meta.backbones.walking import named_modules, tree_changed, tree_stays
-from arelu_meta.errors import InputError
+from arelu_meta.backbones.calibration import (
+    Collector,
+    batches_of,
+    drift_between,
+    outputs_of,
+    reestimate_batch_norm,
+    run,
+)
+from arelu_meta.backbones.call_tracing import (
+    MODULE_OF_FUNCTION,
+    Call,
+    Example,
+    Traces,
+    example_input,
+    trace_calls,
+)
+from arelu_meta.backbones.functional_patches import (
+    activations_of,
+    match_fast_paths,
+    patch_functional_calls,
+    unpatch,
+)
+from arelu_meta.backbones.initialization import (
+    HOOKS,
+    INITS,
+    default_init,
+    fit_init,
+    move_hooks,
+    out_of_place_copy,
+    write_back,
+)
+from arelu_meta.backbones.per_call import PerCallActivation, count_calls, stop_counting
+from arelu_meta.backbones.preservation import Outputs, check_preserved, outputs_to_preserve
+from arelu_meta.backbones.report import Kept, Swapped, SwapReport
+from arelu_meta.backbones.timm_compat import add_timm_support, drop_timm_support
+from arelu_meta.errors import InputError, nearest_names
 
 __all__ = ["SwapReport", "find_activations", "is_activation", "swap_activations", "unswap"]
 
-_ORIGINALS = "_arelu_meta_originals"
+_REPLACED = "_arelu_meta_replaced"
+
+Share = Literal["call", "module"]
+Maker = Callable[[Site, int, Collector | None], nn.Module]
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What a swap took out of a place: kept by the module that holds the place.
+
+    Args:
+        original: the activation that stood there before any swap.
+        activation: what was swapped in.
+        init: how it started; None where it starts as it is made.
+    """
+
+    original: nn.Module
+    activation: str
+    init: str | None
+
+
+@dataclass
+class Filling:
+    """What is to fill one site.
+
+    Args:
+        site: it.
+        before: what the table says of what stood there.
+        parameters_before: how many parameters that had.
+        paths: all names that lead to it.
+        evaluation: the index of the activation of each call of one forward.
+        training: the same in training.
+        caller: the path of the module whose forward makes the calls.
+        write_back: whether the new activation has to overwrite its input.
+        modules: what was made, one activation a call.
+    """
+
+    site: Site
+    before: str
+    parameters_before: int
+    paths: list[str]
+    evaluation: list[int] = field(default_factory=lambda: [0])
+    training: list[int] = field(default_factory=lambda: [0])
+    caller: str = ""
+    write_back: bool = False
+    modules: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def calls(self) -> int:
+        """How many activations the site needs."""
+        return 1 + max([0, *self.evaluation, *self.training])
+
+    def path_of(self, call: int) -> str:
+        """Name the activation of one call, as the report does."""
+        return f"{self.site.path}.{call}" if self.calls > 1 else self.site.path
 
 
 def swap_activations(
@@ -58,24 +130,29 @@ def swap_activations(
     example: Example | None = None,
     data: Tensor | Iterable[object] | None = None,
     trace: bool = True,
-    share: Literal["call", "module"] = "call",
+    share: Share = "call",
     batch_norm: bool = False,
 ) -> SwapReport:
     """Replace a model's hidden activations in place; gates and what works on positions stay.
 
+    A second swap replaces what the first one put in, from the model's own activations on; what was put in with the
+    same activation and the same init (or none is asked for) stays, with what it has learned.
+
     Args:
         model: any module.
         activation: a name of `list_activations()`.
-        init: how an AReLU starts: `preserve` (every output stays as it was; the default), `paper`, `leak`,
-            `open`, `nearest`, or `fit`, which needs `data`. Other activations start as they are made.
+        init: how an AReLU starts: `preserve` (every output stays as it was), `paper`, `leak`, `open`, `nearest`, or
+            `fit`, which needs `data`; default: `preserve` for pretrained weights, `paper` otherwise. Other activations
+            start as they are made.
         include: replace only these: roles (`hidden`, `se_hidden`, `glu`, `gate`, `position`, `attention_kernel`),
             path patterns (`blocks.*`) or types.
         exclude: never replace these: the same.
-        example: an input for tracing, or several in a tuple or a dict; default: zeros of the model's pretrained_cfg
-            input size, on a copy without data.
+        example: an input for tracing, or several in a tuple or a dict; default: an image of the size that the model
+            says it takes (timm's `pretrained_cfg`, Hugging Face's `config`).
         data: a few unlabelled batches: for `fit`, for `batch_norm`, and for the report's drift, on the first of them.
-        trace: look in one forward pass for activations that are called several times or as functions. Without it, or
-            without an example and a pretrained_cfg, a module stays one module and `complete` is False.
+        trace: run a copy of the model once in each mode, to see which activations are called several times, and which
+            as functions; and check `preserve` by one forward before and one after. Without it, or without an example,
+            a module stays one module and `complete` is False.
         share: `call`: each call of a module within its owner's forward has scalars of its own; `module`: a module that
             is called several times, or stands under several names, is replaced by one.
         batch_norm: re-estimate the running statistics of batch normalisation on `data`.
@@ -84,49 +161,17 @@ def swap_activations(
         What was replaced and what was kept.
 
     Raises:
-        InputError: if a name is unknown, a pattern matches nothing, the model cannot be changed, or there is nothing
-            to replace; the model is unchanged then.
+        InputError: if a name is unknown, a pattern matches nothing, the model cannot be changed, there is nothing to
+            replace, or `preserve` would move an output; the model is unchanged then.
     """
-    start = check_arguments(activation, init, share, data, batch_norm)
-    with tree_stays(model):
-        return _swap_checked(model, activation, start, (include, exclude), example, data, trace, share, batch_norm)
-
-
-def _swap_checked(
-    model: nn.Module,
-    activation: str,
-    start: str,
-    patterns: tuple[Sequence[Pattern] | None, Sequence[Pattern] | None],
-    example: Example | None,
-    data: Tensor | Iterable[object] | None,
-    trace: bool,
-    share: str,
-    batch_norm: bool,
-) -> SwapReport:
+    check_arguments(activation, init, share, data, batch_norm)
     check_model(model)
     batches = batches_of(data, model)
-    rewritten = [module for _, module in functional_owners(model)]
-    for module in rewritten:
-        rewrite(module)
-        tree_changed(model)
-    led: list[Led] = []
-    try:
-        first = batches[0] if example is None and batches else example
-        traces, led = trace_and_lead(model, first) if trace else (None, led)
-        report = _swap(model, activation, start, patterns, traces, batches, share, batch_norm)
-    except Exception:
-        for one in reversed(led):
-            one.undo()
-        for module in rewritten:
-            restore(module)
-        tree_changed(model)
-        match_fast_paths(model)
-        raise
-    settle(report, led)
-    if led:
-        tree_changed(model)
-    match_fast_paths(model)
-    return report
+    if trace and example is None:
+        example = batches[0] if batches else example_input(model)
+    swap = _Swap(model, activation, init, include, exclude, example, batches, trace, share, batch_norm)
+    with _unchanged_after_an_error(model):
+        return swap.run()
 
 
 def unswap(model: nn.Module) -> None:
@@ -136,126 +181,452 @@ def unswap(model: nn.Module) -> None:
         model: changed in place; one that was never swapped stays as it is. What has been taken out of the model or
             built anew since the swap (a pruned layer, a reset head) stays so.
     """
-    for path, original in getattr(model, _ORIGINALS, {}).items():
-        try:
-            now = model.get_submodule(path)
-        except AttributeError:
-            continue
-        _set_module(model, path, original.train(now.training))
-    object.__setattr__(model, _ORIGINALS, {})
-    forget_calls(model)
-    drop_timm_support(model)
-    for _, module in named_modules(model):
-        if is_rewritten(module):
-            restore(module)
-        if is_led(module):
-            take_back(module)
+    for module in list(model.modules()):
+        for name, replaced in vars(module).pop(_REPLACED, {}).items():
+            _put_back(module, name, replaced)
+        stop_counting(module)
+        unpatch(module)
+        drop_timm_support(module)
     match_fast_paths(model)
 
 
-def _swap(
-    model: nn.Module,
-    activation: str,
-    start: str,
-    patterns: tuple[Sequence[Pattern] | None, Sequence[Pattern] | None],
-    traces: tuple[Trace, Trace] | None,
-    batches: list[Tensor],
-    share: str,
-    batch_norm: bool,
-) -> SwapReport:
-    wanted = type(create_activation(activation))
-    slots = list(find_slots(model))
-    functions = functions_that_stay(model, traces)
-    if not slots and not functions and not any(norms_with_activation(model)):
-        raise InputError(f"model: {type(model).__name__} has no activation module; nothing to swap")
-    check_patterns(model, [pattern for some in patterns for pattern in some or ()])
-    report = SwapReport()
-    places: dict[tuple[int, str], Place] = {}
-    for slot in slots:
-        if _is_swapped(model, slot, wanted):
-            continue
-        reason = reason_to_keep(slot, *patterns)
-        if reason:
-            report.kept.append(Kept(slot.path, slot.role, _describe(slot.module), reason))
-        elif (id(slot.owner), slot.name) in places:
-            places[id(slot.owner), slot.name].paths.append(slot.path)
-        else:
-            places[id(slot.owner), slot.name] = place_of(slot, traces if share == "call" else None)
-    for place in places.values():
-        check_slot(place.slot)
-    make = maker(model, activation, start, tied=traces is None or share == "module")
-    if batches and places:
-        report.logit_drift = 0.0
-        drift = fill_by_data(model, list(places.values()), start, activation, make, batches, batch_norm)
-        report.logit_drift = drift.pop("", None)
-    else:
-        drift = {}
-        for place in places.values():
-            place.filled = [make(place.slot, call, None) for call in range(place.calls)]
-        put_in(model, list(places.values()))
-    _write_entries(report, slots, places, drift)
-    _remember(model, list(places.values()))
-    report.kept += functions
-    report.complete = _is_complete(model, report, traces)
-    return report
-
-
-def _write_entries(
-    report: SwapReport, slots: list[Slot], places: dict[tuple[int, str], Place], drift: dict[str, float]
+def check_arguments(
+    activation: str, init: str | None, share: str, data: Tensor | Iterable[object] | None, batch_norm: bool
 ) -> None:
-    counted: set[int] = set()
-    for slot in slots:
-        place = places.get((id(slot.owner), slot.name))
-        if place is None or slot.path not in place.paths:
-            continue
-        for call, after in enumerate(place.filled):
-            path = f"{slot.path}.{call}" if place.calls > 1 else slot.path
-            moved = drift.get(path_of(place, call))
-            alpha, beta = None, None
-            if isinstance(after, AReLU | GatedAReLU) and not after.alpha.is_meta:
-                alpha, beta = after.alpha.item(), after.beta.item()
-            entry = Swapped(path, slot.role, _describe(slot.module), _describe(after), alpha, beta, moved)
-            report.swapped.append(entry)
-            if id(after) not in counted:
-                counted.add(id(after))
-                report.parameters_added += sum(parameter.numel() for parameter in after.parameters())
-        if id(slot.module) not in counted:
-            counted.add(id(slot.module))
-            report.parameters_added -= sum(parameter.numel() for parameter in slot.module.parameters())
+    """Check the arguments of `swap_activations` that need no model.
+
+    Raises:
+        InputError: if a name is unknown, or one needs images and there are none.
+    """
+    if activation != "arelu" and init is not None:
+        raise InputError(
+            f"init: {init!r} is an initialization of 'arelu'; {activation!r} starts as it is made, give no init"
+        )
+    if init is not None and init not in INITS:
+        raise InputError(f"init: {init!r} is not known; {nearest_names(init, INITS)}")
+    if share not in ("call", "module"):
+        raise InputError(f"share: {share!r} is not allowed; give 'call' or 'module'")
+    for what, needed in (("init: 'fit'", init == "fit"), ("batch_norm: True", batch_norm)):
+        if needed and data is None:
+            raise InputError(f"{what} looks at images; give data=, a few unlabelled batches")
+    create_activation(activation)
 
 
-def _remember(model: nn.Module, places: list[Place]) -> None:
-    originals = dict(getattr(model, _ORIGINALS, {}))
-    for place in places:
-        for path in place.paths:
-            originals.setdefault(path, place.slot.module)
-    object.__setattr__(model, _ORIGINALS, originals)
-    for _, module in named_modules(model):
-        if is_rewritten(module):
-            remember_taps(module)
-    add_timm_support(model)
+def check_model(model: nn.Module) -> None:
+    """Refuse a model whose modules cannot be exchanged.
+
+    Raises:
+        InputError: if it is scripted, compiled or lazy, or no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    name = type(model).__name__
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise InputError(f"model: {name} is under torch.compile already; swap before it, or swap model._orig_mod")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # what is in it cannot even be seen
+            where = repr(path) if path else name
+            raise InputError(f"model: {where} is scripted or frozen and cannot be changed; swap before torch.jit")
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        if any(is_lazy(tensor) for tensor in tensors if tensor is not None):
+            raise InputError(f"model: {name} has lazy layers that have not seen an input; run it once before the swap")
 
 
-def _is_swapped(model: nn.Module, slot: Slot, wanted: type[nn.Module]) -> bool:
-    inside = slot.module[0] if isinstance(slot.module, CallSequence) else slot.module
-    return isinstance(inside, AReLU | GatedAReLU) or (
-        slot.path in getattr(model, _ORIGINALS, {}) and type(inside) is wanted
-    )
+class _Swap:
+    """One swap of a model, step by step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        activation: str,
+        init: str | None,
+        include: Sequence[Pattern] | None,
+        exclude: Sequence[Pattern] | None,
+        example: Example | None,
+        batches: list[Tensor],
+        trace: bool,
+        share: Share,
+        batch_norm: bool,
+    ) -> None:
+        self.model = model
+        self.activation = activation
+        self.asked_init = init
+        self.init = init
+        self.include, self.exclude = include, exclude
+        self.example = example if trace else None
+        self.batches = batches
+        self.trace = trace
+        self.share = share
+        self.batch_norm = batch_norm
+        self.report = SwapReport()
+        self.as_asked = 0
+        self.before: dict[tuple[int, str], tuple[str, int]] = {}
+        self.drift: dict[str, float] = {}
+
+    def run(self) -> SwapReport:
+        model, report = self.model, self.report
+        patched = patch_functional_calls(model)
+        sites = find_sites(model)
+        check_patterns([*sites, *map(_as_before_any_swap, sites)], [*(self.include or ()), *(self.exclude or ())])
+        self._put_earlier_originals_back()
+        if self.activation == "arelu" and self.init is None:
+            self.init = default_init(model)
+        report.init = self.init
+        to_preserve = self._outputs_to_preserve()
+        traces = Traces() if self.example is None else trace_calls(model, self.example)
+        sites = find_sites(model)
+        self._check_there_is_something(sites, traces)
+        fillings = self._fillings(sites, traces)
+        self._fill(fillings, tied=traces.evaluation is None or self.share == "module")
+        for module in patched:
+            if not any(_is_replaced(module, name) for name in activations_of(module)):
+                unpatch(module)
+        match_fast_paths(model)
+        self._write_entries(sites, fillings)
+        self._list_what_stays(traces)
+        self._note(traces)
+        if to_preserve is not None and fillings:
+            self._note_unchecked(check_preserved(model, to_preserve))
+        add_timm_support(model)
+        return report
+
+    def _put_earlier_originals_back(self) -> None:
+        """Let what an earlier swap put in give way to the originals, if it is to be replaced."""
+        for site in find_sites(self.model):
+            replaced = vars(site.owner).get(_REPLACED, {}).get(site.name)
+            either = (site, _as_before_any_swap(site))
+            kept = all(reason_to_keep(one, self.include, self.exclude) for one in either)
+            if kept or self._is_as_asked(site, replaced):
+                continue
+            self.before[id(site.owner), site.name] = _describe(site.module), _parameters_of(site.module)
+            if replaced is not None:
+                del vars(site.owner)[_REPLACED][site.name]
+                _put_back(site.owner, site.name, replaced)
+
+    def _is_as_asked(self, site: Site, replaced: Replaced | None) -> bool:
+        if replaced is not None:
+            asked = self.asked_init in (None, replaced.init)
+            return replaced.activation == self.activation and asked
+        if self.activation != "arelu" or not isinstance(site.module, AReLU | GatedAReLU):
+            return False
+        gated = self.asked_init in ("preserve", *("leak", "open"))
+        return self.asked_init is None or isinstance(site.module, GatedAReLU) == gated
+
+    def _outputs_to_preserve(self) -> Outputs | None:
+        if self.init != "preserve" or not self.trace:
+            return None
+        if self.example is None:
+            self._note_unchecked("the model does not say what it takes; give example=")
+            return None
+        if self.batch_norm:
+            self._note_unchecked("batch_norm moves the outputs, as it was asked to")
+            return None
+        found = outputs_to_preserve(self.model, self.example)
+        if isinstance(found, str):
+            self._note_unchecked(found)
+            return None
+        return found
+
+    def _note_unchecked(self, why: str) -> None:
+        if why:
+            self.report.notes.append(f"preserve was not checked: {why}")
+
+    def _check_there_is_something(self, sites: list[Site], traces: Traces) -> None:
+        functions = any(trace.functions for trace in traces.both())
+        if sites or functions or any(norms_with_activation(self.model)):
+            return
+        name = type(self.model).__name__
+        if traces.evaluation is not None:
+            raise InputError(f"model: {name} has no activation; nothing to swap")
+        why = f" ({traces.failure})" if traces.failure else ""
+        raise InputError(
+            f"model: {name} has no activation module, and it was not run to see whether it calls one as a function"
+            f"{why}; nothing to swap, or give example=, an input that it takes"
+        )
+
+    def _fillings(self, sites: list[Site], traces: Traces) -> list[Filling]:
+        fillings: dict[tuple[int, str], Filling] = {}
+        for site in sites:
+            key = id(site.owner), site.name
+            if key not in self.before:
+                reason = reason_to_keep(site, self.include, self.exclude)
+                if reason:
+                    self.report.kept.append(Kept(site.path, site.role, _describe(site.module), reason))
+                else:
+                    self.as_asked += 1
+            elif key in fillings:
+                fillings[key].paths.append(site.path)
+            elif any(map(parametrize.is_parametrized, site.module.modules())):
+                raise InputError(
+                    f"model: {site.path!r} is parametrised; remove its parametrisation before the swap, or exclude it"
+                )
+            else:
+                filling = Filling(site, *self.before[key], [site.path])
+                if self._decide(filling, traces):
+                    fillings[key] = filling
+        return list(fillings.values())
+
+    def _decide(self, filling: Filling, traces: Traces) -> bool:
+        """See from the traces how often a site is called; return False if it has to stay."""
+        path, seen = filling.site.path, traces.both()
+        calls = [trace.calls.get(path, []) for trace in seen] if self.share == "call" else []
+        if not _number_calls(filling, calls):
+            self.report.notes.append(f"{path}: its calls come in a changing order, so they share one activation")
+        # Where nobody looked, the input may be read again.
+        read_again = any(path in trace.read_again for trace in seen) or not seen
+        filling.write_back = read_again and works_in_place(filling.site.module)
+        if not filling.write_back or self.activation == "arelu" or write_back(create_activation(self.activation)):
+            return True
+        if not seen:
+            filling.write_back = False
+            return True
+        reason = f"it works in place and its input is read again; {self.activation!r} cannot work in place"
+        self.report.kept.append(Kept(path, filling.site.role, filling.before, reason))
+        return False
+
+    def _fill(self, fillings: list[Filling], tied: bool) -> None:
+        make = self._maker(tied)
+        if self.batches and fillings:
+            self._fill_by_data(fillings, make)
+            return
+        for filling in fillings:
+            filling.modules = [make(filling.site, call, None) for call in range(filling.calls)]
+        self._put_in(fillings)
+
+    def _maker(self, tied: bool) -> Maker:
+        made: dict[tuple[int, int], nn.Module] = {}
+
+        def make(site: Site, call: int, collector: Collector | None) -> nn.Module:
+            key = (id(site.module), call)
+            if tied and key in made:  # one module gives one activation, wherever it stands
+                return made[key]
+            device, dtype = _where(self.model, site)
+            if self.activation != "arelu":
+                after = create_activation(self.activation, device=device, dtype=dtype)
+            elif self.init == "fit":
+                after = fit_init(site.module, device, dtype, collector.moments if collector else None)
+            else:
+                after = INITS[str(self.init)](site.module, device=device, dtype=dtype)
+            if not isinstance(after, GatedAReLU):  # its base holds them
+                for name, buffer in site.module.named_buffers(recurse=False):
+                    if not hasattr(after, name):
+                        after.register_buffer(name, buffer.clone(), name not in site.module._non_persistent_buffers_set)
+            made[key] = after.train(site.module.training)
+            return after
+
+        return make
+
+    def _fill_by_data(self, fillings: list[Filling], make: Maker) -> None:
+        """Fill the sites after a look at what goes through them, and see how far each output has moved."""
+        model, batches = self.model, self.batches
+        statistics = {name: buffer.clone() for name, buffer in model.named_buffers()} if self.batch_norm else {}
+        try:
+            for filling in fillings:
+                base = filling.site.module
+                filling.modules = [Collector(out_of_place_copy(base), filling.write_back) for _ in range(filling.calls)]
+            self._put_in(fillings, final=False)
+            before = outputs_of(model, batches[0], _names(fillings))
+            if self.init == "fit":
+                run(model, batches[1:])
+            for filling in fillings:
+                looked = [one if isinstance(one, Collector) else None for one in filling.modules]
+                filling.modules = [make(filling.site, call, collector) for call, collector in enumerate(looked)]
+            self._put_in(fillings)
+            if self.batch_norm:
+                reestimate_batch_norm(model, batches)
+            self.drift = drift_between(before, outputs_of(model, batches[0], _names(fillings)))
+        except Exception as error:
+            for name, buffer in model.named_buffers():
+                if name in statistics:
+                    buffer.copy_(statistics[name])
+            if isinstance(error, InputError):
+                raise
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise InputError(f"data: the model cannot take it ({reason}); give batches of its images") from error
+        self.report.logit_drift = self.drift.pop("", None)
+
+    def _put_in(self, fillings: list[Filling], final: bool = True) -> None:
+        """Put what was made into the model; only the final activations take hooks, and are remembered."""
+        for filling in fillings:
+            site = filling.site
+            after = filling.modules[0]
+            if filling.calls > 1:
+                owner = self.model.get_submodule(filling.caller)
+                where = f"{site.path!r} of {type(owner).__name__}"
+                after = PerCallActivation(filling.modules, filling.evaluation, filling.training, where)
+                after.train(site.module.training)
+                count_calls(owner, site.path[len(filling.caller) + bool(filling.caller) :])
+            if final:
+                if filling.write_back:
+                    for module in filling.modules:
+                        write_back(module)
+                move_hooks(site.module, after)
+                replaced = vars(site.owner).setdefault(_REPLACED, {})
+                replaced[site.name] = Replaced(site.module, self.activation, self.init)
+            site.owner._modules[site.name] = after
+        match_fast_paths(self.model)
+
+    def _write_entries(self, sites: list[Site], fillings: list[Filling]) -> None:
+        report, counted = self.report, set[int]()
+        by_path = {path: filling for filling in fillings for path in filling.paths}
+        for site in sites:
+            filling = by_path.get(site.path)
+            if filling is None:
+                continue
+            for call, after in enumerate(filling.modules):
+                path = f"{site.path}.{call}" if filling.calls > 1 else site.path
+                alpha, beta = None, None
+                if isinstance(after, AReLU | GatedAReLU) and not after.alpha.is_meta:
+                    alpha, beta = after.alpha.item(), after.beta.item()
+                moved = self.drift.get(filling.path_of(call))
+                report.swapped.append(Swapped(path, site.role, filling.before, _describe(after), alpha, beta, moved))
+                if id(after) not in counted:
+                    counted.add(id(after))
+                    report.parameters_added += _parameters_of(after)
+            if id(site.module) not in counted:
+                counted.add(id(site.module))
+                report.parameters_added -= filling.parameters_before
+
+    def _list_what_stays(self, traces: Traces) -> None:
+        report = self.report
+        calls = [call for trace in traces.both() for call in trace.functions]
+        for call in dict.fromkeys(calls):
+            module = MODULE_OF_FUNCTION[call.function]
+            report.kept.append(
+                Kept(
+                    call.owner,
+                    "hidden",
+                    call.function,
+                    f"called as a function in {call.where}; write self.act = nn.{module}() in the module's __init__ "
+                    "and call self.act(x) there",
+                )
+            )
+        for path, norm in norms_with_activation(self.model):
+            reason = "its activation is part of the norm's own arithmetic"
+            report.kept.append(Kept(path, "hidden", type(norm).__name__, reason))
+        left = any(entry.role in REPLACED_ROLES for entry in report.kept)
+        report.complete = traces.evaluation is not None and not left
+
+    def _note(self, traces: Traces) -> None:
+        notes, why = self.report.notes, ""
+        if self.as_asked:
+            notes.append(f"{self.as_asked} are {self.activation} from before, and stay as they are")
+        if self.activation == "arelu" and self.asked_init is None and self.report.swapped:
+            look = "do not look pretrained" if self.init == "paper" else "may be pretrained"
+            notes.append(f"init: {self.init}, since the weights {look}; give init= to choose another")
+        what = "what it calls several times, or as a function, is not known"
+        if not self.trace:
+            why = "was not run"
+        elif self.example is None:
+            why = "was not run, for it does not say what it takes (give example=)"
+        elif traces.evaluation is None:
+            why = f"failed on the example ({traces.failure})"
+        elif traces.failure:
+            why, what = (
+                f"failed in training on the example ({traces.failure})",
+                "what training alone calls is not known",
+            )
+        if why:
+            notes.append(f"the model {why}: {what}")
 
 
-def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    owner, _, name = path.rpartition(".")
-    model.get_submodule(owner)._modules[name] = module
+@contextmanager
+def _unchanged_after_an_error(model: nn.Module) -> Iterator[None]:
+    """Give a model back as it was where a swap fails: its tree, its classes, its hooks and all attributes."""
+    contents = ("_modules", *HOOKS, _REPLACED)
+    kept = []
+    for module in model.modules():
+        attributes = dict(vars(module))
+        inner = {name: copy.copy(attributes[name]) for name in contents if isinstance(attributes.get(name), dict)}
+        kept.append((module, type(module), attributes, inner))
+    try:
+        yield
+    except BaseException:
+        for module, kind, attributes, inner in kept:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in inner.items():
+                vars(module)[name].clear()
+                vars(module)[name].update(content)
+        raise
+
+
+def _as_before_any_swap(site: Site) -> Site:
+    replaced = vars(site.owner).get(_REPLACED, {}).get(site.name)
+    return site if replaced is None else replace(site, module=replaced.original)
+
+
+def _put_back(owner: nn.Module, name: str, replaced: Replaced) -> None:
+    now = owner._modules.get(name)
+    if now is not None:
+        owner._modules[name] = replaced.original.train(now.training)
+
+
+def _is_replaced(owner: nn.Module, name: str) -> bool:
+    return name in vars(owner).get(_REPLACED, {})
+
+
+def _number_calls(filling: Filling, calls: list[list[Call]]) -> bool:
+    """Number the calls of one forward of the caller: a place in the code, and in a loop the turn there, is one call.
+
+    Args:
+        filling: is told the calls, and who makes them.
+        calls: in evaluation, and in training if that was traced.
+
+    Returns:
+        False if several forwards of the caller make them in different orders, so that no count can tell them apart.
+    """
+    path = filling.site.path
+    callers = [_callers(path, call) for some in calls for call in some]
+    if not callers:
+        return True
+    filling.caller = min((names[-1] for names in callers), key=len)
+    numbers: dict[tuple[str, int], int] = {}
+    orders: list[list[int]] = []
+    for some in calls:
+        forwards: dict[int, list[int]] = {}
+        turns: dict[tuple[int, str], int] = {}
+        for call in some:
+            forward = [number for name, number in call.running if name == filling.caller][-1]
+            turn = turns.get((forward, call.place), 0)
+            turns[forward, call.place] = turn + 1
+            forwards.setdefault(forward, []).append(numbers.setdefault((call.place, turn), len(numbers)))
+        order = max(forwards.values(), key=len, default=[])
+        if any(other != order for other in forwards.values()):
+            return False
+        orders.append(order)
+    filling.evaluation = orders[0] or orders[-1]
+    filling.training = orders[-1] or orders[0]
+    return True
+
+
+def _callers(path: str, call: Call) -> list[str]:
+    return [name for name, _ in call.running if not name or path.startswith(f"{name}.")]
+
+
+def _names(fillings: list[Filling]) -> dict[nn.Module, str]:
+    return {module: filling.path_of(call) for filling in fillings for call, module in enumerate(filling.modules)}
 
 
 def _describe(module: nn.Module) -> str:
-    return f"GatedAReLU({type(module.base).__name__})" if isinstance(module, GatedAReLU) else type(module).__name__
+    if isinstance(module, PerCallActivation):
+        return _describe(module[0])
+    if isinstance(module, GatedAReLU):
+        return f"GatedAReLU({_describe(module.base)})"
+    return "AReLU" if isinstance(module, AReLU) else type(module).__name__
 
 
-def _is_complete(model: nn.Module, report: SwapReport, traces: tuple[Trace, Trace] | None) -> bool:
-    for path, norm in norms_with_activation(model):
-        reason = "its activation is part of the norm's own arithmetic"
-        report.kept.append(Kept(path, "hidden", type(norm).__name__, reason))
-    for path in unreadable_owners(model):
-        report.kept.append(Kept(path, "hidden", "relu", "called as a function, in code that is not known here"))
-    return traces is not None and not any(entry.role in REPLACED_ROLES for entry in report.kept)
+def _parameters_of(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _where(model: nn.Module, site: Site) -> tuple[torch.device | None, torch.dtype | None]:
+    """Take device and dtype from the nearest parameter around the activation."""
+    owner, path = site.owner, site.path.rpartition(".")[0]
+    while True:
+        parameter = next((one for one in owner.parameters() if one.is_floating_point()), None)
+        if parameter is not None or not path:
+            return (None, None) if parameter is None else (parameter.device, parameter.dtype)
+        path = path.rpartition(".")[0]
+        owner = model.get_submodule(path)

@@ -8,8 +8,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from arelu_meta.activations.arelu import GatedAReLU
-from arelu_meta.backbones.examples import Example, call_with, example_input, on_meta
-from arelu_meta.backbones.without_data import without_data
+from arelu_meta.backbones.call_tracing import (
+    Example,
+    call_with,
+    copy_for_forward,
+    example_input,
+    in_words,
+    without_data,
+)
 from arelu_meta.errors import InputError
 
 
@@ -50,20 +56,18 @@ def gates_before_head(model: nn.Module, example: Example | None = None) -> list[
     example = example_input(model) if example is None else example
     if example is None:
         raise InputError(f"example: {type(model).__name__} does not say what it takes; give an input of it")
-    try:
-        with without_data(model):
-            return _find(model, on_meta(example))
-    except Exception:  # it needs its values: a stranger's model may raise anything
-        pass
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        return _find(model, example)
-    except Exception as error:
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise InputError(f"example: the model cannot take it ({reason}); give an input of it") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    failure = ""
+    for on_meta in (True, False):
+        try:
+            copied = copy_for_forward(model, on_meta)
+            found = _find(copied, without_data(example) if on_meta else example)
+        except Exception as error:  # on the meta device it may lack its values; a stranger's model may raise anything
+            failure = in_words(error)
+            continue
+        paths = {module: path for path, module in copied.named_modules()}
+        gates = (model.get_submodule(paths[gate]) for gate in found)
+        return [gate for gate in gates if isinstance(gate, GatedAReLU)]
+    raise InputError(f"example: the model cannot take it ({failure}); give an input of it")
 
 
 def _find(model: nn.Module, example: Example) -> list[GatedAReLU]:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.claims.fixed_tasks import divide_for
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.meta_runs import ALL, BATCH_TASKS, DIVIDED, WAYS, MetaTrial, run

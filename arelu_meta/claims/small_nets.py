@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from arelu_meta.activations.registry import PAPER_ACTIVATIONS, create_activation
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.tensors import Tensors, scaled
 from arelu_meta.runs.replay import Replay

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import GatedAReLU
-from arelu_meta.backbones.drift import reestimate_batch_norm
+from arelu_meta.backbones.calibration import reestimate_batch_norm
 from arelu_meta.claims.before_head import open_last_gates
 from arelu_meta.config import Init
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.small_lr_tables import ORIGINAL

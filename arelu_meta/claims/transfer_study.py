@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.claims import small_lr_runs
 from arelu_meta.claims.amounts import amount, epochs
 from arelu_meta.claims.ledger import Row

@@ -18,9 +18,9 @@ from arelu_meta.backbones.from_config import (
     heads_of,
     zero_head,
 )
-from arelu_meta.backbones.inits import gate_schedule
+from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.backbones.layout import suit_layout
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, provenance_of, read_spec
 from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
 from arelu_meta.data.caching import keep_decoded

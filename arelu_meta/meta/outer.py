@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from arelu_meta.backbones.inits import gate_schedule
+from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import RunError, SharedRunError

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, zero_head
-from arelu_meta.backbones.paper_nets import PAPER_NETS
+from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import (

@@ -11,8 +11,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arelu_meta.activations.arelu import AReLU
+from arelu_meta.backbones.commands import EXCUSED
 from arelu_meta.backbones.swap import swap_activations
-from arelu_meta.backbones.swap_all import EXCUSED
 
 _HIDDEN = ["relu", "hardtanh", "gelu", "silu", "leaky_relu", "elu", "celu", "selu", "hardswish", "mish", "softplus"]
 _HIDDEN += ["prelu", "_prelu_kernel", "threshold", "softshrink", "hardshrink", "rrelu_with_noise", "erf"]

@@ -207,7 +207,7 @@ def test_every_known_name_passes_the_check() -> None:
         ({"name": "conv4", "num_classes": -1}, "num_classes: -1 is not allowed; give 0 or more"),
         ({"name": "test_resnet", "activation": "aerlu"}, "'aerlu' is not known; nearest: 'arelu'"),
         ({"name": "test_resnet", "activation": "arelu", "init": "papper"}, "'papper' is not known; nearest: 'paper'"),
-        ({"name": "test_resnet", "activation": "gelu", "init": "paper"}, "'paper' is a start of 'arelu'"),
+        ({"name": "test_resnet", "activation": "gelu", "init": "paper"}, "'paper' is an initialization of 'arelu'"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_bad_input(arguments: dict[str, Any], message: str) -> None:

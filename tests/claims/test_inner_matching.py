@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arelu_meta.backbones.paper_nets import conv4_32, mnist_linear
+from arelu_meta.backbones.networks import conv4_32, mnist_linear
 from arelu_meta.claims.inner_matching import adaptation_change, matched_inner_rate
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.small_lr_runs import metatrain_config

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from arelu_meta.backbones.paper_nets import mnist_linear
+from arelu_meta.backbones.networks import mnist_linear
 from arelu_meta.claims.matching import logit_change, solve
 from arelu_meta.config import FinetuneConfig, OptimConfig
 

@@ -211,7 +211,7 @@ def test_accelerates_own_settings_of_fsdp_are_refused(digits: Make, monkeypatch:
 # A network that reads a layer's weights past the layer, as a few of timm's do.
 _PAST_THE_LAYER = """
 import sys
-from arelu_meta.backbones.paper_nets import SmallNet
+from arelu_meta.backbones.networks import SmallNet
 from arelu_meta.finetuning import fsdp
 from arelu_meta.cli import main
 fsdp.SMALLEST_UNIT = 1

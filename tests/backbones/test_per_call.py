@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from arelu_meta.activations.arelu import AReLU
-from arelu_meta.backbones.calls import CallSequence
+from arelu_meta.backbones.per_call import PerCallActivation
 from arelu_meta.backbones.swap import swap_activations, unswap
+from arelu_meta.errors import RunError
 
 
 class Thrice(nn.Module):
@@ -46,10 +48,24 @@ class Thrice(nn.Module):
 class Checkpointed(Thrice):
     """Repeats only a part of its forward in the backward pass."""
 
+    reentrant = False
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.first(x))
-        y: Tensor = checkpoint(self.tail, x, use_reentrant=False)
+        y: Tensor = checkpoint(self.tail, x, use_reentrant=self.reentrant)
         return y
+
+
+class CheckpointedByPass(Checkpointed):
+    """Repeats each pass of a loop by itself, the last one first."""
+
+    def tail(self, x: Tensor) -> Tensor:
+        for layer in self.rest:
+            x = checkpoint(lambda x, layer=layer: self.act(layer(x)), x, use_reentrant=self.reentrant)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.act(self.first(x)))
 
 
 X = torch.zeros(2, 4)
@@ -65,9 +81,9 @@ def swapped(kind: type[Thrice] = Thrice) -> Thrice:
     return model
 
 
-def sequence(model: nn.Module) -> CallSequence:
+def sequence(model: nn.Module) -> PerCallActivation:
     found = model.get_submodule("act")
-    assert isinstance(found, CallSequence)
+    assert isinstance(found, PerCallActivation)
     return found
 
 
@@ -146,27 +162,102 @@ def test_a_checkpoint_around_the_owner_repeats_the_same_calls(reentrant: bool) -
     torch.testing.assert_close(again, plain, rtol=0, atol=0)
 
 
-def test_a_checkpoint_inside_the_owner_repeats_the_same_calls() -> None:
-    model = swapped(Checkpointed).eval()
-    x = torch.randn(3, 4)
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", [Checkpointed, CheckpointedByPass])
+def test_a_checkpoint_of_a_part_of_the_owner_is_refused_and_shared_scalars_get_the_right_gradient(
+    kind: type[Checkpointed], reentrant: bool
+) -> None:
+    model = swapped(kind).train()
+    model.reentrant = reentrant
+    x = torch.randn(3, 4, requires_grad=True)
+    y = model(x)
+    torch.testing.assert_close(y, expected(model, x))
+    with pytest.raises(RunError, match=r"'act' of .* is called outside of its owner's forward.*share=\"module\""):
+        y.square().sum().backward()
+    torch.manual_seed(0)
+    plain, shared = Thrice().eval(), kind().eval()
+    shared.load_state_dict(plain.state_dict())
+    shared.reentrant = reentrant
+    gradients = []
+    for one in (plain, shared):
+        swap_activations(one, init="paper", example=X, share="module")
+        one(x).square().sum().backward()
+        gradients.append([p.grad for p in one.parameters()])
+    torch.testing.assert_close(*gradients)
 
-    def gradients(run: Callable[[], Tensor]) -> dict[str, Tensor]:
-        model.zero_grad()
-        run().square().sum().backward()
-        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    plain = gradients(lambda: expected(model, x))
-    for _ in range(2):
-        torch.testing.assert_close(gradients(lambda: model(x)), plain, rtol=0, atol=0)
-    assert {"act.0.alpha", "act.1.alpha", "act.2.alpha"} <= set(plain)
+def test_a_gradient_taken_within_a_forward_does_not_take_anothers_scalars() -> None:
+    """There the owner's forward runs while the backward pass repeats a part of it."""
+
+    class Inner(Checkpointed):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            y = super().forward(x)
+            if self.training:
+                (slope,) = torch.autograd.grad(y.sum(), x)
+                y = y + slope
+            return y
+
+    torch.manual_seed(0)
+    model = Inner().eval()
+    swap_activations(model, init="paper", example=X)
+    model(torch.randn(3, 4))
+    with pytest.raises(RunError, match="outside of its owner's forward"):
+        model.train()(torch.randn(3, 4))
 
 
-def test_a_method_called_without_the_owners_forward_finds_its_calls_too() -> None:
+def test_a_method_called_without_the_owners_forward_is_refused() -> None:
     model = swapped().eval()
+    with pytest.raises(RunError, match="'act' of Thrice is called outside of its owner's forward"):
+        model.tail(torch.randn(3, 4))
+
+
+def test_a_forward_that_skips_a_call_or_makes_one_more_is_refused() -> None:
+    model = swapped().eval()
+    layers = list(model.rest)
+    for rest in (layers[:1], layers * 2):
+        model.rest = nn.ModuleList(rest)
+        with pytest.raises(RunError, match=r"called (2 times, and the swap saw 3|more often than the 3 times)"):
+            model(torch.randn(3, 4))
+    model.rest = nn.ModuleList(layers)
     x = torch.randn(3, 4)
-    wanted = model(x)
-    for _ in range(2):
-        assert torch.equal(model.tail(sequence(model)[0](model.first(x))), wanted)
+    assert torch.equal(model(x), expected(model, x))
+
+
+def test_a_module_that_calls_itself_counts_each_forward_for_itself() -> None:
+    class Nested(Thrice):
+        inner: nn.Module | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act(self.first(x))
+            x = x if self.inner is None else self.inner(x)
+            return self.act(x)
+
+    torch.manual_seed(0)
+    model = Nested()
+    swap_activations(model, init="paper", example=X)
+    nn.init.constant_(model.get_parameter("act.1.alpha"), 0.2)
+    x = torch.randn(3, 4)
+    once = model(x)
+    assert torch.equal(once, sequence(model)[1](sequence(model)[0](model.first(x))))
+    vars(model)["inner"] = model.forward_once = lambda x: vars(model).update(inner=None) or model(x)  # type: ignore[method-assign]
+    acts = sequence(model)
+    assert torch.equal(model(x), acts[1](acts[1](acts[0](model.first(acts[0](model.first(x)))))))
+
+
+@pytest.mark.parametrize("name", ["res2net50_14w_8s", "hrnet_w18_small"])
+def test_one_model_in_eight_threads_gives_each_thread_its_output(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3).eval()
+    swap_activations(model, init="paper")
+    for index, parameter in enumerate(p for p in model.parameters() if p.numel() == 1):
+        nn.init.constant_(parameter, 0.05 + 0.9 * (index * 0.618 % 1))
+    images = torch.randn(16, 1, 3, 32, 32)
+    with torch.no_grad():
+        wanted = [model(image) for image in images]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda image: model(image).detach(), images))
+    assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -190,58 +281,18 @@ def test_export_and_trace_keep_each_calls_scalars() -> None:
     torch.testing.assert_close(traced(x), expected(model, x))
 
 
-def scripted(model: nn.Module) -> torch.jit.ScriptModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is on its way out
-        script: torch.jit.ScriptModule = torch.jit.script(model)
-    return script
-
-
-def test_scripted_each_call_keeps_its_scalars_in_every_forward_of_either_mode() -> None:
-    model = swapped().train()
-    model(torch.randn(3, 4))  # an odd number of calls before it: the script counts for itself
-    script = scripted(model)
-    for training in (True, True, False, False, True):
-        model.train(training)
-        script.train(training)
-        for run in (script, copy.deepcopy(script)):
-            x = torch.randn(3, 4)
-            torch.testing.assert_close(run(x), expected(model, x))
-        assert used(model, lambda x=x: script(x)) == ({0, 1, 2, 3} if training else {0, 1, 2})  # type: ignore[misc]
-
-
-def test_the_model_that_was_scripted_and_its_copies_go_on_as_before() -> None:
-    model = swapped().eval()
-    x = torch.randn(3, 4)
-    wanted = expected(model, x)
-    scripted(model)
-    for other in (model, copy.deepcopy(model)):
-        assert torch.equal(other(x), wanted)
-        torch.testing.assert_close(scripted(other)(x), wanted)
-    unswap(model)
-    assert type(model) is Thrice
-    scripted(model)
-
-
-def test_two_starts_are_scripted_in_one_process() -> None:
-    x = torch.randn(3, 4)
-    for init in ("paper", "preserve", "paper"):
-        model = Thrice().eval()
-        swap_activations(model, init=init, example=X)
-        torch.testing.assert_close(scripted(model)(x), model(x))
-
-
 @pytest.mark.parametrize("training", [False, True])
-def test_in_the_graph_of_fx_each_call_is_its_own_activation(training: bool) -> None:
+def test_in_the_graph_of_fx_each_call_of_a_block_is_its_own_activation(training: bool) -> None:
     model = swapped().train(training)
     x = torch.randn(3, 4)
-    for trace in (torch.fx.symbolic_trace, lambda model: create_feature_extractor(model, ["act"])):
+    whole = nn.Sequential(model).train(training)
+    for trace in (torch.fx.symbolic_trace, lambda model: create_feature_extractor(model, ["0.act"])):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training calls it once more, and torchvision says so
-            graph = trace(model)
+            graph = trace(whole)
         calls = [node.target for node in graph.graph.nodes if str(node.target).endswith("alpha")]
-        assert calls == [f"act.{i}.alpha" for i in ((3, 0, 1, 2) if training else (0, 1, 2))]
-    traced = torch.fx.symbolic_trace(model)
+        assert calls == [f"0.act.{i}.alpha" for i in ((3, 0, 1, 2) if training else (0, 1, 2))]
+    traced = torch.fx.symbolic_trace(whole)
     torch.testing.assert_close(traced(x), expected(model, x), rtol=0, atol=0)
     assert used(model, lambda: traced(x)) == ({0, 1, 2, 3} if training else {0, 1, 2})
 
@@ -446,8 +497,8 @@ def test_a_hidden_activation_outside_the_tree_of_modules_is_reported() -> None:
             return y
 
     report = swap_activations(Hides(), example=X)
-    assert [(entry.path, entry.before) for entry in report.kept] == [("", "GELU")]
-    assert "test_calls.py:" in report.kept[0].reason
+    assert [(entry.path, entry.before) for entry in report.kept] == [("", "gelu")]
+    assert "test_per_call.py:" in report.kept[0].reason
     assert not report.complete
 
 
@@ -486,7 +537,7 @@ def test_coats_tied_mlp_stays_tied() -> None:
     before = len(list(model.parameters()))
     report = swap_activations(model, init="paper")
     assert report.complete
-    assert not any(isinstance(module, CallSequence) for module in model.modules())
+    assert not any(isinstance(module, PerCallActivation) for module in model.modules())
     assert len(list(model.parameters())) == before + report.parameters_added
     block = model.get_submodule("parallel_blocks.0")
     assert block.mlp2 is block.mlp3 is block.mlp4

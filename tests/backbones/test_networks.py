@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.create import create_backbone
-from arelu_meta.backbones.paper_nets import PAPER_NETS, conv4, conv4_32, mnist_conv, mnist_linear, resnet12
+from arelu_meta.backbones.networks import PAPER_NETS, conv4, conv4_32, mnist_conv, mnist_linear, resnet12
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.errors import InputError
 

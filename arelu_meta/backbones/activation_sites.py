@@ -1,9 +1,10 @@
-"""Find the activations in a model, and say what each is for: its role."""
+"""Find the activation sites of a model, tell the role of each, and choose those that a swap takes."""
 
+import fnmatch
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import nn
 
 from arelu_meta.activations import zoo
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.calls import CallSequence
-from arelu_meta.backbones.walking import named_modules, remembered
+from arelu_meta.backbones.per_call import PerCallActivation
+from arelu_meta.errors import InputError
+
+Pattern = str | type[nn.Module]
 
 ROLES = ("hidden", "se_hidden", "gate", "glu", "position", "attention_kernel")
 REPLACED_ROLES = ("hidden", "se_hidden", "glu")
@@ -30,6 +33,7 @@ _GATE_TYPES = ("Sigmoid", "Hardsigmoid", "HardSigmoid", "HardSigmoidMe", "LogSig
 _SOFTMAXES = ("Softmin", "Softmax", "Softmax2d", "LogSoftmax")
 _NOT_ELEMENTWISE = ("MultiheadAttention", "GLU")
 # Activations that timm builds from others, outside its activation files: they are replaced whole.
+_HUGGING_FACE = "transformers.activations"
 _COMPOSITES = ("StarReLU", "SquaredReLU", "GammaAct")
 # Position biases from coordinates: swin v2's, and the networks with relative positions in an MLP.
 _POSITION_NAME = re.compile(r"(^|[._])(cpb|rel_?pos|pos_mlp|pos_proj)")
@@ -44,8 +48,8 @@ _NORMS_WITH_ACTIVATION = re.compile(r"^(EvoNorm2d|FilterResponseNorm)")
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One place that holds an activation.
+class Site:
+    """One place in a model that holds an activation.
 
     Args:
         path: the first name that leads to it.
@@ -71,25 +75,25 @@ def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     Yields:
         Path, module and role. What a swap put in for several calls is listed call by call.
     """
-    for slot in find_slots(model):
-        if isinstance(slot.module, CallSequence):
-            for name, child in slot.module.named_children():
-                yield f"{slot.path}.{name}", child, slot.role
-        else:
-            yield slot.path, slot.module, slot.role
+    for site in find_sites(model):
+        yield from _activations_at(site)
 
 
-def find_slots(model: nn.Module) -> Iterator[Slot]:
+def _activations_at(site: Site) -> Iterator[tuple[str, nn.Module, str]]:
+    if isinstance(site.module, PerCallActivation):
+        for name, child in site.module.named_children():
+            yield f"{site.path}.{name}", child, site.role
+    else:
+        yield site.path, site.module, site.role
+
+
+def find_sites(model: nn.Module) -> list[Site]:
     """List the places that hold a model's activations, one path at a time, in the model's order.
 
     Args:
         model: any module.
     """
-    return iter(remembered(model, "slots", _slots))
-
-
-def _slots(model: nn.Module) -> list[Slot]:
-    slots: list[Slot] = []
+    sites: list[Site] = []
 
     def walk(owner: nn.Module, prefix: str, owners: tuple[nn.Module, ...]) -> None:
         owners = (*owners, owner)
@@ -97,16 +101,16 @@ def _slots(model: nn.Module) -> list[Slot]:
             if child is None or child in owners:
                 continue
             if is_activation(child):
-                slots.append(Slot(prefix + name, owner, name, child, _role(owners, prefix + name, name, child)))
+                sites.append(Site(prefix + name, owner, name, child, _role(owners, prefix + name, name, child)))
             elif child._modules:
                 walk(child, f"{prefix}{name}.", owners)
 
     walk(model, "", ())
-    return slots
+    return sites
 
 
 def is_activation(module: nn.Module | None) -> bool:
-    """Say whether a module is an activation, as a whole.
+    """Return True if a module is an activation, as a whole.
 
     Args:
         module: any module; None is none.
@@ -115,14 +119,15 @@ def is_activation(module: nn.Module | None) -> bool:
     return _is_activation_type(kind)
 
 
-# A look at some hundred types for each module of a model is a good part of a swap.
 @functools.lru_cache(maxsize=4096)
 def _is_activation_type(kind: Any) -> bool:
-    return issubclass(kind, _activation_types()) and not issubclass(kind, _not_elementwise_types())
+    if issubclass(kind, _not_elementwise_types()):
+        return False
+    return issubclass(kind, _activation_types()) or kind.__module__ == _HUGGING_FACE
 
 
 def is_gate_type(module: nn.Module) -> bool:
-    """Say whether a module is a gate by what it computes: a sigmoid, a tanh, a softmax."""
+    """Return True if a module is a gate by what it computes: a sigmoid, a tanh, a softmax."""
     return type(module).__name__ in (*_GATE_TYPES, *_SOFTMAXES)
 
 
@@ -136,7 +141,7 @@ def norms_with_activation(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         Path and module of each EvoNorm with its `x * sigmoid(v * x)`, and of each filter response norm with its
         learned threshold: taking that out would leave another norm.
     """
-    for path, module in named_modules(model):
+    for path, module in model.named_modules():
         kind = type(module)
         if kind.__module__.startswith("timm.") and _NORMS_WITH_ACTIVATION.match(kind.__name__):
             applies = getattr(module, "apply_act", True)
@@ -161,13 +166,66 @@ def _activation_types() -> tuple[type[nn.Module], ...]:
     }
     for file in (timm.models.metaformer, timm.models.nfnet):
         types |= {kind for name, kind in inspect.getmembers(file, inspect.isclass) if name in _COMPOSITES}
-    types |= {AReLU, GatedAReLU, CallSequence}
+    types |= {AReLU, GatedAReLU, PerCallActivation}
     return tuple(kind for kind in types if issubclass(kind, nn.Module))
 
 
 @functools.cache
 def _not_elementwise_types() -> tuple[type[nn.Module], ...]:
     return tuple(getattr(torch.nn, name) for name in _NOT_ELEMENTWISE)
+
+
+def works_in_place(module: nn.Module) -> bool:
+    """Return True if an activation, or a part of it, overwrites its input.
+
+    Args:
+        module: an activation.
+    """
+    return any(getattr(part, "inplace", False) for part in module.modules())
+
+
+def check_patterns(sites: Iterable[Site], patterns: Sequence[Pattern]) -> None:
+    """Refuse a pattern that matches no activation of a model.
+
+    Args:
+        sites: the model's.
+        patterns: roles, path patterns or types.
+
+    Raises:
+        InputError: names it.
+    """
+    known = [(site.path, site.module, site.role) for site in sites]
+    known += [activation for site in sites for activation in _activations_at(site)]
+    for pattern in patterns:
+        if pattern in ROLES or any(_matches(path, module, role, [pattern]) for path, module, role in known):
+            continue
+        shown = pattern if isinstance(pattern, str) else pattern.__name__
+        raise InputError(
+            f"include/exclude: {shown!r} matches no activation; "
+            f"give a role ({', '.join(ROLES)}), a path pattern or a type"
+        )
+
+
+def reason_to_keep(site: Site, include: Sequence[Pattern] | None, exclude: Sequence[Pattern] | None) -> str | None:
+    """Tell why an activation stays; None if it is to be replaced.
+
+    Args:
+        site: that holds it.
+        include: roles, path patterns or types: only these are replaced; None for the roles of `REPLACED_ROLES`.
+        exclude: these never are.
+    """
+    if exclude and _matches(site.path, site.module, site.role, exclude):
+        return "excluded"
+    if include is not None:
+        return None if _matches(site.path, site.module, site.role, include) else "not included"
+    return None if site.role in REPLACED_ROLES else WHY_KEPT[site.role]
+
+
+def _matches(path: str, module: nn.Module, role: str, wanted: Iterable[Pattern]) -> bool:
+    return any(
+        isinstance(module, one) if isinstance(one, type) else one == role or fnmatch.fnmatchcase(path, one)
+        for one in wanted
+    )
 
 
 def _role(owners: tuple[nn.Module, ...], path: str, name: str, module: nn.Module) -> str:

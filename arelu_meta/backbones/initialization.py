@@ -1,4 +1,4 @@
-"""How a swapped-in activation starts.
+"""The initializations of a swapped-in activation.
 
 - `paper`: AReLU at alpha 0.9, beta 2, as published. What a pretrained network knew is changed by it.
 - `preserve`: `act(x) + t * elsa(x)` with the gate t at 0: every logit stays as it was, for any `act`.
@@ -12,15 +12,15 @@
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, ALPHA_START, BETA_START, AReLU, GatedAReLU
+from arelu_meta.activations.arelu import ALPHA_START, BETA_START, AReLU, GatedAReLU
+from arelu_meta.backbones.calibration import BETA_LIMIT, Moments, moments_of
 
 HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -29,51 +29,15 @@ HOOKS = (
 )
 """Where torch keeps a module's hooks."""
 
-_OF_ANY_MODULE = frozenset(vars(nn.Module()))
-_CONSTANTS = (bool, int, float, str, NoneType)
-_CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-
 LEAK = 0.2
 """How far the gates of `leak` and `open` start open; see configs/study_init/README.md for what it was chosen by."""
 
 OPENED = ("leak", "open")
-"""Starts that change the function a little; images, where there are any, mend the statistics of batch normalisation."""
-
-BETA_LIMIT = 6.0
-"""How far a start may push beta: beyond it, sigmoid's derivative (0.0025) hardly lets it come back."""
+"""Initializations that change the function a little; images, where there are any, mend the batch statistics."""
 
 
-@dataclass(frozen=True)
-class Moments:
-    """What least squares needs of a layer's inputs x and outputs y, one pair of sums for each side of 0.
-
-    Args:
-        positive: sums of x * x and of x * y where `x >= 0`.
-        negative: the same where `x < 0`.
-    """
-
-    positive: tuple[float, float]
-    negative: tuple[float, float]
-
-    def scalars(self) -> tuple[float, float]:
-        """Solve for alpha and beta; a side that no input fell on gets the paper's.
-
-        The two sides are two regressions through 0 with one slope each, so each has its solution in closed form;
-        the nearest admissible slope is the best one, for the loss is a parabola in it.
-        """
-        (positive_xx, positive_xy), (negative_xx, negative_xy) = self.positive, self.negative
-        alpha, beta = ALPHA_START, BETA_START
-        if negative_xx > 0 and math.isfinite(negative_xy):
-            alpha = min(max(negative_xy / negative_xx, ALPHA_MIN), ALPHA_MAX)
-        if positive_xx > 0 and math.isfinite(positive_xy):
-            limit = 1 / (1 + math.exp(-BETA_LIMIT))
-            attention = min(max(positive_xy / positive_xx - 1, 1 - limit), limit)
-            beta = math.log(attention / (1 - attention))
-        return alpha, beta
-
-
-def paper_start(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-    """Make an AReLU with the paper's start, whatever it replaces.
+def paper_init(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make an AReLU with the paper's values, whatever it replaces.
 
     Args:
         original: the activation that goes; an in-place one gives an in-place AReLU.
@@ -83,7 +47,7 @@ def paper_start(original: nn.Module, device: torch.device | None = None, dtype: 
     return AReLU(inplace=bool(getattr(original, "inplace", False)), device=device, dtype=dtype)
 
 
-def preserve_start(
+def preserve_init(
     original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> nn.Module:
     """Make a gated residual over a copy of the original, its gate at 0.
@@ -96,7 +60,7 @@ def preserve_start(
     return GatedAReLU(out_of_place_copy(original), device=device, dtype=dtype)
 
 
-def leak_start(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+def leak_init(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
     """Make a gated residual over a copy of the original that leaks on the negative side: there its slope grows by 0.18.
 
     Args:
@@ -107,7 +71,7 @@ def leak_start(original: nn.Module, device: torch.device | None = None, dtype: t
     return GatedAReLU(out_of_place_copy(original), ALPHA_START, -BETA_LIMIT, LEAK, device=device, dtype=dtype)
 
 
-def open_start(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+def open_init(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
     """Make a gated residual over a copy of the original whose gate is a little open: its slopes grow by 0.18.
 
     Args:
@@ -118,7 +82,7 @@ def open_start(original: nn.Module, device: torch.device | None = None, dtype: t
     return GatedAReLU(out_of_place_copy(original), ALPHA_START, BETA_START, LEAK, device=device, dtype=dtype)
 
 
-def nearest_start(
+def nearest_init(
     original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> nn.Module:
     """Make the AReLU closest to what it replaces, in least squares over standard normal inputs.
@@ -129,10 +93,10 @@ def nearest_start(
         dtype: the scalars' dtype.
     """
     moments = _normal_moments(original)
-    return _start_at(original, *(moments.scalars() if moments else (ALPHA_START, BETA_START)), device, dtype)
+    return _arelu_at(original, *(moments.scalars() if moments else (ALPHA_START, BETA_START)), device, dtype)
 
 
-def fit_start(
+def fit_init(
     original: nn.Module,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -144,53 +108,57 @@ def fit_start(
         original: the activation that goes.
         device: where the scalars live.
         dtype: the scalars' dtype.
-        moments: of the layer's inputs and outputs; without them, as `nearest_start`.
+        moments: of the layer's inputs and outputs; without them, as `nearest_init`.
     """
     if moments is None:
-        return nearest_start(original, device, dtype)
-    return _start_at(original, *moments.scalars(), device, dtype)
+        return nearest_init(original, device, dtype)
+    return _arelu_at(original, *moments.scalars(), device, dtype)
 
 
-def moments_of(x: Tensor, y: Tensor) -> Moments:
-    """Sum up a layer's inputs and outputs for least squares.
+class Folded(list[str]):
+    """The paths of the gates that were folded, with why the others stay.
 
     Args:
-        x: inputs of any shape.
-        y: outputs of the same shape.
+        paths: of those that were folded.
+        kept: the reasons, by path.
     """
-    wide, products = x.detach().double(), x.detach().double() * y.detach().double()
-    above = x >= 0
 
-    def sums(side: Tensor) -> tuple[float, float]:
-        return float(wide[side].square().sum()), float(products[side].sum())
+    def __init__(self, paths: Iterable[str], kept: dict[str, str]) -> None:
+        super().__init__(paths)
+        self.kept = kept
 
-    return Moments(sums(above), sums(~above))
+    def __str__(self) -> str:
+        lines = [f"{path}: folded" for path in self] + [f"{path}: stays; {why}" for path, why in self.kept.items()]
+        return "\n".join([*lines, f"{len(self)} folded, {len(self.kept)} stay"])
 
 
-def fold(model: nn.Module) -> list[str]:
+def fold(model: nn.Module) -> Folded:
     """Write every trained gated residual in a model as a plain AReLU, where its values allow it.
 
     Args:
         model: changed in place; with hooks and all, `unswap` still gives back the original.
 
     Returns:
-        The paths that were folded; the other gates stay.
+        The paths that were folded, with the reasons why other gates stay as `kept`; printed, it tells both.
     """
-    folded: dict[nn.Module, nn.Module] = {}
-    paths = []
+    folded: dict[nn.Module, AReLU] = {}
+    paths, kept = [], {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, GatedAReLU) or not path:
             continue
         try:
             plain = folded.get(module) or module.fold()
-        except ValueError:
+        except ValueError as error:
+            kept[path] = str(error)
             continue
+        if isinstance(module, InPlaceGatedAReLU):
+            write_back(plain)
         folded[module] = plain
         move_hooks(module, plain)
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, plain)
         paths.append(path)
-    return paths
+    return Folded(paths, kept)
 
 
 def open_gates(model: nn.Module, progress: float, share: float = 0.5) -> float:
@@ -231,7 +199,7 @@ def gate_schedule(model: nn.Module, share: float | None) -> Callable[[float], fl
 
 
 def is_gate_that_learns(module: nn.Module) -> bool:
-    """Say whether a module is a gated residual whose gate is trained."""
+    """Return True if a module is a gated residual whose gate is trained."""
     return isinstance(module, GatedAReLU) and module.t.requires_grad
 
 
@@ -244,17 +212,11 @@ def out_of_place_copy(original: nn.Module) -> nn.Module:
     """Copy an activation without its hooks, so that it leaves its input as it is.
 
     Args:
-        original: it is not changed.
+        original: it is not changed. Its hooks move to the activation that takes its place; those of its parts stay.
     """
-    if _is_plain(original):
-        # Copying deeply takes longer than all else that a swap does, and most activations are a few constants.
-        base: nn.Module = object.__new__(type(original))
-        vars(base).update(vars(original))
-        vars(base).update(vars(nn.Module()) | {"training": original.training})
-        if vars(base).get("inplace"):
-            vars(base)["inplace"] = False
-        return base
-    base = copy.deepcopy(_without_hooks(original))
+    bare, fresh = copy.copy(original), vars(nn.Module())
+    vars(bare).update({hooks: fresh[hooks] for hooks in HOOKS})
+    base = copy.deepcopy(bare)
     for module in base.modules():
         # The attention reads the input after the base has run.
         if getattr(module, "inplace", False):
@@ -262,22 +224,89 @@ def out_of_place_copy(original: nn.Module) -> nn.Module:
     return base
 
 
-def _without_hooks(module: nn.Module) -> nn.Module:
-    """Copy the module itself, not what is in it: its hooks move to the activation that takes its place."""
-    bare, fresh = copy.copy(module), vars(nn.Module())
-    vars(bare).update({hooks: fresh[hooks] for hooks in HOOKS})
-    return bare
+class _WritesBack(nn.Module):
+    """Overwrites its input with its output, whatever computes it: for a network that reads the input again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, which holds the output."""
+        return x.copy_(super().forward(x.clone()))
+
+    def _get_name(self) -> str:
+        return type(self).__name__.removeprefix("InPlace")
+
+    def extra_repr(self) -> str:
+        """Show how it works, as torch.nn's activations do."""
+        return "inplace=True"
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Say whether a module has no tensors, no parts, and nothing else that a copy could share."""
-    attributes = vars(module)
-    if any(attributes[content] for content in _CONTENTS):
+class InPlaceAReLU(_WritesBack, AReLU):
+    """AReLU that always works in place."""
+
+
+class InPlaceGatedAReLU(_WritesBack, GatedAReLU):
+    """The gated residual that works in place."""
+
+
+def write_back(module: nn.Module) -> bool:
+    """Let an activation work in place, also where a network reads the input again.
+
+    Args:
+        module: changed in place.
+
+    Returns:
+        Whether it does now.
+    """
+    if type(module) in (AReLU, GatedAReLU):
+        module.inplace = False  # type: ignore[assignment]  # it would keep its output, which is written over
+        module.__class__ = InPlaceAReLU if type(module) is AReLU else InPlaceGatedAReLU
+    elif hasattr(module, "inplace"):
+        module.inplace = True  # type: ignore[assignment]
+    else:
         return False
-    return all(isinstance(attributes[name], _CONSTANTS) for name in attributes.keys() - _OF_ANY_MODULE)
+    return True
 
 
-def _start_at(
+def default_init(model: nn.Module) -> str:
+    """Choose how an AReLU starts where nobody says so: `preserve` over pretrained weights, `paper` otherwise.
+
+    Args:
+        model: before the swap. Its weights count as pretrained unless they look as they are made: norms at 1 or 0,
+            and where there is no norm, biases at 0, or weights and biases within the bounds of torch's own draw.
+    """
+    return "paper" if _looks_untrained(model) else "preserve"
+
+
+def _looks_untrained(model: nn.Module) -> bool:
+    modules = [m for m in model.modules() if not isinstance(m, AReLU | GatedAReLU)]
+    if any(
+        parameter.is_meta for module in modules for parameter in module._parameters.values() if parameter is not None
+    ):
+        return True  # there are no weights
+    norms = [m for m in modules if getattr(m, "running_mean", None) is not None or "Norm" in type(m).__name__]
+    fresh = [_is_fresh_norm(m) for m in norms if _own_tensors(m)]
+    if fresh:
+        return all(fresh)
+    layers = [m for m in modules if isinstance(m, nn.Linear | nn.modules.conv._ConvNd) and m.bias is not None]
+    return bool(layers) and all(map(_is_fresh_layer, layers))
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    names = ("weight", "bias", "running_mean", "running_var")
+    return [tensor for name in names if isinstance(tensor := getattr(module, name, None), Tensor)]
+
+
+def _is_fresh_norm(module: nn.Module) -> bool:
+    return all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in _own_tensors(module))
+
+
+def _is_fresh_layer(layer: Any) -> bool:
+    if not layer.bias.any():
+        return True
+    bound = 1 / math.sqrt(max(layer.weight[0].numel(), 1)) * (1 + 1e-3)
+    return bool(layer.bias.abs().max() <= bound) and bool(layer.weight.abs().max() <= bound)
+
+
+def _arelu_at(
     original: nn.Module, alpha: float, beta: float, device: torch.device | None, dtype: torch.dtype | None
 ) -> AReLU:
     return AReLU(alpha, beta, inplace=bool(getattr(original, "inplace", False)), device=device, dtype=dtype)
@@ -302,10 +331,10 @@ def _normal_moments(original: nn.Module) -> Moments | None:
 
 
 INITS: dict[str, Callable[..., nn.Module]] = {
-    "paper": paper_start,
-    "preserve": preserve_start,
-    "leak": leak_start,
-    "open": open_start,
-    "nearest": nearest_start,
-    "fit": fit_start,
+    "paper": paper_init,
+    "preserve": preserve_init,
+    "leak": leak_init,
+    "open": open_init,
+    "nearest": nearest_init,
+    "fit": fit_init,
 }

@@ -2,8 +2,11 @@
 
 import copy
 import io
+import itertools
 import pickle
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -68,11 +71,36 @@ def test_swapped_weights_in_a_plain_model_are_refused_by_name_and_load_after_a_s
     plain.load_state_dict(state)
 
 
+@pytest.mark.parametrize(("have", "wanted"), list(itertools.permutations([None, "paper", "preserve"], 2)))
+@pytest.mark.parametrize("name", ["test_resnet", "legacy_seresnet18", "conv4"])
+def test_weights_of_another_swap_are_refused_with_the_call_that_makes_them_fit(
+    name: str, have: str | None, wanted: str | None
+) -> None:
+    def backbone(init: str | None) -> nn.Module:
+        return create_backbone(name, num_classes=3, activation=init and "arelu", init=init)
+
+    model, state = backbone(have), backbone(wanted).state_dict()
+    call = (
+        "load them first and swap then" if wanted is None else rf'swap_activations\(model, "arelu", init="{wanted}"\)'
+    )
+    with pytest.raises(RuntimeError, match=f"^load_state_dict: .*{call}"):
+        model.load_state_dict(state)
+    if wanted is None:
+        unswap(model)
+    else:
+        swap_activations(model, "arelu", init=wanted)
+    model.load_state_dict(state)
+    if have is None:
+        unswap(model)
+        with pytest.raises(RuntimeError, match="this one is not swapped"):
+            model.load_state_dict(state)
+
+
 def test_after_unswap_the_plain_weights_load_again() -> None:
     model, state = made("test_resnet"), made("test_resnet", swapped=False).state_dict()
     unswap(model)
     assert model.load_state_dict(state).missing_keys == []
-    assert not {"group_matcher", "load_state_dict"} & set(model.__dict__)
+    assert "group_matcher" not in model.__dict__
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "test_vit", "densenet121", "regnety_002"])
@@ -188,7 +216,7 @@ def test_compile_export_and_trace_give_the_same_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ["paper", "preserve", "elsa"])
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_nfnet", "legacy_seresnet18"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_nfnet"])
 def test_what_scripts_in_timm_scripts_after_a_swap(name: str, activation: str) -> None:
     model = timm.create_model(name, num_classes=5, scriptable=True).double().eval()
     if activation == "elsa":
@@ -289,8 +317,29 @@ def test_timms_conversion_to_synchronised_batchnorm_keeps_the_swapped_activation
     assert sum(isinstance(module, AReLU) for module in converted.modules()) == count > 0
 
 
+ACT_LAYER = """
+import sys
+{imports}
+import timm
+model = timm.create_model("{name}", act_layer="arelu")
+assert any(type(module).__name__ == "AReLU" for module in model.modules())
+assert not any(type(finder).__module__.startswith("arelu_meta") for finder in sys.meta_path)
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import arelu_meta\nassert not {'timm', 'torch'} & set(sys.modules)", "import timm\nimport arelu_meta"],
+    ids=["before timm", "after timm"],
+)
+def test_arelu_is_a_name_for_timms_own_constructors_once_both_are_imported(imports: str) -> None:
+    code = ACT_LAYER.format(imports=imports, name="test_resnet")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
-def test_arelu_is_a_name_for_timms_own_constructors(name: str) -> None:
+def test_arelu_is_a_name_for_backbones(name: str) -> None:
     with torch.device("meta"):
         model = create_backbone(name, act_layer="arelu")
     assert any(isinstance(module, AReLU) for module in model.modules())

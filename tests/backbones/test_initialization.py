@@ -1,5 +1,6 @@
 """How a swapped-in activation starts."""
 
+import re
 from typing import get_args
 
 import pytest
@@ -9,15 +10,15 @@ from torch import Tensor, nn
 
 from arelu_meta import config
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.inits import (
+from arelu_meta.backbones.initialization import (
     INITS,
     fold,
-    leak_start,
-    nearest_start,
+    leak_init,
+    nearest_init,
     open_gates,
-    open_start,
-    paper_start,
-    preserve_start,
+    open_init,
+    paper_init,
+    preserve_init,
 )
 from arelu_meta.backbones.swap import swap_activations, unswap
 
@@ -28,7 +29,7 @@ def test_what_the_command_line_offers_is_what_there_is() -> None:
 
 @pytest.mark.parametrize("original", [nn.ReLU(), nn.GELU(), nn.PReLU(4), nn.ReLU6()])
 def test_the_papers_start_is_the_papers_whatever_it_replaces(original: nn.Module) -> None:
-    after = paper_start(original)
+    after = paper_init(original)
     assert type(after) is AReLU
     assert after.alpha.tolist() == pytest.approx([0.9])
     assert after.beta.tolist() == [2.0]
@@ -36,7 +37,7 @@ def test_the_papers_start_is_the_papers_whatever_it_replaces(original: nn.Module
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_the_papers_start_works_in_place_where_the_original_did(inplace: bool) -> None:
-    after = paper_start(nn.ReLU(inplace=inplace))
+    after = paper_init(nn.ReLU(inplace=inplace))
     assert isinstance(after, AReLU)
     assert after.inplace is inplace
 
@@ -53,7 +54,7 @@ def test_every_start_learns(init: str) -> None:
 
 
 def test_preserve_starts_with_a_closed_gate_over_the_same_function() -> None:
-    after = preserve_start(nn.Hardtanh(-0.3, 0.7))
+    after = preserve_init(nn.Hardtanh(-0.3, 0.7))
     assert isinstance(after, GatedAReLU)
     assert after.t.tolist() == [0.0]
     x = torch.randn(100)
@@ -62,7 +63,7 @@ def test_preserve_starts_with_a_closed_gate_over_the_same_function() -> None:
 
 def test_preserve_opens_to_the_papers_start() -> None:
     """With the gate at 1 over ReLU it is AReLU as published."""
-    after = preserve_start(nn.ReLU())
+    after = preserve_init(nn.ReLU())
     with torch.no_grad():
         after.get_parameter("t").fill_(1.0)
     x = torch.randn(100)
@@ -71,7 +72,7 @@ def test_preserve_opens_to_the_papers_start() -> None:
 
 def test_preserve_copies_the_original_and_leaves_it_alone() -> None:
     original = nn.PReLU(3, init=0.1)
-    after = preserve_start(original)
+    after = preserve_init(original)
     with torch.no_grad():
         after.get_parameter("base.weight").fill_(9.0)
     assert original.weight.tolist() == pytest.approx([0.1] * 3)
@@ -79,7 +80,7 @@ def test_preserve_copies_the_original_and_leaves_it_alone() -> None:
 
 @pytest.mark.parametrize("original", [nn.ReLU(True), nn.SiLU(True), timm.models.metaformer.StarReLU(inplace=True)])
 def test_preserve_over_an_in_place_original_overwrites_nothing(original: nn.Module) -> None:
-    after = preserve_start(original)
+    after = preserve_init(original)
     x = torch.randn(50)
     before = x.clone()
     y = after(x)
@@ -96,7 +97,7 @@ def test_preserve_leaves_hooks_to_the_module_that_takes_over() -> None:
 
     original = nn.ReLU()
     original.register_forward_hook(note)
-    preserve_start(original)(torch.randn(3))
+    preserve_init(original)(torch.randn(3))
     assert ran == []
     original(torch.randn(3))
     assert ran == ["ReLU"]
@@ -107,7 +108,7 @@ def test_preserve_leaves_hooks_to_the_module_that_takes_over() -> None:
 
 @pytest.mark.parametrize("original", [nn.ReLU(True), nn.ReLU6(), nn.GELU(), nn.Hardswish(True), nn.PReLU()])
 def test_the_leak_adds_its_slope_below_zero_and_next_to_nothing_above(original: nn.Module) -> None:
-    after = leak_start(original)
+    after = leak_init(original)
     x = torch.randn(1000, dtype=torch.float64)
     expected = original(x.clone().float()).double() + 0.18 * x.clamp(max=0)
     assert (after(x.float()).double() - expected).abs().max().item() < 0.0005 * x.abs().max().item() + 1e-6
@@ -115,21 +116,21 @@ def test_the_leak_adds_its_slope_below_zero_and_next_to_nothing_above(original: 
 
 def test_all_that_the_leak_adds_learns_at_once() -> None:
     """A gate at 0 gives alpha and beta no gradient; this one does."""
-    after = leak_start(nn.ReLU())
+    after = leak_init(nn.ReLU())
     after(torch.randn(100)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.item() != 0 for parameter in after.parameters())
 
 
 def test_the_leak_lets_gradients_pass_where_relu_blocks_them() -> None:
     x = torch.full((5,), -1.0, requires_grad=True)
-    leak_start(nn.ReLU())(x).sum().backward()
+    leak_init(nn.ReLU())(x).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, torch.full((5,), 0.18))
 
 
 def test_an_open_gate_adds_nearly_the_same_on_both_sides() -> None:
     x = torch.tensor([-1.0, 1.0])
-    torch.testing.assert_close(open_start(nn.ReLU())(x), torch.tensor([-0.18, 1.18]), atol=0.01, rtol=0)
+    torch.testing.assert_close(open_init(nn.ReLU())(x), torch.tensor([-0.18, 1.18]), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("init", ["leak", "open"])
@@ -169,7 +170,7 @@ def test_with_images_an_opened_start_finds_the_statistics_that_follow_it_anew(in
     ],
 )
 def test_nearest_finds_the_slopes_where_an_arelu_has_them(original: nn.Module, alpha: float, beta: float) -> None:
-    after = nearest_start(original)
+    after = nearest_init(original)
     assert isinstance(after, AReLU)
     assert after.alpha.item() == pytest.approx(alpha, abs=1e-6)
     assert after.beta.item() == pytest.approx(beta, abs=1e-4)
@@ -177,7 +178,7 @@ def test_nearest_finds_the_slopes_where_an_arelu_has_them(original: nn.Module, a
 
 @pytest.mark.parametrize("original", [nn.GELU(), nn.SiLU(), nn.Mish(), nn.ELU(), nn.Softplus(), nn.Tanh()])
 def test_nearest_is_the_least_squares_solution_over_normal_inputs(original: nn.Module) -> None:
-    after = nearest_start(original)
+    after = nearest_init(original)
     assert isinstance(after, AReLU)
     x = torch.special.ndtri((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000)
 
@@ -193,7 +194,7 @@ def test_nearest_is_the_least_squares_solution_over_normal_inputs(original: nn.M
 
 def test_nearest_leaves_the_original_and_its_dtype_alone() -> None:
     original = nn.PReLU(3, dtype=torch.bfloat16)
-    nearest_start(original)
+    nearest_init(original)
     assert original.weight.dtype == torch.bfloat16
 
 
@@ -257,3 +258,36 @@ def test_gates_open_over_their_share_of_the_training_and_do_not_learn() -> None:
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=f"share: {share} is not allowed; give a number above 0 and at most 1"):
         open_gates(nn.ReLU(), 0.5, share)
+
+
+@pytest.mark.parametrize(
+    ("base", "t", "why"),
+    [(nn.ReLU6(), 0.5, "only over ReLU can a gate be folded"), (nn.ReLU(), 0.0, r"t: 0 gives the slopes 1 and 0")],
+)
+def test_a_gate_that_is_not_folded_is_listed_with_why(base: nn.Module, t: float, why: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), GatedAReLU(base, t=t), GatedAReLU(nn.ReLU(), t=0.5))
+    folded = fold(model)
+    assert folded == ["2"]
+    assert list(folded.kept) == ["1"]
+    assert re.search(why, folded.kept["1"])
+    assert str(folded).splitlines()[0] == "2: folded"
+    assert str(folded).splitlines()[-1] == "1 folded, 1 stay"
+
+
+def test_a_folded_gate_whose_input_is_read_again_still_overwrites_it() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x + 1
+            y: Tensor = self.act(h)
+            return h + 2 * y
+
+    model, x = Residual(), torch.randn(5, 3)
+    swap_activations(model, init="preserve", example=x)
+    nn.init.constant_(model.get_parameter("act.t"), 0.5)
+    before = model(x)
+    assert fold(model) == ["act"]
+    torch.testing.assert_close(model(x), before)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from arelu_meta.backbones.swap_task import swap_task
+from arelu_meta.backbones.commands import swap_task
 from arelu_meta.cli import main
 from arelu_meta.config import ModelConfig, SwapConfig
 

@@ -1,4 +1,4 @@
-"""What timm offers around a model, kept right after a swap: learning rates by layer, checkpoints, `act_layer` names."""
+"""What timm and torch offer around a model, kept right after a swap: learning rates by layer, and loading weights."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,22 +8,14 @@ from typing import Any
 from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.walking import named_modules
+from arelu_meta.backbones.activation_sites import find_sites
 
 _MATCHER, _LOADER = "group_matcher", "load_state_dict"
 _SCALARS = ("alpha", "beta", "t")
 
 
-def register_act_layer() -> None:
-    """Let timm's models take `act_layer="arelu"`."""
-    from timm.layers import create_act
-
-    for table in (create_act._ACT_LAYER_DEFAULT, create_act._ACT_LAYER_ME):
-        table.setdefault("arelu", AReLU)
-
-
 def add_timm_support(model: nn.Module) -> None:
-    """Let a swapped model's scalars follow their layer in layer decay, and say clearly which checkpoints do not fit.
+    """Let a swapped model's scalars follow their layer in layer decay, and say clearly which weights do not fit.
 
     Args:
         model: changed in place; `drop_timm_support` takes it back.
@@ -31,25 +23,33 @@ def add_timm_support(model: nn.Module) -> None:
     # Where timm knows no patterns, it cuts the list of parameters into pieces; a stranger's module it leaves whole.
     if callable(getattr(type(model), _MATCHER, None)) or hasattr(model, "pretrained_cfg"):
         model.__dict__[_MATCHER] = GroupMatcher(model)
-    model.__dict__[_LOADER] = Loader(model)
+    explain_weights_that_do_not_fit(model)
 
 
 def drop_timm_support(model: nn.Module) -> None:
-    """Take back `add_timm_support`.
+    """Take back `add_timm_support`, but for what tells of weights that do not fit: they may be of the swapped model.
 
     Args:
         model: changed in place.
     """
-    for name, kind in ((_MATCHER, GroupMatcher), (_LOADER, Loader)):
-        if isinstance(model.__dict__.get(name), kind):
-            del model.__dict__[name]
+    if isinstance(model.__dict__.get(_MATCHER), GroupMatcher):
+        del model.__dict__[_MATCHER]
+
+
+def explain_weights_that_do_not_fit(model: nn.Module) -> None:
+    """Let `load_state_dict` say in a sentence where weights differ from the model in what was swapped in.
+
+    Args:
+        model: swapped or not.
+    """
+    model.__dict__[_LOADER] = Loader(model)
 
 
 class Loader:
-    """`load_state_dict` of a swapped model, which says so where the weights are those of the model before the swap.
+    """`load_state_dict` of a model that was swapped, or may be.
 
     Args:
-        model: after a swap.
+        model: its own. (A hook would do, but torch does not tell hooks whether loading is strict.)
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -59,20 +59,34 @@ class Loader:
         """Load weights, as `torch.nn.Module.load_state_dict` does.
 
         Raises:
-            RuntimeError: as there, and for weights that hold none of the activations' scalars unless `strict` is off.
+            RuntimeError: as there, and for weights of the model before the swap, or after another, unless `strict` is
+                off.
         """
-        scalars = {
-            f"{path}.{name}"
-            for path, module in named_modules(self.model)
-            if isinstance(module, AReLU | GatedAReLU)
-            for name in module._parameters
-        }
-        if strict and scalars and not scalars & state_dict.keys():
+        if strict:
+            self._check(state_dict)
+        return type(self.model).load_state_dict(self.model, state_dict, strict=strict, assign=assign)
+
+    def _check(self, given: Mapping[str, Any]) -> None:
+        found = self.model.named_modules()
+        gates = {path: isinstance(one, GatedAReLU) for path, one in found if isinstance(one, AReLU | GatedAReLU)}
+        if gates and not any(f"{path}.{name}" in given for path in gates for name in _SCALARS):
             raise RuntimeError(
                 "load_state_dict: these are the weights of the model before the swap: load them first and swap then, "
                 "or load with strict=False to keep the activations' scalars as they are"
             )
-        return type(self.model).load_state_dict(self.model, state_dict, strict=strict, assign=assign)
+        paths = list(gates) or [f"{site.path}{call}" for site in find_sites(self.model) for call in ("", ".0")]
+        init = "preserve" if any(f"{path}.t" in given for path in paths) else "paper"
+        if any(not gated and f"{path}.t" in given for path, gated in gates.items()):
+            what = "have gates, and the model has none"
+        elif any(gated and f"{path}.alpha" in given and f"{path}.t" not in given for path, gated in gates.items()):
+            what = "have no gates, and the model has some"
+        elif not gates and any(f"{path}.alpha" in given and f"{path}.beta" in given for path in paths):
+            what = "are of a swapped model, and this one is not swapped"
+        else:
+            return
+        raise RuntimeError(
+            f'load_state_dict: these weights {what}: call swap_activations(model, "arelu", init="{init}") first'
+        )
 
 
 class GroupMatcher:

@@ -1,29 +1,81 @@
-"""What a layer gets and gives on real inputs: for a start that is fitted, and for what a start changes."""
+"""What a layer gets and gives on real images: for a fit, for how far a swap moves outputs, for batch statistics."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from arelu_meta.backbones.inits import Moments, moments_of, out_of_place_copy
+from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, ALPHA_START, BETA_START
 from arelu_meta.errors import InputError
+
+BETA_LIMIT = 6.0
+"""How far an initialization may push beta: beyond it, sigmoid's derivative (0.0025) hardly lets it come back."""
 
 _MOST_BATCHES = 16
 _MOST_VALUES = 4096
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What least squares needs of a layer's inputs x and outputs y, one pair of sums for each side of 0.
+
+    Args:
+        positive: sums of x * x and of x * y where `x >= 0`.
+        negative: the same where `x < 0`.
+    """
+
+    positive: tuple[float, float]
+    negative: tuple[float, float]
+
+    def scalars(self) -> tuple[float, float]:
+        """Solve for alpha and beta; a side that no input fell on gets the paper's.
+
+        The two sides are two regressions through 0 with one slope each, so each has its solution in closed form;
+        the nearest admissible slope is the best one, for the loss is a parabola in it.
+        """
+        (positive_xx, positive_xy), (negative_xx, negative_xy) = self.positive, self.negative
+        alpha, beta = ALPHA_START, BETA_START
+        if negative_xx > 0 and math.isfinite(negative_xy):
+            alpha = min(max(negative_xy / negative_xx, ALPHA_MIN), ALPHA_MAX)
+        if positive_xx > 0 and math.isfinite(positive_xy):
+            limit = 1 / (1 + math.exp(-BETA_LIMIT))
+            attention = min(max(positive_xy / positive_xx - 1, 1 - limit), limit)
+            beta = math.log(attention / (1 - attention))
+        return alpha, beta
+
+
+def moments_of(x: Tensor, y: Tensor) -> Moments:
+    """Sum up a layer's inputs and outputs for least squares.
+
+    Args:
+        x: inputs of any shape.
+        y: outputs of the same shape.
+    """
+    wide, products = x.detach().double(), x.detach().double() * y.detach().double()
+    above = x >= 0
+
+    def sums(side: Tensor) -> tuple[float, float]:
+        return float(wide[side].square().sum()), float(products[side].sum())
+
+    return Moments(sums(above), sums(~above))
 
 
 class Collector(nn.Module):
     """The activation as it was, which sums up what it gets and gives.
 
     Args:
-        original: copied; it is not changed.
+        base: the activation; it leaves its input as it is.
+        inplace: whether to overwrite the input, as what stood there did.
     """
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, base: nn.Module, inplace: bool = False) -> None:
         super().__init__()
-        self.base = out_of_place_copy(original)
+        self.base = base
+        self.inplace = inplace
         self.moments: Moments | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +84,7 @@ class Collector(nn.Module):
         if y.shape == x.shape:
             new = moments_of(x, y)
             self.moments = new if self.moments is None else _sum(self.moments, new)
-        return y
+        return x.copy_(y) if self.inplace else y
 
 
 def batches_of(data: Tensor | Iterable[object] | None, model: nn.Module) -> list[Tensor]:
@@ -97,7 +149,7 @@ def outputs_of(model: nn.Module, batch: Tensor, modules: dict[nn.Module, str]) -
 
 
 def drift_between(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
-    """Say how far outputs have moved, relative to their size.
+    """Tell how far outputs have moved, relative to their size.
 
     Args:
         before: what `outputs_of` gave.
@@ -117,7 +169,7 @@ def drift_between(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[s
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Average the batch statistics anew, for what a start has changed upstream; no label is needed.
+    """Average the batch statistics anew, for what a swap has changed upstream; no label is needed.
 
     Args:
         model: its running means and variances change, nothing else.

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from arelu_meta.backbones.roles import find_activations, norms_with_activation
+from arelu_meta.backbones.activation_sites import find_activations, norms_with_activation
 from arelu_meta.backbones.swap import swap_activations
 
 # Counted in timm's code: role and class → how many.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.backbones.calibration import reestimate_batch_norm
 from arelu_meta.backbones.create import create_backbone
-from arelu_meta.backbones.drift import reestimate_batch_norm
 from arelu_meta.backbones.swap import swap_activations, unswap
 from arelu_meta.errors import InputError
 
@@ -212,7 +212,7 @@ def test_parametrised_weights_around_an_activation_are_no_obstacle() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU())
     x = torch.randn(2, 4)
     before = model(x)
-    assert swap_activations(model, "arelu", example=x).complete
+    assert swap_activations(model, "arelu", init="preserve", example=x).complete
     assert torch.equal(model(x), before)
 
 
