@@ -176,7 +176,7 @@ def test_a_swapped_network_has_no_part_on_another_device_or_of_another_dtype() -
     [
         ("resnet81", "'resnet18'"),
         ("Conv-4", "'conv4'"),
-        ("tf_efficientnet_lite", "'tf_efficientnet_lite4'"),
+        ("tf_efficientnet_lite", "'tf_efficientnet_lite0'"),
         ("mnist_con", "'mnist_conv'"),
     ],
 )

@@ -80,11 +80,7 @@ def torchvision_counts(name: str) -> list[Any]:
 
 def tables() -> dict[str, Any]:
     """Swap all of them."""
-    known = json.loads(FILE.read_text())["timm"] if FILE.exists() else None
-    if known is None:
-        from arelu_meta.bench.swap import SMALLEST
-
-        known = SMALLEST.values()
+    known = json.loads(FILE.read_text())["timm"]
     names = torchvision.models.list_models(module=torchvision.models)
     return {
         "timm": {name: timm_table(name) for name in known},
