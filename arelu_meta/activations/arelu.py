@@ -13,9 +13,9 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]  # public, but 
 from arelu_meta.activations import kernels
 from arelu_meta.activations.kernels_torch import ALPHA_MAX, ALPHA_MIN
 
-__all__ = ["ALPHA_MAX", "ALPHA_MIN", "ALPHA_START", "BETA_START", "AReLU", "GatedAReLU", "arelu", "elsa", "gated_arelu"]
+__all__ = ["ALPHA_INIT", "ALPHA_MAX", "ALPHA_MIN", "BETA_INIT", "AReLU", "GatedAReLU", "arelu", "elsa", "gated_arelu"]
 
-ALPHA_START, BETA_START = 0.9, 2.0
+ALPHA_INIT, BETA_INIT = 0.9, 2.0
 
 
 def _check(x: Tensor) -> None:
@@ -170,7 +170,7 @@ def _parameter(value: float, device: torch.device | str | None, dtype: torch.dty
     return nn.Parameter(torch.full((1,), float(value), device=device, dtype=dtype))
 
 
-def _shown(alpha: Tensor, beta: Tensor, t: Tensor | None = None) -> str:
+def shown(alpha: Tensor, beta: Tensor, t: Tensor | None = None) -> str:
     """Name the scalars with their values to four digits; "..." where there is none to read: on meta, or sharded."""
     scalars = {"alpha": alpha, "beta": beta} | ({} if t is None else {"t": t})
     return ", ".join(
@@ -183,8 +183,8 @@ class AReLU(nn.Module):
     """AReLU as a layer with two learnable scalars, `alpha` and `beta`, each of shape (1,).
 
     Args:
-        alpha: start of the negative side's slope, clamped to [0.01, 0.99] where it is used.
-        beta: start of the positive side's logit; its slope is `1 + sigmoid(beta)`.
+        alpha: initial slope of the negative side, clamped to [0.01, 0.99] where it is used.
+        beta: initial logit of the positive side, whose slope is `1 + sigmoid(beta)`.
         inplace: whether to overwrite the input, as `nn.ReLU` does and within the same limits.
         device: where the parameters live.
         dtype: the parameters' dtype; the output keeps the input's.
@@ -198,8 +198,8 @@ class AReLU(nn.Module):
 
     def __init__(
         self,
-        alpha: float = ALPHA_START,
-        beta: float = BETA_START,
+        alpha: float = ALPHA_INIT,
+        beta: float = BETA_INIT,
         inplace: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -215,19 +215,19 @@ class AReLU(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the scalars as they are now."""
-        return _shown(self.alpha, self.beta) + (", inplace=True" if self.inplace else "")
+        return shown(self.alpha, self.beta) + (", inplace=True" if self.inplace else "")
 
 
 class GatedAReLU(nn.Module):
     """Another activation plus gated attention, `base(x) + t * elsa(x)`: what `init="preserve"` swaps in.
 
-    Started at `t = 0` it is the base to the last bit, whatever the base, so a pretrained network keeps every logit.
+    Initialized at `t = 0` it is the base to the last bit, whatever the base, so a pretrained network keeps every logit.
 
     Args:
         base: the activation to start from. It is used as it is; its own parameters, if any, go on learning.
-        alpha: start of the attention's negative slope.
-        beta: start of the attention's positive logit.
-        t: start of the gate.
+        alpha: initial slope of the attention's negative side.
+        beta: initial logit of the attention's positive side.
+        t: initial gate.
         device: where the scalars live.
         dtype: the scalars' dtype; the output keeps the input's.
 
@@ -242,8 +242,8 @@ class GatedAReLU(nn.Module):
     def __init__(
         self,
         base: nn.Module,
-        alpha: float = ALPHA_START,
-        beta: float = BETA_START,
+        alpha: float = ALPHA_INIT,
+        beta: float = BETA_INIT,
         t: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -266,7 +266,7 @@ class GatedAReLU(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the scalars as they are now; a gate that reads `t=0.0` is shut."""
-        return _shown(self.alpha, self.beta, self.t)
+        return shown(self.alpha, self.beta, self.t)
 
     def fold(self) -> AReLU:
         """Write a trained gated residual over ReLU, or over a leaky one, as a plain AReLU.

@@ -62,9 +62,9 @@ def curve(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plot_activations(file: Path | str, names: Sequence[str] | None = None) -> Path:
-    """Draw each activation as it starts, in evaluation mode, with its derivative; one panel a name.
+    """Draw each activation as it is initialized, in evaluation mode, with its derivative; one panel a name.
 
-    What looks across channels (softmax, maxout) has no curve over one input: its panel says so. A random start is drawn
+    What looks across channels (softmax, maxout) has no curve over one input: its panel says so. What is random is drawn
     from a fixed seed; torch's own generator is left as it was.
 
     Args:

@@ -27,7 +27,7 @@ _KERNELS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "
 
 
 def applies(x: Tensor, *scalars: Tensor) -> bool:
-    """Say whether the fused operators may be used here.
+    """Return True if the fused operators may be used here.
 
     Args:
         x: the activation's input.

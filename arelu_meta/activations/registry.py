@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arelu_meta.activations.arelu import ALPHA_START, BETA_START, AReLU
+from arelu_meta.activations.arelu import ALPHA_INIT, BETA_INIT, AReLU
 from arelu_meta.activations.zoo import (
     APL,
     ELSA,
@@ -119,8 +119,8 @@ def _gelu(approximate: str = "none", variant: Variant = "paper") -> nn.Module:
 
 def _elsa(
     base: str | nn.Module = "relu",
-    alpha: float = ALPHA_START,
-    beta: float = BETA_START,
+    alpha: float = ALPHA_INIT,
+    beta: float = BETA_INIT,
     variant: Variant = "paper",
     device: Device = None,
     dtype: torch.dtype | None = None,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arelu_meta.activations.arelu import ALPHA_START, BETA_START, elsa
+from arelu_meta.activations.arelu import ALPHA_INIT, BETA_INIT, elsa, shown
 from arelu_meta.errors import InputError
 
 Variant = Literal["paper", "authors"]
@@ -45,12 +45,12 @@ def widen(x: Tensor) -> Tensor:
 class APL(nn.Module):
     """Adaptive piecewise linear unit: `relu(x) + sum_s a_s * relu(b_s - x)`.
 
-    Parameters `a` and `b` have shape (hinges,). At the start, a is uniform in [-0.2, 0.2] and b normal with standard
+    Parameters `a` and `b` have shape (hinges,). Initially a is uniform in [-0.2, 0.2] and b normal with standard
     deviation 0.5, as in the example that comes with the APL authors' layer.
 
     Args:
         hinges: how many hinges; 5 unless given, and 1 for the authors' variant.
-        variant: "authors" starts every hinge at a = 0.2, b = 0.5.
+        variant: "authors" initializes every hinge at a = 0.2, b = 0.5.
         device: where the parameters live.
         dtype: the parameters' dtype; the output keeps the input's.
 
@@ -137,10 +137,10 @@ class Maxout(nn.Module):
 class Mixture(nn.Module):
     """A learned mixture of simpler functions whose weights add up to one.
 
-    "paper": `w_0 * x + w_1 * tanh(x) + (1 - w_0 - w_1) * relu(x)`, parameter `p` = (w_0, w_1), started at (1/3, 1/3).
-    It is the paper's affine combination over all three of its base functions; the equal start is the one in the code
-    that Molina et al. 2020 compare with (the paper's own start could not be checked here).
-    "authors": `p * x + (1 - p) * relu(x)`, parameter `p` of shape (1,), started at 0, so at ReLU.
+    "paper": `w_0 * x + w_1 * tanh(x) + (1 - w_0 - w_1) * relu(x)`, parameter `p` = (w_0, w_1), initially (1/3, 1/3).
+    It is the paper's affine combination over all three of its base functions; the equal weights are those in the code
+    that Molina et al. 2020 compare with (the paper's own could not be checked here).
+    "authors": `p * x + (1 - p) * relu(x)`, parameter `p` of shape (1,), initially 0, so ReLU.
 
     Args:
         variant: which of the two.
@@ -172,14 +172,14 @@ class Mixture(nn.Module):
 class SLAF(nn.Module):
     """Self-learnable activation: a polynomial `sum_k coefficients[k] * x**k`.
 
-    "paper": five terms (degree 4) that start at the identity, (0, 1, 0, 0, 0). That is the centre of the random start
-    in the SLAF authors' code; its random part, and the batch normalisation of every power that keeps it from blowing
+    "paper": five terms (degree 4) initialized at the identity, (0, 1, 0, 0, 0). That is the centre of what the
+    SLAF authors' code draws; its random part, and the batch normalisation of every power that keeps it from blowing
     up there, are left out: they are not element-wise.
     "authors": two terms, both coefficients 1, so `1 + x`.
 
     Args:
         terms: how many coefficients; 5 unless given, and 2 for the authors' variant.
-        variant: which start: the identity, or all ones.
+        variant: which initialization: the identity, or all ones.
         device: where the coefficients live.
         dtype: the coefficients' dtype; the output keeps the input's.
 
@@ -201,8 +201,8 @@ class SLAF(nn.Module):
         if terms is None:
             terms = 5 if variant == "paper" else 2
         check_count("terms", terms)
-        start = [float(k == 1) for k in range(terms)] if variant == "paper" else [1.0] * terms
-        self.coefficients = learned(start, device, dtype)
+        initial = [float(k == 1) for k in range(terms)] if variant == "paper" else [1.0] * terms
+        self.coefficients = learned(initial, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the polynomial's value, of x's shape and dtype."""
@@ -221,21 +221,21 @@ def horner(x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
     return y
 
 
-class _Start(NamedTuple):
+class _Coefficients(NamedTuple):
     numerator: tuple[float, ...]
     """a_0 to a_5."""
     denominator: tuple[float, ...]
     """b_1 to b_4; the constant term is 1."""
 
 
-_STARTS = {
+_INITIAL: dict[str, _Coefficients] = {
     # The paper's table 6, leaky ReLU with slope 0.01 (read from an independent re-implementation that cites it).
-    "paper": _Start(
+    "paper": _Coefficients(
         (0.02979246, 0.61837738, 2.32335207, 3.05202660, 1.48548002, 0.25103717),
         (1.14201226, 4.39322834, 0.87154450, 0.34720652),
     ),
     # `pade_optimized_leakyrelu` in the PAU authors' first release, which the AReLU authors ran.
-    "authors": _Start(
+    "authors": _Coefficients(
         (3.35583603e-02, 5.05000375e-01, 1.65343934e00, 2.01001052e00, 9.31901999e-01, 1.52424124e-01),
         (3.30847488e-06, 3.98021568e00, 5.12471206e-07, 3.01830109e-01),
     ),
@@ -249,12 +249,12 @@ class PAU(nn.Module):
     "authors": `sum_j a_j x^j / (1 + sum_k |b_k x^k|)`, the form in the PAU authors' CUDA code, which the AReLU authors
     ran with that code's coefficients.
 
-    Both start near leaky ReLU with slope 0.01: on [-3, 3] the largest distance to it is 0.066 ("paper") and 0.034
+    Both begin near leaky ReLU with slope 0.01: on [-3, 3] the largest distance to it is 0.066 ("paper") and 0.034
     ("authors"). Parameters: `numerator` of shape (6,), a_0 first, and `denominator` of shape (4,), b_1 first, shared by
     the layer. Half precision is computed in float32, where x**5 overflows between |x| = 6e7 and 1e8.
 
     Args:
-        variant: which of the two forms and starts.
+        variant: which of the two forms and initializations.
         device: where the coefficients live.
         dtype: their dtype; the output keeps the input's.
 
@@ -265,8 +265,8 @@ class PAU(nn.Module):
         super().__init__()
         check_variant(variant)
         self.variant = variant
-        self.numerator = learned(_STARTS[variant].numerator, device, dtype)
-        self.denominator = learned(_STARTS[variant].denominator, device, dtype)
+        self.numerator = learned(_INITIAL[variant].numerator, device, dtype)
+        self.denominator = learned(_INITIAL[variant].denominator, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the function's value, of x's shape and dtype."""
@@ -288,7 +288,7 @@ class Swish(nn.Module):
     """`x * sigmoid(beta * x)` with a learned `beta` of shape (1,).
 
     Args:
-        beta: its start; at 1 the function is SiLU.
+        beta: its initial value; at 1 the function is SiLU.
         variant: "authors" keeps beta fixed: no parameter.
         device: where beta lives.
         dtype: beta's dtype; the output keeps the input's.
@@ -321,8 +321,8 @@ class ELSA(nn.Module):
 
     Args:
         base: the activation; its own parameters, if any, go on learning.
-        alpha: start of the negative side's slope, clamped to [0.01, 0.99] where it is used.
-        beta: start of the positive side's logit; its slope is `sigmoid(beta)`.
+        alpha: initial slope of the negative side, clamped to [0.01, 0.99] where it is used.
+        beta: initial logit of the positive side, whose slope is `sigmoid(beta)`.
         variant: "authors" multiplies by the raw alpha and beta, neither clamped nor squashed.
         device: where alpha and beta live, each of shape (1,).
         dtype: their dtype; the output keeps the input's.
@@ -336,8 +336,8 @@ class ELSA(nn.Module):
     def __init__(
         self,
         base: nn.Module,
-        alpha: float = ALPHA_START,
-        beta: float = BETA_START,
+        alpha: float = ALPHA_INIT,
+        beta: float = BETA_INIT,
         variant: Variant = "paper",
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -361,8 +361,8 @@ class ELSA(nn.Module):
         return activated + attention.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Show the variant."""
-        return f"variant={self.variant!r}"
+        """Show the scalars as they are now, and the variant."""
+        return f"{shown(self.alpha, self.beta)}, variant={self.variant!r}"
 
 
 class AuthorsGELU(nn.Module):
@@ -395,8 +395,8 @@ class StarReLU(nn.Module):
     """`scale * relu(x) ** 2 + bias`, both learned and of shape (1,).
 
     Args:
-        scale: its start; with the default pair a standard normal input gives mean 0 and variance 1.
-        bias: its start.
+        scale: its initial value; with the default pair a standard normal input gives mean 0 and variance 1.
+        bias: its initial value.
         device: where they live.
         dtype: their dtype; the output keeps the input's.
 
@@ -424,13 +424,13 @@ class AconC(nn.Module):
     """`(p1 - p2) * x * sigmoid(beta * (p1 - p2) * x) + p2 * x`, all three learned and of shape (1,).
 
     The paper has one triple a channel, and its code draws p1 and p2 from N(0, 1). One draw for a whole layer would
-    leave the layer's very sign to chance, so the shared triple starts at p1 = 1, p2 = 0, beta = 1: the paper's ACON-A,
-    which is SiLU.
+    leave the layer's very sign to chance, so the shared triple is initially p1 = 1, p2 = 0, beta = 1: the paper's
+    ACON-A, which is SiLU.
 
     Args:
-        p1: start of one linear branch's slope.
-        p2: start of the other's.
-        beta: start of the switch between their maximum (large) and their mean (0).
+        p1: initial slope of one linear branch.
+        p2: initial slope of the other.
+        beta: initial switch between their maximum (large) and their mean (0).
         device: where they live.
         dtype: their dtype; the output keeps the input's.
 

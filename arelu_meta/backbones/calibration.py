@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, ALPHA_START, BETA_START
+from arelu_meta.activations.arelu import ALPHA_INIT, ALPHA_MAX, ALPHA_MIN, BETA_INIT
 from arelu_meta.errors import InputError
 
 BETA_LIMIT = 6.0
@@ -38,7 +38,7 @@ class Moments:
         the nearest admissible slope is the best one, for the loss is a parabola in it.
         """
         (positive_xx, positive_xy), (negative_xx, negative_xy) = self.positive, self.negative
-        alpha, beta = ALPHA_START, BETA_START
+        alpha, beta = ALPHA_INIT, BETA_INIT
         if negative_xx > 0 and math.isfinite(negative_xy):
             alpha = min(max(negative_xy / negative_xx, ALPHA_MIN), ALPHA_MAX)
         if positive_xx > 0 and math.isfinite(positive_xy):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arelu_meta.activations.arelu import ALPHA_START, BETA_START, AReLU, GatedAReLU
+from arelu_meta.activations.arelu import ALPHA_INIT, BETA_INIT, AReLU, GatedAReLU
 from arelu_meta.backbones.calibration import BETA_LIMIT, Moments, moments_of
 
 HOOKS = (
@@ -68,7 +68,7 @@ def leak_init(original: nn.Module, device: torch.device | None = None, dtype: to
         device: where the scalars live.
         dtype: the scalars' dtype.
     """
-    return GatedAReLU(out_of_place_copy(original), ALPHA_START, -BETA_LIMIT, LEAK, device=device, dtype=dtype)
+    return GatedAReLU(out_of_place_copy(original), ALPHA_INIT, -BETA_LIMIT, LEAK, device=device, dtype=dtype)
 
 
 def open_init(original: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
@@ -79,7 +79,7 @@ def open_init(original: nn.Module, device: torch.device | None = None, dtype: to
         device: where the scalars live.
         dtype: the scalars' dtype.
     """
-    return GatedAReLU(out_of_place_copy(original), ALPHA_START, BETA_START, LEAK, device=device, dtype=dtype)
+    return GatedAReLU(out_of_place_copy(original), ALPHA_INIT, BETA_INIT, LEAK, device=device, dtype=dtype)
 
 
 def nearest_init(
@@ -93,7 +93,7 @@ def nearest_init(
         dtype: the scalars' dtype.
     """
     moments = _normal_moments(original)
-    return _arelu_at(original, *(moments.scalars() if moments else (ALPHA_START, BETA_START)), device, dtype)
+    return _arelu_at(original, *(moments.scalars() if moments else (ALPHA_INIT, BETA_INIT)), device, dtype)
 
 
 def fit_init(

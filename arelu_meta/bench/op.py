@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, ALPHA_START, BETA_START, AReLU, GatedAReLU
+from arelu_meta.activations.arelu import ALPHA_INIT, ALPHA_MAX, ALPHA_MIN, BETA_INIT, AReLU, GatedAReLU
 from arelu_meta.bench.timing import Cases, Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
 
 PEER = "relu"
@@ -31,7 +31,7 @@ class PlainAReLU(nn.Module):
     Source: Chen et al. 2020, equations 1 to 3.
     """
 
-    def __init__(self, alpha: float = ALPHA_START, beta: float = BETA_START) -> None:
+    def __init__(self, alpha: float = ALPHA_INIT, beta: float = BETA_INIT) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.tensor([alpha]))
         self.beta = nn.Parameter(torch.tensor([beta]))
