@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from arelu_meta.meta.few_shot_learner import Learner
     from arelu_meta.meta.metatrain import metatrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "AReLU",
