@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from arelu_meta.runs.ranks import Ranks
 
-from arelu_meta.runs.ranks import Ranks
 
 # What Slurm sends ahead of the end of a job's time or its pre-emption: SIGTERM, or by `sbatch --signal` any other;
 # SIGUSR1 and SIGUSR2 are what people and submitit choose.
@@ -140,9 +140,9 @@ class SavePoints:
         ranks: the run's processes; default: this one.
     """
 
-    def __init__(self, minutes: float, save: Callable[[], object], ranks: Ranks | None = None) -> None:
+    def __init__(self, minutes: float, save: Callable[[], object], ranks: "Ranks | None" = None) -> None:
         self.seconds, self.save = minutes * 60, save
-        self.ranks = ranks or Ranks(torch.device("cpu"))
+        self.ranks = ranks
         self.last = time.monotonic()
         self.interrupts = Interrupts()
 
@@ -166,7 +166,8 @@ class SavePoints:
             KeyboardInterrupt: if the run is asked to stop, by Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2.
         """
         due, stop = time.monotonic() - self.last >= self.seconds, self.interrupts.waiting
-        if self.ranks.processes > 1:
+        several = self.ranks is not None and self.ranks.processes > 1
+        if several:
             if step % _STEPS_BETWEEN_TALKS:
                 return
             due, stop = self._agreed(due, stop)
@@ -175,11 +176,14 @@ class SavePoints:
             self.regular()
         if stop:
             self.interrupts.deliver()
-            if self.ranks.processes > 1:
+            if several:
                 raise KeyboardInterrupt  # another process was asked
 
     def _agreed(self, due: bool, stop: bool) -> tuple[bool, bool]:
         """The first process's clock counts for all, and a request to any of them."""
+        import torch
+
+        assert self.ranks is not None
         wishes = torch.tensor([float(due and self.ranks.main), float(stop)])
         first, second = self.ranks.total(wishes).tolist()
         return first > 0, second > 0
