@@ -6,6 +6,7 @@ The copy stands on torch's meta device where that is enough: it has shapes and n
 import copy
 import functools
 import inspect
+import os
 import random
 import sys
 from collections import OrderedDict
@@ -54,7 +55,7 @@ MODULE_OF_FUNCTION = {
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_ANY_MODULE = vars(nn.Module()).keys()
 _NO_READS = {"__get__", "dim", "size", "stride", "numel", "is_floating_point", "is_contiguous", "untyped_storage"}
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # not torchvision
 _LARGEST_SIZE = 1024
 
 

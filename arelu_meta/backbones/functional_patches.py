@@ -11,9 +11,11 @@ from timm.models.mobilevit import LinearSelfAttention
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.fcos import FCOSRegressionHead
 from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv2d
 from torchvision.models.googlenet import InceptionAux as GoogLeNetAux
 from torchvision.models.inception import BasicConv2d as InceptionConv2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 _FUNCTION = "_arelu_meta_function"
 _FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, F.gelu: nn.GELU}
@@ -79,6 +81,17 @@ class PatchedTwoMLPHead(TwoMLPHead):  # type: ignore[misc]
         return y
 
 
+class PatchedLastLevelP6P7(LastLevelP6P7):  # type: ignore[misc]
+    """The last levels of torchvision's RetinaNet and FCOS: `p7(F.relu(p6))` is `p7(relu(p6))`."""
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Return the pyramid's levels with two more, and their names."""
+        p6 = self.p6(p[-1] if self.use_P5 else c[-1])
+        p.extend([p6, self.p7(self.relu(p6))])
+        names.extend(["p6", "p7"])
+        return p, names
+
+
 class PatchedDecoderLayer(nn.TransformerDecoderLayer):
     """torch's decoder layer, whose own `__setstate__` gives a copy `F.relu` where the activation is a module."""
 
@@ -95,9 +108,14 @@ _PATCHES: dict[type[nn.Module], tuple[type[nn.Module], dict[str, bool]]] = {
     GoogLeNetConv2d: (PatchedGoogLeNetConv2d, {"relu": True}),
     GoogLeNetAux: (PatchedGoogLeNetAux, {"relu": True}),
     TwoMLPHead: (PatchedTwoMLPHead, {"relu6": False, "relu7": False}),
+    LastLevelP6P7: (PatchedLastLevelP6P7, {"relu": False}),
 }
 """By class: the one with modules, and the names of its ReLUs, each with whether it works in place."""
 _ORIGINALS = {patched: (kind, names) for kind, (patched, names) in _PATCHES.items()}
+
+
+ROLES_OF_FUNCTIONS: dict[type[nn.Module], str] = {FCOSRegressionHead: "position"}
+"""The classes whose function call is no hidden activation: FCOS's relu makes distances to a box's sides."""
 
 
 def patch_functional_calls(model: nn.Module) -> list[nn.Module]:

@@ -15,6 +15,7 @@ from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.activation_sites import (
     REPLACED_ROLES,
+    WHY_KEPT,
     Pattern,
     Site,
     check_patterns,
@@ -42,6 +43,7 @@ from arelu_meta.backbones.call_tracing import (
     trace_calls,
 )
 from arelu_meta.backbones.functional_patches import (
+    ROLES_OF_FUNCTIONS,
     activations_of,
     match_fast_paths,
     patch_functional_calls,
@@ -491,16 +493,13 @@ class _Swap:
         report = self.report
         calls = [call for trace in traces.both() for call in trace.functions]
         for call in dict.fromkeys(calls):
-            module = MODULE_OF_FUNCTION[call.function]
-            report.kept.append(
-                Kept(
-                    call.owner,
-                    "hidden",
-                    call.function,
-                    f"called as a function in {call.where}; write self.act = nn.{module}() in the module's __init__ "
-                    "and call self.act(x) there",
-                )
+            role = ROLES_OF_FUNCTIONS.get(type(self.model.get_submodule(call.owner)), "hidden")
+            reason = WHY_KEPT.get(
+                role,
+                f"called as a function in {call.where}; write self.act = nn.{MODULE_OF_FUNCTION[call.function]}() "
+                "in the module's __init__ and call self.act(x) there",
             )
+            report.kept.append(Kept(call.owner, role, call.function, reason))
         for path, norm in norms_with_activation(self.model):
             reason = "its activation is part of the norm's own arithmetic"
             report.kept.append(Kept(path, "hidden", type(norm).__name__, reason))

@@ -10,8 +10,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+from torchvision.models.detection import (
+    fasterrcnn_mobilenet_v3_large_320_fpn,
+    fcos_resnet50_fpn,
+    retinanet_resnet50_fpn,
+)
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.optical_flow import raft_small
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.functional_patches import patch_functional_calls, unpatch
@@ -149,6 +154,25 @@ def test_a_detector_is_complete_in_evaluation_and_the_report_says_that_training_
     assert all(torch.equal(before[name], after) for name, after in model(images)[0].items())
     swap_activations(model, init="paper", example=(images,))
     assert sum(isinstance(module, AReLU) for module in model.modules()) == len(report.swapped)
+
+
+@pytest.mark.parametrize(("make", "positions"), [(retinanet_resnet50_fpn, 0), (fcos_resnet50_fpn, 1)])
+def test_the_last_levels_of_a_pyramid_are_replaced_and_distances_stay(
+    make: Callable[..., nn.Module], positions: int
+) -> None:
+    model = make(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64).eval()
+    report = swap_activations(model, init="paper", example=([torch.rand(3, 48, 64)],))
+    assert report.complete, str(report)
+    assert [entry.role for entry in report.kept] == ["position"] * positions
+    assert "backbone.fpn.extra_blocks.relu" in [entry.path for entry in report.swapped]
+
+
+def test_a_function_in_a_library_is_told_with_the_librarys_own_line() -> None:
+    model = raft_small(weights=None).eval()
+    images = torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128)
+    report = swap_activations(model, init="paper", example=images)
+    assert [entry.before for entry in report.kept] == ["relu"]
+    assert report.kept[0].reason.startswith("called as a function in raft.py:")
 
 
 def test_unpatching_what_was_never_patched_changes_nothing() -> None:
