@@ -56,6 +56,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _OF_ANY_MODULE = vars(nn.Module()).keys()
 _NO_READS = {"__get__", "dim", "size", "stride", "numel", "is_floating_point", "is_contiguous", "untyped_storage"}
 _TORCH = str(Path(torch.__file__).parent) + os.sep  # not torchvision
+_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.rms_norm}
 _LARGEST_SIZE = 1024
 
 
@@ -373,6 +374,8 @@ class _Recorder(TorchFunctionMode):
             self.found.functions.append(FunctionCall(self.running[-1][0], name, _where()))
         if self.inputs and getattr(func, "__name__", "") not in _NO_READS:
             self.reads(args, kwargs)
+        if (func in _NORMS or name is not None) and _works_out_of_place_on_meta(func, args, kwargs):
+            return torch.empty_like(args[0])  # its own arithmetic on shapes takes milliseconds
         return func(*args, **kwargs)
 
     def reads(self, *values: object) -> None:
@@ -416,6 +419,12 @@ def _out_of_place(module: nn.Module | None, copied: bool = False) -> Any:
     if getattr(module, "inplace", False):
         module.inplace = False  # type: ignore[assignment]
     return module
+
+
+def _works_out_of_place_on_meta(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if not args or not isinstance(args[0], Tensor) or not args[0].is_meta or func.__name__.endswith("_"):
+        return False
+    return func in _NORMS or not (kwargs.get("inplace") or any(one is True for one in args[1:]))
 
 
 def _storage_of(tensor: Tensor) -> int:
