@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import re
 import signal
 import sys
@@ -159,7 +160,7 @@ def _greet(task: Task, config: Any) -> None:
         class_holders(config.data)
     values = flatten(config)
     values["data"] = values.get("data.root") or values.get("data.name") or "the embedded digits"
-    if task.greeting:
+    if task.greeting and os.environ.get("RANK", "").strip("0 ") == "":  # the first process of a run speaks for all
         print(re.sub(r"\{([\w.]+)\}", lambda found: str(values[found[1]]), task.greeting), flush=True)
 
 
@@ -174,7 +175,6 @@ def _interrupted_at_once() -> Iterator[None]:
     """Leave at once when interrupted: torch swallows the exception where it imports NumPy, and goes on with half."""
 
     def leave(number: int, frame: Any) -> None:
-        import os
 
         os._exit(fail("interrupted", INTERRUPTED))
 

@@ -287,7 +287,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "architecture, resume": _case(
         *["--run.resume", "run/checkpoints/epoch-0001.pt", "--model.activation", "arelu"],
         task=FINETUNE,
-        says=r"run\.resume: 'run/.*epoch-0001\.pt' is of another architecture than the model: '.*' is not in the file",
+        says=r"model\.activation: 'arelu', and the run in 'run' ended with None; give what it had",
     ),
     "checkpoint of another task": _case(
         "--run.resume", "run/checkpoints/epoch-0001.pt", task=METATRAIN, says=r"is not one of a meta-training run; give"
@@ -295,7 +295,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "checkpoint of another optimiser": _case(
         *["--run.resume", "run/checkpoints/epoch-0001.pt", "--optim.name", "adamw"],
         task=FINETUNE,
-        says=r"does not fit this config \(its optim\.name is 'sgd', not 'adamw'\); give the config of its run",
+        says=r"optim\.name: 'adamw', and the run in 'run' ended with 'sgd'; give what it had, or another run\.folder",
     ),
     "classes that it does not know": _case(
         "evaluate", "run", "--data.root", "good", says=r"class 'a' is not one of the ch"

@@ -15,11 +15,13 @@ _REMARKS = ("notes", "skipped")  # of split.json: they decide nothing
 # Where a run lies, how it is watched, and how its images are had: these may change from one start of a run to the next.
 DECIDES_NOTHING = (
     *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
+    *("train.shard", "train.compile", "train.sync_bn"),
     *("run.detect_anomaly", "run.deterministic", "data.workers", "data.cache", "data.download", "meta.task_chunk"),
 )
 _DATA_PLACE = ("data.root",)  # images may be moved while a run is not done: their digests are compared then
 _RESOLVED_LATER = (("optim.act_lr", None), ("train.channels_last", "auto"))  # once the model and its device are known
 _LENGTHS = ("train.epochs", "meta.steps")
+_RATES = ("optim.lr", "optim.head_lr", "optim.act_lr")  # a run that diverged goes on at a smaller one
 
 
 @contextlib.contextmanager
@@ -82,17 +84,18 @@ def check_same_config(folder: Path, resolve: Callable[[int], object], ended_only
         images = len(json.loads((folder / "split.json").read_text(encoding="utf-8"))["train"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return
-    if not isinstance(then, dict):
-        return
-    for name, value in flatten(resolve(images)).items():
+    now = flatten(resolve(images))
+    if not isinstance(then, dict) or ("meta" in then) != ("meta.steps" in now):
+        return  # of another task: whoever reads its state says so
+    for name, value in now.items():
         group, _, field = name.rpartition(".")
         found = (then.get(group) if group else then) or {}
         before = found.get(field, value) if isinstance(found, dict) else value
         free = name in DECIDES_NOTHING or (name in _DATA_PLACE and not ended) or (name, value) in _RESOLVED_LATER
         if free or before == value or json.loads(json.dumps(value)) == before:
             continue
-        if name in _LENGTHS and not ended and value > before:
-            print(f"{name}: {value} instead of {before} from here on; the learning rate goes down over all of them")
+        if (not ended and name in _RATES) or (not ended and name in _LENGTHS and value > before):
+            print(f"{name}: {value} instead of {before} from here on")
             continue
         if name in _LENGTHS:
             raise InputError(
@@ -121,8 +124,8 @@ def check_same_images(checkpoint: Path, split: Mapping[str, Any]) -> None:
         return
     now = json.loads(json.dumps(dict(split)))
     parts = [name for name in now if name not in _REMARKS]
-    if not isinstance(then, dict):
-        return
+    if not isinstance(then, dict) or ("train_classes" in then) != ("train_classes" in now):
+        return  # of another task: whoever reads its state says so
     parts = [name for name in parts if name in then or not name.endswith("_digests")]  # 0.1 wrote none
     if other := next((name for name in parts if then.get(name) != now[name]), None):
         raise InputError(

@@ -77,5 +77,5 @@ def test_a_run_writes_and_tests_the_epoch_that_its_rule_keeps(digits: Any, keep:
 
 
 def test_a_probe_has_one_epoch_to_keep(digits: Any) -> None:
-    with pytest.raises(InputError, match=r"train\.keep: train\.mode probe takes no gradient steps"):
+    with pytest.raises(InputError, match=r"train\.keep: 'last' is not read by finetune --train\.mode probe"):
         finetune(digits(train_mode="probe", train_keep="last"))

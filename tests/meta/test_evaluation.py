@@ -199,5 +199,5 @@ def test_evaluate_judges_another_model_on_the_same_tasks(tmp_path: Path, capsys:
     with pytest.raises(InputError, match=r"eval\.against: 'centroids' .*centroid, logistic or finetune"):
         evaluate(run, tasks=10, against="centroids")
     config.eval.against, config.run.folder = "centroid", str(tmp_path / "other")
-    with pytest.raises(InputError, match=r"eval\.against: 'centroid' .*arelu-meta evaluate"):
+    with pytest.raises(InputError, match=r"eval\.against: 'centroid' is not read by metatrain; evaluate reads it"):
         metatrain(config)
