@@ -168,7 +168,7 @@ def test_a_checkpoint_of_a_part_of_the_owner_is_refused_and_shared_scalars_get_t
     kind: type[Checkpointed], reentrant: bool
 ) -> None:
     model = swapped(kind).train()
-    model.reentrant = reentrant
+    model.reentrant = reentrant  # type: ignore[assignment]
     x = torch.randn(3, 4, requires_grad=True)
     y = model(x)
     torch.testing.assert_close(y, expected(model, x))
@@ -231,7 +231,7 @@ def test_a_module_that_calls_itself_counts_each_forward_for_itself() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = self.act(self.first(x))
             x = x if self.inner is None else self.inner(x)
-            return self.act(x)
+            return self.act(x)  # type: ignore[no-any-return]
 
     torch.manual_seed(0)
     model = Nested()
@@ -240,7 +240,7 @@ def test_a_module_that_calls_itself_counts_each_forward_for_itself() -> None:
     x = torch.randn(3, 4)
     once = model(x)
     assert torch.equal(once, sequence(model)[1](sequence(model)[0](model.first(x))))
-    vars(model)["inner"] = model.forward_once = lambda x: vars(model).update(inner=None) or model(x)  # type: ignore[method-assign]
+    vars(model)["inner"] = model.forward_once = lambda x: vars(model).update(inner=None) or model(x)  # type: ignore[assignment]
     acts = sequence(model)
     assert torch.equal(model(x), acts[1](acts[1](acts[0](model.first(acts[0](model.first(x)))))))
 

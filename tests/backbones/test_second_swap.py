@@ -88,11 +88,11 @@ def test_calls_that_had_scalars_of_their_own_are_shared_again_and_the_other_way_
 def test_what_a_second_swap_does_not_take_stays_from_the_first() -> None:
     model = build()
     swap_activations(model, init="paper", example=X)
-    kept = model[1]
+    kept = model[1]  # type: ignore[index]
     report = swap_activations(model, "silu", include=["0.*"], example=X)
     assert [entry.path for entry in report.swapped] == ["0.act.0", "0.act.1", "0.gelu"]
     assert [(entry.path, entry.before, entry.reason) for entry in report.kept] == [("1", "AReLU", "not included")]
-    assert model[1] is kept
+    assert model[1] is kept  # type: ignore[index]
     report = swap_activations(model, "silu", include=[nn.ReLU], example=X)
     assert [(entry.path, entry.before, entry.after) for entry in report.swapped] == [("1", "AReLU", "SiLU")]
 
@@ -101,11 +101,11 @@ def test_what_a_second_swap_does_not_take_stays_from_the_first() -> None:
 def test_a_part_and_the_whole_may_be_swapped_and_taken_back_in_any_order(part_first: bool) -> None:
     model = build()
     modules, before = dict(model.named_modules()), model(X)
-    for part in (model[0], model) if part_first else (model, model[0]):
+    for part in (model[0], model) if part_first else (model, model[0]):  # type: ignore[index]
         swap_activations(part, init="preserve" if part is model else "paper", example=X)
-    assert isinstance(model[1], GatedAReLU)
+    assert isinstance(model[1], GatedAReLU)  # type: ignore[index]
     assert isinstance(model.get_submodule("0.gelu"), GatedAReLU if part_first else AReLU)
-    unswap(model[0])
+    unswap(model[0])  # type: ignore[index]
     assert isinstance(model.get_submodule("0.gelu"), nn.GELU)
     unswap(model)
     assert dict(model.named_modules()) == modules
@@ -129,7 +129,7 @@ def test_a_second_swap_that_fails_leaves_the_first() -> None:
     assert dict(model.named_modules()) == modules
     assert torch.equal(model(X), after)
     unswap(model)
-    assert isinstance(model[1], nn.ReLU)
+    assert isinstance(model[1], nn.ReLU)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "legacy_seresnet18", "mobilevitv2_050"])
