@@ -181,12 +181,15 @@ class ModelConfig(Settings):
 
     Args:
         name: any timm model, or mnist_conv, mnist_linear, conv4, conv4_32, resnet12.
-        pretrained: true, false, or the path of a run folder or model.safetensors to start from.
+        pretrained: true, false, or what to start from: a run folder or its model.safetensors; weights of the model that
+            timm or PyTorch saved (.safetensors, .pth, .pth.tar, .bin, .ckpt, a folder of save_for_hf); or
+            hf-hub:OWNER/NAME.
         activation: what to swap in; default: the model's own.
         init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; leak opens
             preserve's gates a little on the negative side, open on both; nearest comes as near as an AReLU can to what
             it replaces; fit does so on the training images.
-        reset_head: start a new head where the checkpoint's has another number of classes.
+        reset_head: start a new head, where the checkpoint's would go on: its rows go by the names of the classes, and
+            classes that it does not know get new rows.
         head_init: how a new head starts: zero, random, or, finetune alone, probe (logistic regression on the frozen
             features of the training images); auto takes probe in finetune where the pretrained function is kept, zero
             on other pretrained features, else random.

@@ -279,11 +279,6 @@ CASES: dict[str, tuple[list[str], str]] = {
         task=FINETUNE,
         says=r"data\.image_size: 12 does not go with model\.pretrained: 'run', .* of 8 px .*; give 8 or leave it out",
     ),
-    "architecture, classes": _case(
-        *["--model.pretrained", "run", "--data.root", "good"],
-        task=FINETUNE,
-        says=r"model\.pretrained: 'run' has 10 classes, the data has 4; give --model\.reset_head true",
-    ),
     "architecture, resume": _case(
         *["--run.resume", "run/checkpoints/epoch-0001.pt", "--model.activation", "arelu"],
         task=FINETUNE,

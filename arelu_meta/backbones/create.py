@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,13 +10,22 @@ from torch import Tensor, nn
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.backbones.timm_compat import explain_weights_that_do_not_fit
-from arelu_meta.backbones.weights import embedded_models, embedded_weights
+from arelu_meta.backbones.weights import (
+    StockWeights,
+    embedded_models,
+    embedded_weights,
+    is_stock,
+    make_stock,
+    read_stock,
+)
 from arelu_meta.errors import InputError, nearest_names, out_of_memory
+
+_log = logging.getLogger(__name__)
 
 
 def create_backbone(
     name: str,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     num_classes: int | None = None,
     in_chans: int = 3,
     activation: str | None = None,
@@ -27,7 +37,9 @@ def create_backbone(
 
     Args:
         name: any timm model, or `mnist_conv`, `mnist_linear`, `conv4`, `conv4_32`, `resnet12`.
-        pretrained: load weights: those installed with this package where there are any, else through timm's hub code.
+        pretrained: true loads weights: those installed with this package where there are any, else through timm's hub
+            code. Or where weights lie: a file of timm or PyTorch (safetensors, or a state dict of torch.save, bare or
+            in a checkpoint), a folder of timm's save_for_hf, `hf-hub:OWNER/NAME`; a head of another size is new.
         num_classes: outputs of a new head; default: the model's own.
         in_chans: channels of an image; pretrained first layers are adapted as timm does.
         activation: what to swap in, a name of `list_activations()`; default: the model's own stays.
@@ -44,18 +56,67 @@ def create_backbone(
     for what, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
         if value is not None and value < least:
             raise InputError(f"{what}: {value} is not allowed; give {least} or more")
-    if num_classes is not None:
-        kwargs["num_classes"] = num_classes
-    model = (
-        _paper_net(name, pretrained, in_chans=in_chans, **kwargs)
-        if name in PAPER_NETS
-        else _timm_model(name, pretrained, in_chans=in_chans, **kwargs)
-    )
+    if isinstance(pretrained, str | Path):
+        model, own = load_backbone(name, read_stock(_stock_source(pretrained)), num_classes, in_chans, **kwargs)
+        if not own:
+            _log.info("%s: the head is new", pretrained)
+    else:
+        if num_classes is not None:
+            kwargs["num_classes"] = num_classes
+        make = _paper_net if name in PAPER_NETS else _timm_model
+        model = make(name, pretrained, in_chans=in_chans, **kwargs)
     if activation is not None:
         start = (init or ("preserve" if pretrained else "paper")) if activation == "arelu" else init
         swap_activations(model, activation, init=start, data=data)
     explain_weights_that_do_not_fit(model)
     return model
+
+
+def _stock_source(pretrained: str | Path) -> str:
+    source = str(pretrained)
+    if is_stock(source):
+        return source
+    if Path(source).expanduser().exists():
+        raise InputError(
+            f"model.pretrained: {source!r} is a run, or no whole file of weights; arelu_meta.load_model loads a run"
+        )
+    raise InputError(f"model.pretrained: {source!r} does not exist; give true, false, or a file or folder of weights")
+
+
+def load_backbone(
+    name: str, stock: StockWeights, num_classes: int | None, in_chans: int, **kwargs: Any
+) -> tuple[nn.Module, bool]:
+    """Make a backbone with weights that somebody saved.
+
+    Args:
+        name: as in `create_backbone`.
+        stock: the weights.
+        num_classes: the head's outputs; None for as many as the weights have.
+        in_chans: channels of an image.
+        **kwargs: passed to the model.
+
+    Returns:
+        The model, in training mode, and whether its head is that of the weights; a head of another size is new.
+
+    Raises:
+        InputError: if the name is unknown, or the weights are of another architecture.
+    """
+    if name not in PAPER_NETS:
+        check_model_name(name)
+        return make_stock(name, stock, num_classes, in_chans=in_chans, **kwargs)
+    outputs = len(stock.tensors["head.weight"]) if "head.weight" in stock.tensors else 0
+    model = _paper_net(name, False, num_classes=outputs, in_chans=in_chans, **kwargs)
+    try:
+        model.load_state_dict(stock.tensors)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"model.pretrained: {stock.source!r} does not fit {name!r} ({reason})") from error
+    own_head = outputs > 0 and num_classes in (None, outputs)
+    if not own_head and num_classes is not None:
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    return model, own_head
 
 
 def model_names() -> list[str]:

@@ -2,20 +2,22 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.calibration import reestimate_batch_norm
-from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
+from arelu_meta.backbones.create import check_model_name, create_backbone, load_backbone, size_argument
 from arelu_meta.backbones.initialization import OPENED, is_gate_that_learns
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
 from arelu_meta.backbones.swap import swap_activations
+from arelu_meta.backbones.weights import is_stock, read_stock
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.loading import InputSpec
+from arelu_meta.data.provenance import compose
 from arelu_meta.errors import InputError, out_of_memory
 
 
@@ -40,7 +42,7 @@ def check_model_config(config: ModelConfig) -> None:
         raise InputError(
             "model.reset_head: true is of a checkpoint's head; give --model.pretrained RUN with it, or leave it out"
         )
-    if isinstance(config.pretrained, str):
+    if isinstance(config.pretrained, str) and not is_stock(config.pretrained):
         _, spec = read_spec(config.pretrained, "model.pretrained")
         if spec.name != config.name:
             raise InputError(
@@ -53,6 +55,19 @@ Unlabelled = Callable[[InputSpec], list[Tensor]]
 """Gives a few batches of images as a model takes them, for a start that is fitted on them."""
 
 
+@dataclass(frozen=True)
+class Head:
+    """Where a model's head comes from.
+
+    Args:
+        new: whether nothing of it was learned.
+        note: why it is new, where a checkpoint might have brought one; else what it is, as a line to print.
+    """
+
+    new: bool
+    note: str = ""
+
+
 def build_backbone(
     config: ModelConfig,
     classes: tuple[str, ...],
@@ -61,7 +76,22 @@ def build_backbone(
     task: str,
     images: Unlabelled | None = None,
 ) -> tuple[nn.Module, ModelSpec]:
+    """Make a config's backbone with a head for these classes: `build_with_head`, without a word on the head."""
+    model, spec, _ = build_with_head(config, classes, data_channels, image_size, task, images)
+    return model, spec
+
+
+def build_with_head(
+    config: ModelConfig,
+    classes: tuple[str, ...],
+    data_channels: int,
+    image_size: int | None,
+    task: str,
+    images: Unlabelled | None = None,
+) -> tuple[nn.Module, ModelSpec, Head]:
     """Make a config's backbone with a head for these classes.
+
+    The head of a checkpoint goes by the classes' names, row by row: classes that it does not know get new rows.
 
     Args:
         config: the model.
@@ -72,19 +102,23 @@ def build_backbone(
         images: what `model.init: fit`, `leak` and `open` look at.
 
     Returns:
-        The model, and the spec that rebuilds it.
+        The model, the spec that rebuilds it, and where its head comes from.
 
     Raises:
         InputError: if the model cannot be made so, or a checkpoint does not fit.
     """
-    if isinstance(config.pretrained, str):
+    if isinstance(config.pretrained, str) and not is_stock(config.pretrained):
         return _from_checkpoint(config, classes, image_size, task, images)
     channels = data_channels if config.name in PAPER_NETS or not config.pretrained else 3
     sized = size_argument(config.name, image_size)
-    model = create_backbone(config.name, bool(config.pretrained), len(classes), channels, **sized)
+    head = Head(new=True)
+    if isinstance(config.pretrained, str):
+        model, head = _with_stock(config, classes, channels, task, sized)
+    else:
+        model = create_backbone(config.name, config.pretrained, len(classes), channels, **sized)
     inputs = inputs_of(model, channels, image_size)
     init = _swap_in(model, config, "preserve" if config.pretrained else "paper", inputs, images)
-    if config.pretrained and task == "finetune":
+    if config.pretrained and head.new and task == "finetune":
         zero_head(model)
     spec = ModelSpec(
         task=task,
@@ -95,7 +129,28 @@ def build_backbone(
         inputs=inputs,
         classes=list(classes),
     )
-    return model, spec
+    return model, spec, head
+
+
+def _with_stock(
+    config: ModelConfig, classes: tuple[str, ...], channels: int, task: str, sized: dict[str, int]
+) -> tuple[nn.Module, Head]:
+    """Make a backbone with stock weights; a head that fits stays, unless it is known to be of other classes."""
+    stock = read_stock(str(config.pretrained))
+    wanted = None if stock.classes else len(classes)
+    model, own = load_backbone(config.name, stock, wanted, channels, **sized)
+    if config.reset_head or task != "finetune" or not own:
+        model.reset_classifier(len(classes))  # type: ignore[operator]
+        return model, Head(True, "" if config.reset_head else "that of the weights is for other classes")
+    if not stock.classes:
+        note = "head: as the weights have it, whose classes nobody named; --model.reset_head true starts a new one"
+        return model, Head(False, note)
+    tensors, names = dict(model.state_dict()), _head_prefixes(model)
+    model.reset_classifier(len(classes))  # type: ignore[operator]
+    zero_head(model)
+    head, rows = _carry_rows(model, tensors, names, list(stock.classes), list(classes))
+    model.load_state_dict(rows, strict=False)
+    return model, head
 
 
 def check_forward(model: nn.Module, spec: ModelSpec, smallest_batch: int | None = None) -> None:
@@ -217,13 +272,9 @@ def inputs_of(model: nn.Module, channels: int, image_size: int | None) -> InputS
 
 def _from_checkpoint(
     config: ModelConfig, classes: tuple[str, ...], image_size: int | None, task: str, images: Unlabelled | None
-) -> tuple[nn.Module, ModelSpec]:
+) -> tuple[nn.Module, ModelSpec, Head]:
     where = f"model.pretrained: {config.pretrained!r}"
     file, old = read_spec(str(config.pretrained), "model.pretrained")
-    if old.num_classes != len(classes) and not config.reset_head:
-        raise InputError(
-            f"{where} has {old.num_classes} classes, the data has {len(classes)}; give --model.reset_head true"
-        )
     if old.activation not in (None, config.activation) and config.activation is not None:
         raise InputError(
             f"{where} was trained with {old.activation!r}, model.activation is {config.activation!r}; leave it out"
@@ -233,11 +284,21 @@ def _from_checkpoint(
     inputs = replace(old.inputs, image_size=image_size or old.inputs.image_size)
     spec = replace(old, task=task, num_classes=len(classes), classes=list(classes), inputs=inputs, meta={}, config={})
     model = spec.build()
-    head = _head_prefixes(model) if config.reset_head else ()
+    if task == "finetune":
+        zero_head(model)
     tensors = read_tensors(file)
     fitting = _without_the_learner(model, old, tensors, where) if old.task == "metatrain" else tensors
+    names = _head_prefixes(model)
+    if config.reset_head:
+        head, rows = Head(new=True), {}
+    elif old.task == task == "metatrain" and old.num_classes == len(classes):
+        head, rows = Head(False, "head: as the checkpoint has it"), {name: fitting[name] for name in names}
+    else:
+        of_rows = old.classes if old.task == task == "finetune" else []  # a learner's outputs are no classes
+        head, rows = _carry_rows(model, fitting, names, of_rows, list(classes))
+    kept = {name: value for name, value in model.state_dict().items() if name in names} | rows
     try:
-        load_tensors(model, fitting, where, skip=head)
+        load_tensors(model, {**fitting, **kept}, where)
     except InputError as error:
         if inputs.image_size == old.inputs.image_size:
             raise
@@ -248,12 +309,44 @@ def _from_checkpoint(
         ) from error
     if task == "finetune" and images is not None and fitting.keys() - tensors.keys():
         reestimate_batch_norm(model, _shuffled(images(inputs)))  # the learner had no statistics of its own
-    if head and task == "finetune":
-        zero_head(model)
     if old.activation is None:
         init = _swap_in(model, config, "preserve", inputs, images)
         spec = replace(spec, activation=config.activation, init=init)
-    return model.train(), spec
+    return model.train(), spec, head
+
+
+def _carry_rows(
+    model: nn.Module, tensors: dict[str, Tensor], names: tuple[str, ...], old: list[str], new: list[str]
+) -> tuple[Head, dict[str, Tensor]]:
+    """Carry a head's rows over by the names of their classes; whose name it does not know starts as the model has it.
+
+    Args:
+        model: with a head for the new classes.
+        tensors: the old weights.
+        names: the head's tensors.
+        old: the classes of the old rows.
+        new: of the new.
+
+    Returns:
+        Where the head comes from, and its tensors.
+    """
+    known = {compose(name): row for row, name in enumerate(old)}
+    pairs = [(row, known[compose(name)]) for row, name in enumerate(new) if compose(name) in known]
+    if not pairs:
+        return Head(True, "none of the classes is one of the checkpoint's"), {}
+    to, of = (list(rows) for rows in zip(*pairs, strict=True))
+    rows = {}
+    for name, value in model.state_dict().items():
+        if name in names and (before := tensors.get(name)) is not None:
+            whole = len(before) == len(old) and len(value) == len(new) and before.shape[1:] == value.shape[1:]
+            rows[name] = value.clone() if whole else before
+            if whole:
+                rows[name][to] = before[of].to(value.dtype)
+    if len(pairs) == len(new):
+        return Head(False, "head: as the checkpoint has it"), rows
+    others = [name for name in new if compose(name) not in known]
+    named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+    return Head(False, f"head: as the checkpoint has it, with new rows for {len(others)} classes ({named})"), rows
 
 
 def _without_the_learner(model: nn.Module, old: ModelSpec, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
+from arelu_meta.backbones.weights import OUR_HEADER, is_stock
 from arelu_meta.config import LARGEST_IMAGE, Init, MetaConfig, TaskConfig
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.data.provenance import Provenance
@@ -20,7 +21,6 @@ from arelu_meta.errors import InputError
 from arelu_meta.runs.folder import write_atomically
 from arelu_meta.validation import check_value, flags_of
 
-_HEADER = "arelu_meta"
 _SMALL = 1_000_000  # parameters that any model may have, however few numbers its file holds
 _SMALLEST_STD = 1e-4  # of pixels in [0, 1]; 1/255 where a model takes them as bytes
 # What a header may say: each field's type, and the limits of a number.
@@ -108,7 +108,7 @@ def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
         spec: goes into the header.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    metadata = {_HEADER: json.dumps(asdict(spec)), "format": "pt"}
+    metadata = {OUR_HEADER: json.dumps(asdict(spec)), "format": "pt"}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
@@ -136,7 +136,7 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
         raise InputError(f"{where}: {str(path)!r} does not exist; give a run folder or a model.safetensors")
     try:
         with safe_open(file, framework="pt") as opened:
-            header = (opened.metadata() or {}).get(_HEADER)
+            header = (opened.metadata() or {}).get(OUR_HEADER)
             held = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
         if header is None:
             raise InputError(f"{where}: {str(file)!r} does not say what model it holds; give one that a run here wrote")
@@ -248,7 +248,7 @@ def provenance_of(pretrained: bool | str) -> Provenance:
     Raises:
         InputError: if it names no model.
     """
-    if not isinstance(pretrained, str):
+    if not isinstance(pretrained, str) or is_stock(pretrained):
         return Provenance()
     return Provenance.of_header(read_spec(pretrained, "model.pretrained")[1].provenance)
 

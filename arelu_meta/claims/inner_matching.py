@@ -69,4 +69,4 @@ def adaptation_change(model: nn.Module, tasks: TaskBatch, inner: Inner) -> float
 def _begin(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module, ModelSpec]:
     """Build a run's model as `metatrain` does."""
     torch.manual_seed(config.run.seed)
-    return make_model(config, splits)
+    return make_model(config, splits)[:2]

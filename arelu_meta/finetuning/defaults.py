@@ -1,6 +1,7 @@
 """What fine-tuning chooses where the config leaves it open: gentle where pretrained features are worth keeping."""
 
 from dataclasses import replace
+from typing import Literal
 
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.finetuning.freezing import keeps_features
@@ -36,7 +37,7 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
     if train.mode == "probe":
         model = replace(model, head_init="probe")
     elif model.head_init == "auto" and not _own_head(config):
-        model = replace(model, head_init="probe" if kept else "zero" if model.pretrained else "random")
+        model = replace(model, head_init=new_head_init(config))
     if train.freeze_bn == "auto":
         # Under `activations` the statistics have to follow what the activations give.
         train = replace(train, freeze_bn=kept and train.mode != "activations")
@@ -45,6 +46,15 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
     if optim.clip_grad is None and kept and not keeps_features(train.mode):
         optim = replace(optim, clip_grad=_LARGEST_GRADIENT)
     return replace(config, model=model, optim=optim, train=train)
+
+
+def new_head_init(config: FinetuneConfig) -> Literal["probe", "zero", "random"]:
+    """Choose how a new head starts where model.head_init leaves it open.
+
+    Args:
+        config: its model.
+    """
+    return "probe" if keeps_function(config) else "zero" if config.model.pretrained else "random"
 
 
 def settle_rates(config: FinetuneConfig, images: int) -> FinetuneConfig:
@@ -117,5 +127,5 @@ def keeps_function(config: FinetuneConfig) -> bool:
 
 
 def _own_head(config: FinetuneConfig) -> bool:
-    """Say whether the head comes with the checkpoint."""
+    """Return True if the head may come with the checkpoint: its classes decide, which are not read yet."""
     return isinstance(config.model.pretrained, str) and not config.model.reset_head

@@ -1,6 +1,5 @@
 """Fine-tuning from a config: what must hold before anything is written, then one run, or one a seed or a fold."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -11,7 +10,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from arelu_meta.backbones.from_config import (
-    build_backbone,
+    Head,
+    build_with_head,
     check_forward,
     check_gates,
     check_model_config,
@@ -21,7 +21,7 @@ from arelu_meta.backbones.from_config import (
 from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.networks import PAPER_NETS
-from arelu_meta.backbones.saving import ModelSpec, provenance_of, read_spec
+from arelu_meta.backbones.saving import ModelSpec, provenance_of
 from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
 from arelu_meta.data.caching import keep_decoded
 from arelu_meta.data.images import ImageSet, Splits, class_holders, load_images
@@ -35,7 +35,7 @@ from arelu_meta.data.loading import (
 )
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.cross_validation import check_single, member_configs, run_members
-from arelu_meta.finetuning.defaults import scalars_share, settle, settle_rates
+from arelu_meta.finetuning.defaults import new_head_init, scalars_share, settle, settle_rates
 from arelu_meta.finetuning.freezing import count_learning, keeps_features, set_drop_rate, set_learning, set_training
 from arelu_meta.finetuning.fsdp import Shards, check_sharding
 from arelu_meta.finetuning.linear_probe import check_probe, is_plain, start_with_probe
@@ -123,7 +123,9 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         return finished_results(folder, "finetune")
     # All have looked before the first of them writes: the others would take its files for an older run.
     with ranks.agreeing():
-        splits, model, spec = _checked(config, folder)
+        splits, model, spec, head = _checked(config, folder)
+    if head.new and config.model.head_init == "auto":  # whether a checkpoint's fits, only the classes say
+        config = replace(config, model=replace(config.model, head_init=new_head_init(config)))
     config = settle_rates(config, len(splits.train))
     if config.train.sync_bn:
         model = convert_sync_batchnorm(model)  # torch's own conversion would drop activations that a norm holds
@@ -137,7 +139,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         train=keep_decoded(splits.train, config.data.cache),
         validation=keep_decoded(splits.validation, config.data.cache),
     )
-    notes = [_start_head(config, model, spec, splits, ranks)] if folder.resumed is None else []
+    notes = [_start_head(config, model, spec, splits, ranks, head)] if folder.resumed is None else []
     if folder.resumed is not None:
         check_state(folder.resumed, folder.resumed_from, config.optim.name)
     batches = make_batches(config, splits, spec.inputs, ranks)
@@ -149,13 +151,13 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     return trainer.fit([headline(spec, splits, ranks), *_counts(model), *notes])
 
 
-def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Module, ModelSpec]:
+def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Module, ModelSpec, Head]:
     """Read the images and make the model; whatever does not fit is found here, before anything is written."""
     check_apart(folder, class_holders(config.data))
     splits = load_images(config.data, config.run.seed, provenance_of(config.model.pretrained))
     folder.check_split(splits.describe())
     prepare(config.run)  # each seed and fold from its own state, whatever ran before it
-    model, spec = build_backbone(
+    model, spec, head = build_with_head(
         config.model,
         splits.train.classes,
         splits.train.channels,
@@ -170,7 +172,7 @@ def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Modu
     set_learning(model, config.train)
     check_gates(model, config.optim.open_gates)
     check_probe(model, config)
-    return splits, model, spec
+    return splits, model, spec, head
 
 
 def _image_size(config: FinetuneConfig) -> int | None:
@@ -184,13 +186,16 @@ def _counts(model: nn.Module) -> list[str]:
     return ["parameters that learn: " + ", ".join(parts)]
 
 
-def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, splits: Splits, ranks: Ranks) -> str:
+def _start_head(
+    config: FinetuneConfig, model: nn.Module, spec: ModelSpec, splits: Splits, ranks: Ranks, head: Head
+) -> str:
     """Start a new head as model.head_init asks; return what was done, in words."""
+    why = f"; {head.note}" if head.new and head.note else ""
     asked = config.model.head_init
     if config.train.mode == "probe":
         return "head: logistic regression on the frozen features, and nothing else"
-    if asked == "auto":  # what `settle` leaves open
-        return _own_head(str(config.model.pretrained), splits.train.classes)
+    if asked == "auto":  # a checkpoint's
+        return head.note
     if asked == "probe":
         balanced = config.train.class_weights == "balanced"
         precision = config.run.precision
@@ -198,23 +203,14 @@ def _start_head(config: FinetuneConfig, model: nn.Module, spec: ModelSpec, split
             model, spec.inputs, splits.train, splits.validation, ranks.device, precision, balanced
         )
         if strength is not None:
-            return f"head: logistic regression on the frozen features (C {strength:g}, by validation)"
+            return f"head: logistic regression on the frozen features (C {strength:g}, by validation){why}"
         asked = "zero"
     if asked == "zero":
         zero_head(model)
     for module in (module for head in heads_of(model) for module in head.modules()):
         if asked == "random" and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
-    return f"head: {asked}"
-
-
-def _own_head(pretrained: str, classes: Sequence[str]) -> str:
-    """Say whose head a checkpoint's is: for classes of other names it may be the wrong one, though as many fit."""
-    _, old = read_spec(pretrained, "model.pretrained")
-    if list(old.classes) == list(classes):
-        return "head: as the checkpoint has it"
-    named = ", ".join(old.classes[:3]) + (", …" if len(old.classes) > 3 else "")
-    return f"head: as the checkpoint has it, for the classes {named}; --model.reset_head true starts a new one"
+    return f"head: {asked}{why}"
 
 
 def make_batches(

@@ -52,7 +52,8 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     splits = note_seen(load_class_splits(config.data, config.task, config.run.seed), seen)
     folder.check_split(splits.describe())
     check_patience(config, splits)
-    model, spec = make_model(config, splits)
+    model, spec, notes = make_model(config, splits)
+    splits = replace(splits, notes=(*splits.notes, *notes))
     spec = replace(spec, provenance=seen.joined(splits.train, splits.validation, splits.test).as_header())
     ranks.wait()  # before the first of them writes: the others would take its files for an older run
     return MetaTrainer(config, folder, splits, spec, model.to(ranks.device), ranks).go()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arelu_meta.backbones.from_config import build_backbone, check_forward, check_gates, zero_head
+from arelu_meta.backbones.from_config import build_with_head, check_forward, check_gates, zero_head
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import MetatrainConfig
@@ -22,13 +22,13 @@ from arelu_meta.data.images import ImageSet
 from arelu_meta.meta.algorithms import check_features
 from arelu_meta.meta.inner_loop import COMPARING, inner_of
 from arelu_meta.meta.normalization import set_normalization, train_mode
-from arelu_meta.meta.settings import check_act_lr
+from arelu_meta.meta.settings import check_act_lr, starts_at_zero
 from arelu_meta.runs.ranks import Ranks
 
 _EPISODE_SIZE = 28
 
 
-def make_model(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module, ModelSpec]:
+def make_model(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module, ModelSpec, list[str]]:
     """Build the backbone that meta-learns; what does not go together is said before anything is written.
 
     Args:
@@ -36,7 +36,8 @@ def make_model(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module,
         splits: the classes; a start that is fitted looks at the training images.
 
     Returns:
-        The model, on the CPU, in training mode as its normalisation asks for; and what rebuilds it.
+        The model, on the CPU, in training mode as its normalisation asks for; what rebuilds it; and what
+        is to be said of a checkpoint's head.
 
     Raises:
         InputError: if parts of the config contradict each other.
@@ -44,8 +45,8 @@ def make_model(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module,
     names = tuple(str(way) for way in range(config.task.ways))
     size = config.data.image_size or (_EPISODE_SIZE if config.model.name in PAPER_NETS else None)
     images = partial(unlabelled_images, splits.train, inverted=splits.inverted)
-    model, spec = build_backbone(config.model, names, splits.train.channels, size, "metatrain", images)
-    if config.model.head_init == "zero":
+    model, spec, head = build_with_head(config.model, names, splits.train.channels, size, "metatrain", images)
+    if config.model.head_init == "zero" or (config.model.head_init == "auto" and head.new and starts_at_zero(config)):
         zero_head(model)
     check_gates(model, config.optim.open_gates)
     check_forward(model, spec)
@@ -55,7 +56,8 @@ def make_model(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module,
     check_act_lr(model, inner_of(config.meta))
     train_mode(model, config.meta.normalization)
     classes = splits.describe()["train_classes"]
-    return model, replace(spec, classes=classes, meta=_meta_of(config, splits), config=asdict(config))
+    spec = replace(spec, classes=classes, meta=_meta_of(config, splits), config=asdict(config))
+    return model, spec, [f"head: new, {head.note}" if head.new else head.note] if head.note else []
 
 
 def _meta_of(config: MetatrainConfig, splits: ClassSplits) -> dict[str, Any]:

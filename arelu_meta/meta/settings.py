@@ -76,15 +76,23 @@ def settle_head(config: MetatrainConfig) -> MetatrainConfig:
         config: validated; left as it is.
 
     Returns:
-        The config with model.head_init settled; auto stays where a checkpoint brings its head.
+        The config with model.head_init settled; auto stays where a checkpoint may bring its head.
 
     Source: Ye and Chao 2022, "How to Train Your MAML to Excel in Few-Shot Learning": heads that start alike.
     """
     model = config.model
     if model.head_init != "auto" or (isinstance(model.pretrained, str) and not model.reset_head):
         return config
-    zero = bool(model.pretrained) and config.meta.adapt != "activations"
-    return replace(config, model=replace(model, head_init="zero" if zero else "random"))
+    return replace(config, model=replace(model, head_init="zero" if starts_at_zero(config) else "random"))
+
+
+def starts_at_zero(config: MetatrainConfig) -> bool:
+    """Return True if a new head is to start at zero where model.head_init leaves it open.
+
+    Args:
+        config: its model, and what adapts.
+    """
+    return bool(config.model.pretrained) and config.meta.adapt != "activations"
 
 
 def check_act_lr(model: nn.Module, inner: Inner) -> None:

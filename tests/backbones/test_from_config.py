@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
+from arelu_meta.backbones.from_config import build_backbone, build_with_head, check_forward, check_model_config
 from arelu_meta.backbones.saving import ModelSpec, save_model
 from arelu_meta.config import ModelConfig
 from arelu_meta.errors import InputError
@@ -149,11 +149,65 @@ def test_a_checkpoint_goes_on_where_it_was(checkpoint: tuple[str, nn.Module]) ->
     assert torch.equal(model.eval()(x), trained(x))
 
 
-def test_a_checkpoint_of_another_number_of_classes_is_refused_without_reset_head(
-    checkpoint: tuple[str, nn.Module],
+@pytest.mark.parametrize(
+    ("classes", "rows", "note"),
+    [
+        (("ant", "bee", "cat"), (0, 1, 2), "head: as the checkpoint has it"),
+        (("cat", "ant", "bee"), (2, 0, 1), "head: as the checkpoint has it"),
+        (("bee", "cat"), (1, 2), "head: as the checkpoint has it"),
+        (("bee", "cat", "dog"), (1, 2, None), "head: as the checkpoint has it, with new rows for 1 classes (dog)"),
+        (("aa", *CLASSES, "z"), (None, 0, 1, 2, None), "head: as the checkpoint has it, with new rows for 2 classes"),
+    ],
+)
+def test_a_checkpoints_head_goes_by_the_names_of_its_classes(
+    classes: tuple[str, ...], rows: tuple[int | None, ...], note: str, checkpoint: tuple[str, nn.Module]
 ) -> None:
-    with pytest.raises(InputError, match=r"has 3 classes, the data has 5; give --model\.reset_head true"):
-        build(fresh(pretrained=checkpoint[0]), classes=tuple("abcde"))
+    path, trained = checkpoint
+    model, spec, head = build_with_head(fresh(pretrained=path), classes, 1, None, "finetune")
+    x = image(spec)
+    before, after = trained(x), model.eval()(x)
+    for place, row in enumerate(rows):
+        torch.testing.assert_close(after[:, place], before[:, row] if row is not None else torch.zeros(2))
+    assert not head.new
+    assert head.note.startswith(note)
+    assert (spec.num_classes, spec.classes) == (len(classes), list(classes))
+
+
+def test_a_head_of_other_classes_is_new_though_they_are_as_many(checkpoint: tuple[str, nn.Module]) -> None:
+    path, trained = checkpoint
+    model, spec, head = build_with_head(fresh(pretrained=path), ("x", "y", "z"), 1, None, "finetune")
+    x = image(spec)
+    assert torch.equal(model.eval()(x), torch.zeros(2, 3))
+    assert torch.equal(model.forward_features(x), trained.forward_features(x))  # type: ignore[operator]
+    assert (head.new, head.note) == (True, "none of the classes is one of the checkpoint's")
+
+
+def test_names_composed_and_decomposed_are_one_class_to_a_head(tmp_path: Path) -> None:
+    model, spec = build(fresh("mnist_linear"), ("caf\u00e9", "th\u00e9"), image_size=8)
+    old = replace(spec, classes=["cafe\u0301", "the\u0301"])  # as a run of 0.1 on macOS has them
+    save_model(tmp_path / "model.safetensors", model, old)
+    head = build_with_head(fresh("mnist_linear", pretrained=str(tmp_path)), tuple(spec.classes), 1, None, "finetune")[2]
+    assert (head.new, head.note) == (False, "head: as the checkpoint has it")
+
+
+@pytest.mark.parametrize(
+    ("start", "ways", "new"), [("metatrain", 3, False), ("metatrain", 5, True), ("finetune", 3, True)]
+)
+def test_a_meta_learner_keeps_the_head_of_one_with_as_many_ways_alone(
+    start: str, ways: int, new: bool, tmp_path: Path
+) -> None:
+    model, spec = build(fresh("mnist_linear"), image_size=8, task=start)
+    save_model(tmp_path / "model.safetensors", model, _as_learner(spec) if start == "metatrain" else spec)
+    config = fresh("mnist_linear", pretrained=str(tmp_path))
+    names = tuple(str(way) for way in range(ways))
+    assert build_with_head(config, names, 1, None, "metatrain")[2].new == new
+    assert build_with_head(config, CLASSES, 1, None, "finetune")[2].new == (start == "metatrain")
+
+
+def _as_learner(spec: ModelSpec) -> ModelSpec:
+    loop = {"inner_lr": 0.1, "inner_steps": 2, "algorithm": "maml", "normalization": "transductive"}
+    meta = {"ways": spec.num_classes, "shots": 1, "queries": 1, "inverted": False, **loop}
+    return replace(spec, task="metatrain", meta=meta)
 
 
 def test_with_reset_head_the_head_is_new_and_the_features_stay(checkpoint: tuple[str, nn.Module]) -> None:
@@ -294,7 +348,7 @@ def test_what_a_meta_learner_learned_is_a_start_without_its_inner_loop(
     save_model(tmp_path / "model.safetensors", learner, spec)
     images = torch.randn(64, spec.inputs.channels, 16, 16)
     model, _ = build_backbone(fresh(pretrained=str(tmp_path)), CLASSES, 3, 16, task, lambda inputs: [images])
-    taken = dict(learner.named_parameters())
+    taken = {name: value for name, value in learner.named_parameters() if task == "metatrain" or "head" not in name}
     assert all(torch.equal(value, taken[name]) for name, value in model.named_parameters() if name in taken)
     assert len(taken.keys() & {name for name, _ in model.named_parameters()}) >= 8
     means = [module.running_mean for module in model.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -83,7 +83,7 @@ def test_at_the_matched_rate_the_first_inner_steps_go_as_far(tmp_path: Path) -> 
     sizes = []
     for config in (replace(ours, meta=replace(ours.meta, inner_lr=rate)), theirs):
         torch.manual_seed(config.run.seed)
-        model, spec = make_model(config, splits)
+        model, spec, _ = make_model(config, splits)
         tasks = make_sampler(config, spec, splits, "train", torch.device("cpu")).batch(range(4))
         sizes.append(adaptation_change(model, tasks, inner_of(config.meta)))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.06)

@@ -1,6 +1,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,29 +242,42 @@ def test_divergence_names_step_rate_and_a_checkpoint_that_loads(digits: Make, tm
     assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
 
 
-def test_a_checkpoint_can_start_another_run_with_a_new_head(digits: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_classes_starts_a_run_with_a_new_head_and_says_so(
+    digits: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = finetune(digits("first"))
     photos = _two_class_folder(tmp_path / "photos")
     config = digits("second", data_root=str(photos), data_per_class=None, model_pretrained=first["folder"])
-    with pytest.raises(InputError, match=r"has 10 classes, the data has 2; give --model\.reset_head true"):
-        finetune(config)
-    assert not (tmp_path / "second").exists()
-    config.model.reset_head = True
     assert finetune(config)["classes"] == 2
+    said = capsys.readouterr().out
+    assert "by validation); none of the classes is one of the checkpoint's\n" in said
+    assert "head_init: probe" in (tmp_path / "second" / "config.yaml").read_text()
 
 
-def test_a_head_for_as_many_classes_of_other_names_says_whose_it_is(
+def test_a_run_goes_on_though_its_classes_moved_by_one_name(
     digits: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = _two_class_folder(tmp_path / "first")
-    run = finetune(digits("a", data_root=str(first), data_per_class=None))["folder"]
-    again = digits("b", data_root=str(first), data_per_class=None, model_pretrained=run)
-    finetune(again)
-    assert "head: as the checkpoint has it\n" in capsys.readouterr().out
-    other = _two_class_folder(tmp_path / "other", ("low", "high"))
-    finetune(digits("c", data_root=str(other), data_per_class=None, model_pretrained=run))
-    said = capsys.readouterr().out
-    assert "head: as the checkpoint has it, for the classes bright, dark; --model.reset_head true starts a new" in said
+    """As many classes, one new name ahead of the others: by row, each would get its neighbour's."""
+    colours = {"b": (255, 0, 0), "c": (0, 255, 0), "d": (0, 0, 255), "e": (255, 255, 255)}
+    config = digits("a", data_root=str(_coloured(tmp_path / "first", colours)), data_per_class=None, train_epochs=10)
+    first = finetune(config)
+    assert first["test_accuracy"] == 1
+    capsys.readouterr()
+    moved = _coloured(tmp_path / "moved", {"a": (9, 9, 9), **{name: colours[name] for name in "bcd"}})
+    again = replace(config, run=replace(config.run, folder=str(tmp_path / "b")))
+    again.data.root, again.model.pretrained, again.optim.lr = str(moved), first["folder"], 1e-9
+    assert finetune(again)["test_accuracy"] >= 0.7  # of the four classes it knows three
+    assert "head: as the checkpoint has it, with new rows for 1 classes (a)\n" in capsys.readouterr().out
+
+
+def _coloured(root: Path, colours: dict[str, tuple[int, int, int]]) -> Path:
+    random = np.random.default_rng(0)
+    for name, colour in colours.items():
+        (root / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = np.clip(random.integers(-9, 9, (20, 20, 3)) + colour, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
 
 
 def _two_class_folder(root: Path, names: tuple[str, str] = ("dark", "bright")) -> Path:
