@@ -19,7 +19,8 @@ DECIDES_NOTHING = (
     *("run.detect_anomaly", "run.deterministic", "data.workers", "data.cache", "data.download", "meta.task_chunk"),
 )
 _DATA_PLACE = ("data.root",)  # images may be moved while a run is not done: their digests are compared then
-_RESOLVED_LATER = (("optim.act_lr", None), ("train.channels_last", "auto"))  # once the model and its device are known
+# Once the model and its device are known.
+_RESOLVED_LATER = (("optim.act_lr", None), ("train.channels_last", "auto"), ("model.head_init", "auto"))
 _LENGTHS = ("train.epochs", "meta.steps")
 _RATES = ("optim.lr", "optim.head_lr", "optim.act_lr")  # a run that diverged goes on at a smaller one
 

@@ -252,6 +252,8 @@ def test_a_checkpoint_of_other_classes_starts_a_run_with_a_new_head_and_says_so(
     said = capsys.readouterr().out
     assert "by validation); none of the classes is one of the checkpoint's\n" in said
     assert "head_init: probe" in (tmp_path / "second" / "config.yaml").read_text()
+    config.run.resume = "auto"
+    assert finetune(config)["classes"] == 2  # the same config gives the results that are there
 
 
 def test_a_run_goes_on_though_its_classes_moved_by_one_name(
