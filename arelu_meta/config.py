@@ -643,7 +643,7 @@ class StudyFocusConfig(Settings):
 
 @dataclass
 class ClaimsConfig(Settings):
-    """Run one of the paper's claims as a study and judge it: holds, does not hold, or cannot tell.
+    """Run one of the paper's claims as a study and judge it: ahead, level, behind, or so many more seeds needed.
 
     Args:
         study: mnist (the authors' table), small-lr (small learning rates, on your backbone and data), gradients (do
@@ -665,7 +665,7 @@ class ClaimsConfig(Settings):
             mnist-to-svhn, svhn-to-mnist, mnist-to-digits) and imagenet-to-flowers17 (a pretrained backbone, on a folder
             or set of images); default: the study's own.
         depth: gradients: hidden layers of the networks, with commas between, as 5,20,50; default: the study's own.
-        margin: by how many points (gradients: powers of ten) a claim must be ahead to hold.
+        margin: how many points (gradients: powers of ten) a difference must exceed to count; within it, two are level.
         processes: runs side by side on a CPU; default: one a core.
         engine: mnist: one network after another in each process, or stacked and vectorised; auto stacks on a GPU.
     """

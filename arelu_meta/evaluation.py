@@ -18,7 +18,6 @@ from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.data.provenance import Provenance
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
-from arelu_meta.intervals import proportion_interval
 from arelu_meta.meta.evaluate_tasks import Asked, evaluate_tasks
 from arelu_meta.meta.few_shot_learner import Learner
 from arelu_meta.runs.folder import open_fresh, write_json
@@ -26,6 +25,7 @@ from arelu_meta.runs.origin import of_its_run, test_images_of
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.reproducibility import prepare
 from arelu_meta.runs.results import report_results
+from arelu_meta.statistics import proportion_interval
 from arelu_meta.validation import check_read, validate
 
 

@@ -85,7 +85,8 @@ def test_several_rivals_are_judged_on_the_same_tasks(run: str, tmp_path: Path) -
     data = DataConfig(root=str(_folder(tmp_path / "d", "abcd", 12)))
     found = evaluate(run, data, tasks=20, against=f"centroid, {run}")
     assert (found["against"], found["against_2"]) == ("centroid", run)
-    assert found["difference_2"] == found["difference_low_2"] == found["difference_high_2"] == 0
+    assert found["difference_2"] == 0
+    assert found["difference_low_2"] < 0 < found["difference_high_2"]  # of so few query images
     assert found["difference"] == pytest.approx(found["test_accuracy"] - found["against_accuracy"])
 
 

@@ -1,11 +1,12 @@
 """How many training images of each class a study takes."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 
 from arelu_meta.claims.recipes import RECIPES
-from arelu_meta.config import ClaimsConfig
+from arelu_meta.config import ClaimsConfig, DataConfig
 from arelu_meta.data.images import load_images
 from arelu_meta.errors import counted
 
@@ -34,6 +35,21 @@ def thinned(config: ClaimsConfig) -> ClaimsConfig:
     filled = deepcopy(config)
     filled.data.per_class = min(smallest, RECIPES[config.study]["quick"]["data.per_class"])
     return filled
+
+
+def resplit(config: DataConfig, seed: int) -> float:
+    """Return how many test images there are a training image where every seed splits the data anew.
+
+    Args:
+        config: of the study; how much of the training images it takes does not count, for seeds share those they
+            might have taken as well.
+        seed: the study's first.
+
+    Returns:
+        0 where the test set is the same for all seeds.
+    """
+    one, other = (load_images(replace(config, per_class=None), number) for number in (seed, seed + 1))
+    return 0.0 if set(one.test.names) == set(other.test.names) else len(one.test) / len(one.train)
 
 
 def amount(config: ClaimsConfig) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
-from arelu_meta.claims.amounts import amount, epochs
+from arelu_meta.claims.amounts import amount, epochs, resplit
 from arelu_meta.claims.architectures_tables import conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
@@ -35,12 +35,13 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
     """
     trials = list_trials(config)
     _check_networks(config)
+    ratio = resplit(config.data, config.run.seed)
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),
         processes=side_by_side(config.processes, device),
         seconds=lambda missing: _seconds(config, missing),
-        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin),
+        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin, ratio),
         headline=(
             f"{config.model.name} from scratch on {config.data.root or config.data.name or 'digits'}, "
             f"{config.data.image_size} px: {config.model.activation}, {config.optim.name}, learning rates "

@@ -6,22 +6,24 @@ import numpy as np
 
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Heatmap, Outcome, Table
-from arelu_meta.claims.small_lr_tables import ORIGINAL, Runs, course_curves, edge_notes, spread
-from arelu_meta.claims.statistics import Comparison, compare, judge
+from arelu_meta.claims.small_lr_tables import FEWEST_RATES, ORIGINAL, Runs, course_curves, edge_notes, is_ours, spread
 from arelu_meta.errors import counted
+from arelu_meta.statistics import Comparison, compare, judge
 
 
-def conclude(rows: Sequence[Row], margin: float) -> Outcome:
+def conclude(rows: Sequence[Row], margin: float, resplit: float = 0.0) -> Outcome:
     """Judge finished runs.
 
     Args:
         rows: one a read-out, with `model`, `contender`, `lr`, `seed`, `step`, `accuracy`, `validation_accuracy` and
             `test_accuracy`.
-        margin: how many points count as being ahead.
+        margin: differences within so many points do not count.
+        resplit: as in `compare`.
 
     Returns:
-        A comparison a network and contender, one over all networks, their table, and curves a network. Where there are
-        several learning rates, each contender is read at the one that is best on validation images.
+        A claim over all networks a contender, which is judged, one a network, which is described (with one network it
+        is judged), their table, and curves a network. Where there are several learning rates, each contender is read at
+        the one that is best on validation images.
     """
     networks = list(dict.fromkeys(row["model"] for row in rows))
     runs = {name: Runs([row for row in rows if row["model"] == name]) for name in networks}
@@ -29,7 +31,8 @@ def conclude(rows: Sequence[Row], margin: float) -> Outcome:
     reference = ORIGINAL if ORIGINAL in first.contenders else first.contenders[0]
     best = {name: {one: runs[name].best_rate(one) for one in first.contenders} for name in networks}
     tested = {name: {one: runs[name].test(one, best[name][one]) for one in first.contenders} for name in networks}
-    comparisons = list(_comparisons(tested, first.contenders, reference, margin))
+    images = {name: runs[name].images(reference, best[name][reference]) for name in networks}
+    comparisons = list(_comparisons(tested, images, first.contenders, reference, margin, resplit))
     return Outcome(
         judge(comparisons),
         [_table(tested, best, first.contenders, reference)],
@@ -43,15 +46,41 @@ Tested = dict[str, dict[str, dict[int, float]]]
 """Test accuracy in per cent, by network, contender and seed."""
 
 
-def _comparisons(tested: Tested, contenders: list[str], reference: str, margin: float) -> Iterator[Comparison]:
+def _comparisons(
+    tested: Tested,
+    images: dict[str, int | None],
+    contenders: list[str],
+    reference: str,
+    margin: float,
+    resplit: float,
+) -> Iterator[Comparison]:
+    nothing_of_ours, several = not any(map(is_ours, contenders)), len(tested) > 1
+    all_images = [number for number in images.values() if number is not None]
     for one in contenders:
         if one == reference:
             continue
-        if len(tested) > 1:
+        judged = is_ours(one) or nothing_of_ours
+        if several:
             ours, theirs = (_over_networks(tested, name) for name in (one, reference))
-            yield compare(f"{one} is ahead of {reference} over {len(tested)} networks", ours, theirs, margin)
+            yield compare(
+                f"{one} against {reference} over {len(tested)} networks",
+                ours,
+                theirs,
+                margin,
+                images=sum(all_images) or None,
+                resplit=resplit,
+                primary=judged,
+            )
         for network, found in tested.items():
-            yield compare(f"{one} is ahead of {reference} in {network}", found[one], found[reference], margin)
+            yield compare(
+                f"{one} against {reference} in {network}",
+                found[one],
+                found[reference],
+                margin,
+                images=images[network],
+                resplit=resplit,
+                primary=judged and not several,
+            )
 
 
 def _over_networks(tested: Tested, contender: str) -> dict[int, float]:
@@ -100,6 +129,8 @@ def _rates(runs: dict[str, Runs]) -> Iterator[Heatmap]:
 
 def _notes(runs: dict[str, Runs], best: dict[str, dict[str, float]]) -> list[str]:
     notes = ["The pairs are seeds; that other networks would do alike is not said by the interval over these."]
+    if 1 < len(next(iter(runs.values())).rates) < FEWEST_RATES:
+        notes.append("Of two rates the better one on validation images is read; none is called the best.")
     lost = sum(one.diverged(name, lr) for one in runs.values() for name in one.contenders for lr in one.rates)
     at_edge = [name for name, one in runs.items() if edge_notes(one, best[name])]
     if at_edge:

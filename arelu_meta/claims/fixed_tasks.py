@@ -5,6 +5,23 @@ from arelu_meta.data.episodes import ClassSplits, load_class_splits
 from arelu_meta.errors import InputError, counted
 
 
+def resplit_classes(config: DataConfig, task: TaskConfig, seed: int) -> float:
+    """Return how many test classes there are a training class where every seed divides the classes anew.
+
+    Args:
+        config: name and root.
+        task: the study's.
+        seed: the study's first.
+
+    Returns:
+        0 where the test classes are the same for all seeds.
+    """
+    one, other = (divide_for(config, task, number) for number in (seed, seed + 1))
+    if set(one.test.names) == set(other.test.names):
+        return 0.0
+    return len(set(one.test.labels)) / len(set(one.train.labels))
+
+
 def divide_for(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:
     """Divide data as `load_class_splits` does; what is too small is told without the flags that a study has not.
 

@@ -12,7 +12,7 @@ import torch
 
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import load_model, read_spec
-from arelu_meta.claims.amounts import amount
+from arelu_meta.claims.amounts import amount, resplit
 from arelu_meta.claims.focus_maps import Seen, import_grad_cam, last_map, look
 from arelu_meta.claims.focus_regions import read_regions
 from arelu_meta.claims.focus_tables import conclude
@@ -73,12 +73,14 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
     import_grad_cam()
     trials = list_trials(config)
     _check_images(config, trials)
+    own_images = config.focus.runs is None and config.focus.images is None
+    ratio = resplit(config.data, config.run.seed) if own_images else 0.0
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),
         processes=side_by_side(config.processes, device),
         seconds=partial(estimate, config),
-        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin, folder),
+        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin, folder, ratio),
         headline=_headline(config, trials),
     )
 

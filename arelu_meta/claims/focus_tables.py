@@ -12,9 +12,9 @@ from PIL import Image
 
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Outcome, Picture, Table
-from arelu_meta.claims.small_lr_tables import ORIGINAL, spread
-from arelu_meta.claims.statistics import Comparison, compare, judge
+from arelu_meta.claims.small_lr_tables import ORIGINAL, is_ours, spread, start_notes
 from arelu_meta.errors import counted
+from arelu_meta.statistics import Comparison, compare, judge
 
 _STRIP = "focus.png"
 _PANEL = 1.5  # inches
@@ -62,27 +62,36 @@ def mean_of(rows: Sequence[Row], name: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def conclude(rows: Sequence[Row], margin: float, folder: Path) -> Outcome:
+def conclude(rows: Sequence[Row], margin: float, folder: Path, resplit: float = 0.0) -> Outcome:
     """Judge finished networks, and draw their strip into the folder.
 
     Args:
         rows: as `focus_study.work` returns them, with the trial's columns.
-        margin: how many points count as being ahead.
+        margin: differences within so many points do not count.
         folder: of the study.
+        resplit: as in `compare`.
     """
     runs = Runs(rows)
     reference = ORIGINAL if ORIGINAL in runs.contenders else runs.contenders[0]
-    comparisons = list(_comparisons(runs, reference, margin))
+    comparisons = list(_comparisons(runs, reference, margin, resplit))
     strip = _strip(runs, folder)
     return Outcome(judge(comparisons), [_table(runs)], images=strip, notes=_notes(runs))
 
 
-def _comparisons(runs: Runs, reference: str, margin: float) -> Iterator[Comparison]:
-    what = "has more of its energy inside the object than" if runs.boxed else "is less spread than"
+def _comparisons(runs: Runs, reference: str, margin: float, resplit: float) -> Iterator[Comparison]:
+    what = "energy inside the object" if runs.boxed else "entropy (less is ahead)"
+    nothing_of_ours = runs.given or not any(map(is_ours, runs.contenders))
     for name in runs.contenders:
         ours, theirs = runs.focus(name), runs.focus(reference)
         if name != reference and len(set(ours) & set(theirs)) > 1:
-            found = compare(f"The Grad-CAM of {name} {what} that of {reference}", ours, theirs, margin)
+            found = compare(
+                f"Grad-CAM of {name} against {reference}, {what}",
+                ours,
+                theirs,
+                margin,
+                resplit=resplit,
+                primary=is_ours(name) or nothing_of_ours,
+            )
             yield replace(found, runs="images") if runs.given else found
 
 
@@ -138,6 +147,7 @@ def _notes(runs: Runs) -> list[str]:
     )
     notes = [
         pairs,
+        *start_notes(runs.contenders),
         "A map shows what moves the class's score; that it lies on the object does not prove a right reason.",
         "An image without colours over it has an empty map, since nothing raises the score; it counts as even.",
     ]

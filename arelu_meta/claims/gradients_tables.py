@@ -1,5 +1,6 @@
 """What the study `gradients` concludes: how many powers of ten the gradient loses on its way to the first layer."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,17 +9,16 @@ import numpy as np
 
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import (
-    CHOSEN_ON_THE_SAME_RUNS,
     Curves,
     Heatmap,
     Outcome,
     Series,
     Table,
+    described,
     mean_series,
-    pairs_table,
 )
 from arelu_meta.claims.plain_nets import SMALLEST
-from arelu_meta.claims.statistics import Comparison, compare, judge
+from arelu_meta.statistics import Comparison, compare, judge
 
 OURS, STANDARD = "arelu", "relu"
 READINGS = ("at the start", "over training")
@@ -109,37 +109,28 @@ def conclude(rows: Sequence[Row], margin: float) -> Outcome:
 
     Args:
         rows: as `read_runs` takes them.
-        margin: how many decades count as being ahead.
+        margin: differences within so many decades do not count.
     """
     runs = read_runs(rows)
-    pairs, stated = _comparisons(runs, margin)
+    pairs = list(_comparisons(runs, margin))
+    stated = [one for one in pairs if one.primary]
     tables = [*_ratio_tables(runs), _accuracies(runs)]
-    if pairs:
-        tables.append(pairs_table(pairs, "Decades (powers of ten)"))
+    if len(pairs) > len(stated):
+        tables.append(described(pairs, "AReLU against every other activation", "Decades are powers of ten."))
     return Outcome(judge(stated), tables, list(_curves(runs)), list(_maps(runs)), notes=_notes(runs))
 
 
-def _comparisons(runs: Runs, margin: float) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare AReLU with every other activation, and state what training saw: against ReLU, and the best other."""
-    pairs, stated = [], []
-    for cell, contenders in runs.items():
-        for says, score in (("vanishes less", kept), ("is nearer to even", evenness)):
-            for reading in READINGS:
-                scores = {name: score(seeds, reading) for name, seeds in contenders.items()}
-                ours = scores.pop(OURS, {})
-                by_name = {
-                    name: compare(
-                        f"AReLU's gradient {says} than {name}'s {reading} ({cell})", ours, theirs, margin, _UNIT
-                    )
-                    for name, theirs in scores.items()
-                    if len(set(ours) & set(theirs)) > 1
-                }
-                pairs += list(by_name.values())
-                best = max(by_name, key=lambda name: np.mean([*scores[name].values()]), default=STANDARD)
-                if reading == READINGS[0]:
-                    continue  # in the table of pairs alone: a verdict more weakens all others
-                stated += [by_name[name] for name in dict.fromkeys([STANDARD, best]) if name in by_name]
-    return pairs, stated
+def _comparisons(runs: Runs, margin: float) -> Iterator[Comparison]:
+    """Compare AReLU with every other activation; judged is what training saw, against ReLU."""
+    readings = itertools.product((("what is lost", kept), ("how uneven it is", evenness)), READINGS)
+    for (cell, contenders), ((what, score), reading) in itertools.product(runs.items(), list(readings)):
+        scores = {name: score(seeds, reading) for name, seeds in contenders.items()}
+        ours = scores.pop(OURS, {})
+        for name, theirs in scores.items():
+            if len(set(ours) & set(theirs)) > 1:
+                claim = f"AReLU's gradient against {name}'s, {what} {reading} ({cell})"
+                judged = name == STANDARD and reading == READINGS[1]
+                yield compare(claim, ours, theirs, margin, _UNIT, primary=judged)
 
 
 def _ratio_tables(runs: Runs) -> Iterator[Table]:
@@ -227,13 +218,11 @@ def _maps(runs: Runs) -> Iterator[Heatmap]:
 def _notes(runs: Runs) -> list[str]:
     notes = [
         "A layer's gradient is that of the mean loss by what the layer hands to its activation, on the same training "
-        "images throughout: these have one shape in all hidden layers. 'Vanishes less' counts what is lost alone; 'is "
-        "nearer to even' counts what explodes as well.",
+        "images throughout: these have one shape in all hidden layers. 'What is lost' counts no growth as merit; 'how "
+        "uneven it is' counts what explodes as well. Ahead is who loses less, or is nearer to even.",
         "plain has PyTorch's initial weights, which shrink the signal of every activation; plain_even scales them to "
         "each activation, which separates the activation's shape from its size.",
     ]
-    if any(len(contenders) > 2 for contenders in runs.values()):
-        notes.append(CHOSEN_ON_THE_SAME_RUNS)
     lost = [
         f"{name} ({cell}, seed {seed})"
         for cell, contenders in runs.items()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec
-from arelu_meta.claims.matching import STEPS, solve
+from arelu_meta.claims.matching import STEPS, changed, matched
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits, TaskBatch, load_class_splits
 from arelu_meta.meta.inner_loop import Inner, InnerLoop, inner_of
@@ -27,19 +27,20 @@ def matched_inner_rate(ours: MetatrainConfig, theirs: MetatrainConfig) -> float:
 
     Returns:
         An inner learning rate.
+
+    Raises:
+        NoMatchError: if no rate up to 100 times as large gets there, or the loss grows at the one that does.
     """
     splits = load_class_splits(ours.data, ours.task, ours.run.seed)
     model, spec = _begin(ours, splits)
     tasks = make_sampler(ours, spec, splits, "train", torch.device("cpu")).batch(range(_TASKS))
-    wanted = adaptation_change(_begin(theirs, splits)[0], tasks, inner_of(theirs.meta))
+    wanted, _ = first_inner_steps(_begin(theirs, splits)[0], tasks, inner_of(theirs.meta))
     inner = inner_of(ours.meta)
-    return inner.lr * solve(
-        lambda factor: adaptation_change(model, tasks, replace(inner, lr=inner.lr * factor)), wanted
-    )
+    return matched(lambda lr: first_inner_steps(model, tasks, replace(inner, lr=lr)), inner.lr, wanted)
 
 
-def adaptation_change(model: nn.Module, tasks: TaskBatch, inner: Inner) -> float:
-    """Say how far the first inner steps move the logits of the images that they are taken on.
+def first_inner_steps(model: nn.Module, tasks: TaskBatch, inner: Inner) -> tuple[float, float]:
+    """Take the first inner steps, and say what they do to the images that they are taken on.
 
     Args:
         model: left as it was; in the mode that its normalisation asks for.
@@ -47,11 +48,12 @@ def adaptation_change(model: nn.Module, tasks: TaskBatch, inner: Inner) -> float
         inner: the inner loop; of its steps the first three count.
 
     Returns:
-        The root mean square of the change over all tasks' support images; infinite where they overflow.
+        The root mean square of the change of the logits over all tasks' support images, and the mean change of their
+        loss; infinite where they overflow.
     """
     moved = deepcopy(model)
     stack = Stack(moved, InnerLoop(moved, inner), 1)
-    squares = []
+    found = []
     for number in range(len(tasks)):
         images, labels = tasks.support_images[number, None], tasks.support_labels[number, None]
         weights = [weight.detach() for weight in stack.start()]
@@ -61,9 +63,9 @@ def adaptation_change(model: nn.Module, tasks: TaskBatch, inner: Inner) -> float
             weights = [weight.detach().requires_grad_() for weight in weights]
             weights = stack.step(weights, images, labels, step, second_order=False)
         with torch.no_grad():
-            squares.append((stack.logits(weights, images) - before).square().mean())
-    size = float(torch.stack(squares).mean().sqrt())
-    return size if math.isfinite(size) else math.inf
+            found.append(changed(before[0], stack.logits(weights, images)[0], labels[0]))
+    sizes, losses = zip(*found, strict=True)
+    return math.hypot(*sizes) / math.sqrt(len(found)), sum(losses) / len(found)
 
 
 def _begin(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module, ModelSpec]:

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import load_images
-from arelu_meta.data.loading import Batches, build_transform, unlabelled_batches
+from arelu_meta.data.loading import unlabelled_batches
+from arelu_meta.finetuning.finetune import make_batches
 from arelu_meta.finetuning.optimizer import build_optimizer, peak_rate
+from arelu_meta.runs.ranks import Ranks
 
 STEPS = 3
-_TRIES, _NEAR = 14, 0.05
-_SLOWEST, _FASTEST = 1e-3, 1e4  # times the original rate
+_TRIES, _NEAR, _REFUSED = 14, 0.05, 0.2
+_SLOWEST, _FASTEST = 1e-3, 100.0  # times the original rate
 _HEADS_SIZE = 64
 
 Labelled = Sequence[tuple[Tensor, Tensor]]
+
+
+class NoMatchError(Exception):
+    """There is no rate at which the steps go as far and training goes on; the message says why."""
 
 
 def matched_rate(ours: FinetuneConfig, theirs: FinetuneConfig) -> float:
@@ -33,11 +39,34 @@ def matched_rate(ours: FinetuneConfig, theirs: FinetuneConfig) -> float:
 
     Returns:
         A learning rate.
+
+    Raises:
+        NoMatchError: if no rate up to 100 times as large gets there, or the loss grows at the one that does.
     """
     model, batches = _begin(ours)
-    wanted = logit_change(*_begin(theirs), theirs)
+    wanted, _ = first_steps(*_begin(theirs), theirs)
     rate = peak_rate(ours.optim)
-    return rate * solve(lambda factor: logit_change(model, batches, _at(ours, rate * factor)), wanted)
+    return matched(lambda lr: first_steps(model, batches, _at(ours, lr)), rate, wanted)
+
+
+def matched(steps: Callable[[float], tuple[float, float]], rate: float, wanted: float) -> float:
+    """Find the rate at which the first steps go as far as is wanted, and refuse one at which nothing is learned.
+
+    Args:
+        steps: how far they move the logits at a rate, and by how much they change the loss.
+        rate: to begin with.
+        wanted: how far.
+
+    Raises:
+        NoMatchError: as `matched_rate`.
+    """
+    found = rate * solve(lambda factor: steps(rate * factor)[0], wanted)
+    change, loss = steps(found)
+    if not abs(change - wanted) <= _REFUSED * wanted:
+        raise NoMatchError(f"no rate up to {_FASTEST:g} times as large moves the logits as far")
+    if not loss <= 0:
+        raise NoMatchError(f"at {found:.2g}, where they do, the first steps raise the loss: training is lost there")
+    return found
 
 
 def _at(config: FinetuneConfig, lr: float) -> FinetuneConfig:
@@ -52,7 +81,7 @@ def solve(change: Callable[[float], float], wanted: float) -> float:
         wanted: at least 0: a rate can be so small that no logit moves.
 
     Returns:
-        The factor, between a thousandth and ten thousand; within 5 % in the change where it is continuous.
+        The factor, between a thousandth and a hundred; within 5 % in the change where it is continuous.
     """
     low, high, factor = _SLOWEST, _FASTEST, 1.0
     for _ in range(_TRIES):
@@ -69,16 +98,17 @@ def solve(change: Callable[[float], float], wanted: float) -> float:
     return factor
 
 
-def logit_change(model: nn.Module, batches: Labelled, config: FinetuneConfig) -> float:
-    """Say how far the first steps move the logits of the images that they are taken on.
+def first_steps(model: nn.Module, batches: Labelled, config: FinetuneConfig) -> tuple[float, float]:
+    """Take the first steps of a run, as it takes them, and say what they do to the images that they are taken on.
 
     Args:
         model: left as it was; batch normalisation takes each batch's own statistics, as in training.
         batches: images of shape (batch, channels, height, width) and labels of shape (batch,), one pair a step.
-        config: optimiser and rate.
+        config: optimiser, rate and clipping.
 
     Returns:
-        The root mean square of the change of the first batch's logits; infinite where they overflow.
+        The root mean square of the change of the first batch's logits, and the change of its loss; infinite where they
+        overflow.
     """
     moved = deepcopy(model).train()
     optimizer = build_optimizer(moved, config.optim)
@@ -87,10 +117,24 @@ def logit_change(model: nn.Module, batches: Labelled, config: FinetuneConfig) ->
     for images, labels in batches:
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(moved(images), labels).backward()
+        if config.optim.clip_grad is not None:
+            nn.utils.clip_grad_norm_(moved.parameters(), config.optim.clip_grad)
         optimizer.step()
     with torch.no_grad():
-        size = float((moved(batches[0][0]) - before).square().mean().sqrt())
-    return size if math.isfinite(size) else math.inf
+        return changed(before, moved(batches[0][0]), batches[0][1])
+
+
+def changed(before: Tensor, after: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return the root mean square of the change of logits, and the change of the loss; infinite where they overflow.
+
+    Args:
+        before: shape (images, classes).
+        after: the same.
+        labels: shape (images,).
+    """
+    size = float((after - before).square().mean().sqrt())
+    loss = float(F.cross_entropy(after, labels) - F.cross_entropy(before, labels))
+    return size if math.isfinite(size) else math.inf, loss if math.isfinite(loss) else math.inf
 
 
 def _begin(config: FinetuneConfig) -> tuple[nn.Module, Labelled]:
@@ -109,6 +153,5 @@ def _begin(config: FinetuneConfig) -> tuple[nn.Module, Labelled]:
     if config.model.head_init == "zero":
         for parameter in model.get_classifier().parameters():  # type: ignore[operator]
             nn.init.zeros_(parameter)
-    training = build_transform(spec.inputs, training=False)
-    batches = Batches(splits.train, training, config.data.batch_size, config.run.seed).epoch(1)
+    batches = make_batches(config, splits, spec.inputs, Ranks(torch.device("cpu")))[0].epoch(1)
     return model, [(images, labels) for (images, labels), _ in zip(batches, range(STEPS), strict=False)]

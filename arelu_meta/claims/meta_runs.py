@@ -14,10 +14,10 @@ from arelu_meta.data.images import ImageSet, concatenate
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning.optimizer import build_optimizer
-from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.engine import Inner, build_engine
 from arelu_meta.meta.evaluation import adaptation_curves
 from arelu_meta.meta.normalization import set_normalization, train_mode
+from arelu_meta.statistics import groups_interval
 
 WAYS, INNER_STEPS, BATCH_TASKS = 5, 5, 32  # as the authors' launcher has them, and the rate below
 _OUTER_LR = 0.005
@@ -88,7 +88,7 @@ def run(trial: MetaTrial, data: DataConfig, device: torch.device) -> list[Row]:
         curves = adaptation_curves(model, unseen, range(trial.tasks), trial.lr, INNER_STEPS, device)
     except RunError as error:
         return [{"step": 0, "accuracy": 0.0, "low": 0.0, "high": 0.0, "curve": [], "diverged": str(error)}]
-    mean, low, high = accuracy_interval([curve[-1] for curve in curves])
+    mean, low, high = groups_interval([curve[-1] for curve in curves], len(curves) * WAYS * trial.shots)
     course = np.asarray(curves, dtype=np.float64).mean(0).tolist()
     return [{"step": trial.steps, "accuracy": mean, "low": low, "high": high, "curve": course}]
 

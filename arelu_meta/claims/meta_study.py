@@ -9,10 +9,10 @@ from functools import partial
 import torch
 
 from arelu_meta.backbones.networks import PAPER_NETS
-from arelu_meta.claims.fixed_tasks import divide_for
+from arelu_meta.claims.fixed_tasks import resplit_classes
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.meta_runs import ALL, BATCH_TASKS, DIVIDED, WAYS, MetaTrial, run
-from arelu_meta.claims.meta_tables import conclude
+from arelu_meta.claims.meta_tables import Cell, conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import activation_names, names, numbers, seeds
 from arelu_meta.claims.running import probe, side_by_side
@@ -37,14 +37,17 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         InputError: if a name or a number is not allowed, or data is missing or has too few classes or images.
     """
     trials = list_trials(config)
-    for data, shots in dict.fromkeys((trial.data, trial.shots) for trial in trials):
-        divide_for(_data(config, data), TaskConfig(WAYS, shots, shots), config.run.seed)
+    ratios = {
+        (data, shots): resplit_classes(_data(config, data), TaskConfig(WAYS, shots, shots), config.run.seed)
+        for data, shots in dict.fromkeys((trial.data, trial.shots) for trial in trials)
+    }
+    by_cell = {Cell(trial.data, trial.shots, trial.lr): ratios[trial.data, trial.shots] for trial in trials}
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),
         processes=side_by_side(config.processes, device),
         seconds=partial(estimate, config),
-        conclude=lambda ledger, _: conclude(ledger.of_all(trials), config.margin),
+        conclude=lambda ledger, _: conclude(ledger.of_all(trials), config.margin, by_cell),
         headline=(
             f"MAML of {trials[0].network} on {', '.join(_places(config))}, {WAYS}-way, {config.meta.shots} shots: "
             f"{config.model.activation} as the {config.variant} have them, inner learning rates {config.optim.lr}, "

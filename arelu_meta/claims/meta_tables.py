@@ -1,27 +1,27 @@
 """What the study `meta` concludes: by the authors' reading, and on classes that training has not seen."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.meta_runs import ALL
+from arelu_meta.claims.meta_runs import ALL, WAYS
 from arelu_meta.claims.outcome import (
-    CHOSEN_ON_THE_SAME_RUNS,
     Curves,
     Heatmap,
     Outcome,
     Series,
     Table,
+    described,
     mean_series,
-    pairs_table,
 )
 from arelu_meta.claims.small_lr_tables import spread
-from arelu_meta.claims.statistics import Comparison, compare, judge
 from arelu_meta.errors import counted
+from arelu_meta.statistics import Comparison, compare, judge
 
 OURS, STANDARD = "arelu", "relu"
 THEIRS, HONEST = "by the best training batch", "on unseen classes"
@@ -49,6 +49,7 @@ class Course:
         adaptation: accuracy on the other classes after 0, 1, … inner steps; empty for a run that diverged.
         diverged: how many of the two did.
         tasks: of the other classes.
+        queries: of all these tasks; None where no run has ended.
     """
 
     batches: list[float] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Course:
     adaptation: list[float] = field(default_factory=list)
     diverged: int = 0
     tasks: int = 0
+    queries: int | None = None
 
 
 Runs = dict[Cell, dict[str, dict[int, Course]]]
@@ -79,6 +81,7 @@ def read_runs(rows: Sequence[Row]) -> Runs:
         else:
             course.unseen, course.half = 100 * row["accuracy"], 50 * (row["high"] - row["low"])
             course.adaptation, course.tasks = [100 * value for value in row["curve"]], row["tasks"]
+            course.queries = course.tasks * WAYS * row["shots"] or None
     return runs
 
 
@@ -92,37 +95,39 @@ def reading(seeds: dict[int, Course], which: str) -> dict[int, float]:
     return {seed: max(course.batches) if which == THEIRS else course.unseen for seed, course in seeds.items()}
 
 
-def conclude(rows: Sequence[Row], margin: float) -> Outcome:
+def conclude(rows: Sequence[Row], margin: float, resplit: Mapping[Cell, float] | None = None) -> Outcome:
     """Judge finished runs.
 
     Args:
         rows: as `read_runs` takes them.
-        margin: how many points count as being ahead.
+        margin: differences within so many points do not count.
+        resplit: by cell, as in `compare`, where classes are divided.
     """
     runs = read_runs(rows)
-    pairs, stated = _comparisons(runs, margin)
+    pairs = list(_comparisons(runs, margin, resplit or {}))
+    stated = [one for one in pairs if one.primary]
     tables = [_readings(runs)]
-    if pairs:
-        tables.append(pairs_table(pairs, "Percentage points"))
+    if len(pairs) > len(stated):
+        tables.append(described(pairs, "AReLU against every other activation"))
     return Outcome(judge(stated), tables, [*_adaptation(runs), *_courses(runs)], list(_maps(runs)), notes=_notes(runs))
 
 
-def _comparisons(runs: Runs, margin: float) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare AReLU with every other activation by each reading, and state ReLU and the best other."""
-    pairs, stated = [], []
-    for cell, contenders in runs.items():
-        for which in (THEIRS, HONEST):
-            scores = {name: reading(seeds, which) for name, seeds in contenders.items()}
-            ours = scores.pop(OURS, {})
-            found = {
-                name: compare(f"AReLU is ahead of {name} {which} ({cell})", ours, theirs, margin)
-                for name, theirs in scores.items()
-                if len(set(ours) & set(theirs)) > 1
-            }
-            pairs += list(found.values())
-            best = max(found, key=lambda name: np.mean([*scores[name].values()]), default=STANDARD)
-            stated += [found[name] for name in dict.fromkeys([STANDARD, best]) if name in found]
-    return pairs, stated
+def _comparisons(runs: Runs, margin: float, resplit: Mapping[Cell, float]) -> Iterator[Comparison]:
+    """Compare AReLU with every other activation by each reading; judged are unseen classes, against ReLU."""
+    for (cell, contenders), which in itertools.product(runs.items(), (THEIRS, HONEST)):
+        scores = {name: reading(seeds, which) for name, seeds in contenders.items()}
+        ours = scores.pop(OURS, {})
+        for name, theirs in scores.items():
+            if len(set(ours) & set(theirs)) > 1:
+                yield compare(
+                    f"AReLU against {name} {which} ({cell})",
+                    ours,
+                    theirs,
+                    margin,
+                    images=next(iter(contenders[name].values())).queries if which == HONEST else None,
+                    resplit=resplit.get(cell, 0.0) if which == HONEST else 0.0,
+                    primary=which == HONEST and name == STANDARD,
+                )
 
 
 def _readings(runs: Runs) -> Table:
@@ -192,9 +197,7 @@ def _maps(runs: Runs) -> Iterator[Heatmap]:
 
 
 def _notes(runs: Runs) -> list[str]:
-    chosen = [CHOSEN_ON_THE_SAME_RUNS] if any(len(contenders) > 2 for contenders in runs.values()) else []
     notes = [
-        *chosen,
         "The best training batch is a maximum over as many looks as there were meta-steps, at classes that were "
         "trained on: it says how well tasks were fitted, not how well new classes are learned.",
         "Both runs of a pair differ in their classes alone: weights, settings and number of steps are the same. Of ten "

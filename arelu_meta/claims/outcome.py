@@ -5,13 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arelu_meta.claims.statistics import Comparison, judge
 from arelu_meta.runs.progress import print_table
-
-CHOSEN_ON_THE_SAME_RUNS = (
-    "Each claim is made against ReLU and against the best other activation of its cell, whose choice on these same "
-    "runs favours the other side."
-)
+from arelu_meta.statistics import Comparison
 
 
 @dataclass
@@ -86,7 +81,7 @@ class Outcome:
     """All that a study says.
 
     Args:
-        comparisons: its claims, Holm's correction done.
+        comparisons: its claims, judged, and others that are described alone.
         tables: the most important first.
         curves: read-outs over epochs, steps or layers.
         heatmaps: such as learning rate by activation.
@@ -101,10 +96,29 @@ class Outcome:
     images: list[Picture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def claims(self) -> list[Comparison]:
+        """The comparisons that are judged."""
+        return [one for one in self.comparisons if one.primary]
+
+    def complete(self) -> None:
+        """Add what every study says alike: what is described and not judged, and by which test."""
+        others = [one for one in self.comparisons if not one.primary]
+        if others:
+            self.tables.append(described(others, "Compared beside the claims"))
+        ratios = {f"{one.resplit:.2g}": one.n for one in self.comparisons if one.resplit}
+        if ratios:
+            factors = ", ".join(f"1/{pairs} + {ratio}" for ratio, pairs in ratios.items())
+            self.notes.append(
+                "Every seed splits the same images anew, so that seeds are not independent: intervals and verdicts are "
+                "by Nadeau and Bengio's corrected resampled t, with a variance factor of 1/seeds + test/train "
+                f"({factors}). Some differences no number of such seeds can tell; more images can."
+            )
+
     def as_results(self) -> dict[str, Any]:
         """Give results.json's part of it, in JSON types."""
         return {
-            "verdicts": [one.as_row() for one in self.comparisons],
+            "verdicts": [one.as_row() for one in self.claims],
             **{
                 name: [asdict(one) for one in getattr(self, name)]
                 for name in ("tables", "curves", "heatmaps", "images")
@@ -131,23 +145,19 @@ def mean_series(name: str, runs: Sequence[Sequence[float]], x: Sequence[float]) 
     return Series(name, list(map(float, x)), mean.tolist(), (mean - spread).tolist(), (mean + spread).tolist())
 
 
-def pairs_table(pairs: Sequence[Comparison], unit: str) -> Table:
-    """List AReLU against every other activation; Holm's correction is over this table.
+def described(comparisons: Sequence[Comparison], title: str, note: str = "") -> Table:
+    """List comparisons that are not judged.
 
     Args:
-        pairs: at least one.
-        unit: of the differences, in words.
+        comparisons: at least one.
+        title: of the table.
+        note: added below it.
     """
     rows: list[list[Any]] = [
-        [one.claim, f"{one.difference:+.1f}", f"{one.low:+.1f} to {one.high:+.1f}", f"{one.p_holm:.2g}", one.verdict]
-        for one in judge(pairs)
+        [one.claim, f"{one.difference:+.1f}", f"{one.low:+.1f} to {one.high:+.1f}", one.unit] for one in comparisons
     ]
-    return Table(
-        "AReLU against every other activation, paired by seed",
-        ["claim", "difference", "95 % interval", "p (Holm)", "verdict"],
-        rows,
-        f"{unit}. Holm's correction here is over this whole table.",
-    )
+    about = "Paired by seed; each interval is for itself, and none is a verdict: among so many some would be by chance."
+    return Table(title, ["comparison", "difference", "95 % interval", "unit"], rows, f"{about} {note}".rstrip())
 
 
 def print_outcome(outcome: Outcome, folder: Path) -> None:
@@ -164,7 +174,7 @@ def print_outcome(outcome: Outcome, folder: Path) -> None:
         print()
     for note in outcome.notes:
         print(note)
-    for one in outcome.comparisons:
+    for one in outcome.claims:
         print(one.sentence)
     print(f"written to {folder}", flush=True)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from arelu_meta.claims.inner_matching import matched_inner_rate
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.matching import matched_rate
+from arelu_meta.claims.matching import NoMatchError, matched_rate
 from arelu_meta.claims.running import one_thread, probe
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL
@@ -30,6 +30,7 @@ from arelu_meta.config import (
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.meta.metatrain import metatrain
 
+UNCLIPPED = 1e9  # of all gradients together; left open, the defaults would clip some contenders and not others
 _INNER_STEPS = 5
 _VALIDATIONS, _VALIDATION_TASKS = 4, 50
 _PROBED_TASKS = (2, 8)  # to be judged on; a whole run's hundreds take minutes on a large backbone
@@ -100,8 +101,9 @@ def work(config: ClaimsConfig, trials: Sequence[Trial]) -> list[list[Row]]:
 
     Returns:
         For each one row a read-out: `step`, `accuracy` (finetune: on validation images; maml: on unseen tasks after so
-        many inner steps), and on every row of a run `validation_accuracy`, `test_accuracy`, `rate` (the rate that was
-        taken) and `diverged`.
+        many inner steps), and on every row of a run `validation_accuracy`, `test_accuracy`, `images` (tested on; of
+        tasks, their query images), `rate` (the rate that was taken) and `diverged`. A matched run that has no rate: one
+        row that says why in `refused`.
     """
     run = _metatrained if config.pipeline == "maml" else _finetuned
     worst = {"step": 0, "accuracy": 0.0, "validation_accuracy": 0.0, "test_accuracy": 0.0}
@@ -121,6 +123,7 @@ def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> Finetun
             act_lr=trial.lr if model.activation else None,
             weight_decay=1e-4,
             schedule="cosine",
+            clip_grad=UNCLIPPED,
         ),
         train=TrainConfig(epochs=trial.length, freeze_bn=False, keep="best"),
     )
@@ -130,12 +133,15 @@ def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
     rate = trial.lr
     if trial.contender.startswith(MATCHED):
         like = _matched_by(trial)
-        rate = matched_rate(finetune_config(config, trial, folder), finetune_config(config, like, folder))
+        try:
+            rate = matched_rate(finetune_config(config, trial, folder), finetune_config(config, like, folder))
+        except NoMatchError as reason:
+            return [{"refused": str(reason)}]
     results = finetune(finetune_config(config, replace(trial, lr=rate), folder))
     metrics = _numbers(folder / "metrics.csv")
     images = json.loads((folder / "split.json").read_text(encoding="utf-8"))["train"]
     steps = -(-len(images) // trial.batch_size)
-    ends = {name: results[name] for name in ("validation_accuracy", "test_accuracy")}
+    ends = {name: results[name] for name in ("validation_accuracy", "test_accuracy")} | {"images": results["test_n"]}
     return [
         {"step": int(row["epoch"]) * steps, "accuracy": row["validation_accuracy"], **ends, "rate": rate}
         for row in metrics
@@ -167,10 +173,14 @@ def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
     rate = trial.lr
     if trial.contender.startswith(MATCHED):
         like = _matched_by(trial)
-        rate = matched_inner_rate(metatrain_config(config, trial, folder), metatrain_config(config, like, folder))
+        try:
+            rate = matched_inner_rate(metatrain_config(config, trial, folder), metatrain_config(config, like, folder))
+        except NoMatchError as reason:
+            return [{"refused": str(reason)}]
     results = metatrain(metatrain_config(config, replace(trial, lr=rate), folder))
     validation = [float(row["validation_accuracy"] or 0.0) for row in _numbers(folder / "metrics.csv")]
     ends = {"validation_accuracy": max(validation), "test_accuracy": results["test_accuracy"], "rate": rate}
+    ends["images"] = results["test_n"] * results["ways"] * results["queries"]
     return [{"step": step, "accuracy": results[f"accuracy_after_{step}"], **ends} for step in range(_INNER_STEPS + 1)]
 
 

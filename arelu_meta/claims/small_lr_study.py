@@ -9,13 +9,13 @@ from functools import partial
 import torch
 
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.claims.amounts import amount, epochs
-from arelu_meta.claims.fixed_tasks import divide_for
+from arelu_meta.claims.amounts import amount, epochs, resplit
+from arelu_meta.claims.fixed_tasks import divide_for, resplit_classes
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.small_lr_runs import Trial, estimate, model_config, work
-from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude
+from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL, conclude, keeps_function
 from arelu_meta.config import ClaimsConfig, MetatrainConfig
 from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError, counted, nearest_names
@@ -39,12 +39,20 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
     trials = list_trials(config)
     small = small_rate(config)
     notes = _notes_on_data(config)
+    maml = config.pipeline == "maml"
+    ratio = (
+        resplit_classes(config.data, MetatrainConfig().task, config.run.seed)
+        if maml
+        else resplit(config.data, config.run.seed)
+    )
     yield Plan(
         groups=[[trial] for trial in trials],
         work=partial(work, config),
         processes=side_by_side(config.processes, device),
         seconds=partial(estimate, config),
-        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), small, config.margin, config.target, notes),
+        conclude=lambda ledger, folder: conclude(
+            ledger.of_all(trials), small, config.margin, config.target, notes, ratio
+        ),
         headline=_headline(config, small),
     )
 
@@ -68,7 +76,8 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     Raises:
         InputError: naming the unknown model, activation, start or optimiser.
     """
-    contenders = contenders_of(config, bool(config.model.pretrained))
+    pretrained = bool(config.model.pretrained)
+    contenders = contenders_of(config, pretrained)
     optimizers, models = names("optim.name", config.optim.name), names("model.name", config.model.name)
     for name in optimizers:
         check_optimizer_name(name)
@@ -96,7 +105,12 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     for seed in seeds(config):
         for lr, contender in itertools.product(numbers("optim.lr", config.optim.lr), contenders):
             trials.append(replace(first, contender=contender, lr=lr, seed=seed))
-        others = [name for name in contenders if name != ORIGINAL and ORIGINAL in contenders]
+        # What begins as the original does would be matched at the original's own rate: the same run again.
+        others = [
+            name
+            for name in contenders
+            if name != ORIGINAL and ORIGINAL in contenders and not keeps_function(name, pretrained)
+        ]
         trials += [replace(first, contender=f"{MATCHED}{name}", seed=seed) for name in others]
     return trials
 
@@ -117,6 +131,17 @@ def contenders_of(config: ClaimsConfig, pretrained: bool | None = None) -> list[
     if pretrained is not None and {"arelu", default} <= {*contenders}:
         raise InputError(f"model.activation: 'arelu' and {default!r} are the same here; leave one of them out")
     return contenders
+
+
+def distinct(contenders: list[str], pretrained: bool) -> list[str]:
+    """Leave out an AReLU by its start where the one without a start is the same.
+
+    Args:
+        contenders: of the study.
+        pretrained: whether the networks are.
+    """
+    same = f"arelu:{'preserve' if pretrained else 'paper'}"
+    return [name for name in contenders if name != same or "arelu" not in contenders]
 
 
 def check_contender(name: str) -> str:

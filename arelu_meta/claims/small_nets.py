@@ -99,7 +99,7 @@ def train_one(trial: Trial, data: Tensors) -> list[Row]:
 
     Returns:
         One row an epoch: `epoch` (from 1), `train_loss` (mean over the epoch), `accuracy` (on the test images, a
-        fraction).
+        fraction), `images` (tested).
     """
     model = build(trial, data.classes, data.channels, data.side).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(trial.optimizer, trial.lr, model)
@@ -107,7 +107,8 @@ def train_one(trial: Trial, data: Tensors) -> list[Row]:
     rows = []
     for epoch in range(1, trial.epochs + 1):
         loss = train_epoch(model.train(), optimizer, trial, data, epoch)
-        rows.append({"epoch": epoch, "train_loss": loss, "accuracy": accuracy(model, data)})
+        tested = {"accuracy": accuracy(model, data), "images": len(data.test_labels)}
+        rows.append({"epoch": epoch, "train_loss": loss, **tested})
     return rows
 
 
@@ -239,7 +240,8 @@ def train_stacked(trials: Sequence[Trial], data: Tensors) -> list[list[Row]]:
                 right += (logits(weights, scaled(images)).argmax(2) == labels).sum(1)
         means = (totals / orders.shape[1]).tolist()
         for row, loss, hits in zip(rows, means, right.tolist(), strict=True):
-            row.append({"epoch": epoch, "train_loss": loss, "accuracy": hits / len(data.test_labels)})
+            tested = {"accuracy": hits / len(data.test_labels), "images": len(data.test_labels)}
+            row.append({"epoch": epoch, "train_loss": loss, **tested})
     return rows
 
 

@@ -36,7 +36,7 @@ _MODULES = {
 
 _NOTHING_JUDGED = (
     "No claim is judged: that takes two contenders with two values in common; mnist, gradients and meta judge arelu "
-    "against others."
+    "against relu."
 )
 
 
@@ -87,7 +87,8 @@ def _run(config: ClaimsConfig, plan: Plan, ledger: Ledger, folder: Path) -> dict
     announce(len(missing), len(plan.trials), seconds, plan.processes)
     run_missing(ledger, plan.groups, plan.work, plan.processes)
     outcome = plan.conclude(ledger, folder)
-    if not outcome.comparisons:
+    outcome.complete()
+    if not outcome.claims:
         outcome.notes.insert(0, _NOTHING_JUDGED)
     write_rows(folder / "runs.csv", ledger.of_all(plan.trials))
     results = _results(config, plan, outcome, folder, monotonic() - started)

@@ -13,19 +13,18 @@ import torch
 from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.claims import small_lr_runs
-from arelu_meta.claims.amounts import amount, epochs
+from arelu_meta.claims.amounts import amount, epochs, resplit
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import one_thread, side_by_side
 from arelu_meta.claims.small_lr_runs import model_config
-from arelu_meta.claims.small_lr_study import contenders_of, small_rate
+from arelu_meta.claims.small_lr_study import contenders_of, distinct, small_rate
 from arelu_meta.claims.tensors import Shelf, opened, shelved
 from arelu_meta.claims.transfer_data import PRETRAINED, PairData, backbone_config, load_pair, read_pairs
 from arelu_meta.claims.transfer_nets import Trial, transfer
 from arelu_meta.claims.transfer_tables import conclude
 from arelu_meta.config import ClaimsConfig
-from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 
@@ -56,8 +55,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
             data = load_pair(config, *pairs[pair])
             parts = (stack.enter_context(shelved(part)) for part in (data.source, data.target, data.test))
             shelves[pair] = (next(parts), next(parts), next(parts))
-        for pair in large:
-            load_images(backbone_config(config, pairs[pair][1]).data, config.run.seed)
+        ratios = {pair: resplit(backbone_config(config, pairs[pair][1]).data, config.run.seed) for pair in large}
         grouped = _grouped(small) + [[trial] for trials in large.values() for trial in trials]
         of_pair = {pair: [one for one in small if one.pair == pair] for pair in shelves} | large
         yield Plan(
@@ -69,6 +67,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
                 {pair: ledger.of_all(trials) for pair, trials in of_pair.items()},
                 small_rate(config),
                 config.margin,
+                ratios,
             ),
             headline=_headline(config, small_rate(config)),
         )
@@ -101,7 +100,7 @@ def list_trials(
     small, large = [], {}
     rates = numbers("optim.lr", config.optim.lr)
     for pair, (source, target) in pairs.items():
-        runs = itertools.product(seeds(config), contenders, rates)
+        runs = itertools.product(seeds(config), distinct(contenders, source == PRETRAINED), rates)
         if source == PRETRAINED:
             large[pair] = [_backbone_trial(config, target, backbones[0], *run) for run in runs]
             continue

@@ -6,22 +6,28 @@ from dataclasses import replace
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.outcome import Outcome
 from arelu_meta.claims.small_lr_tables import conclude as conclude_pair
-from arelu_meta.claims.statistics import judge
+from arelu_meta.statistics import judge
 
 
-def conclude(rows: Mapping[str, Sequence[Row]], small: float, margin: float) -> Outcome:
+def conclude(
+    rows: Mapping[str, Sequence[Row]], small: float, margin: float, resplit: Mapping[str, float] | None = None
+) -> Outcome:
     """Judge finished runs.
 
     Args:
         rows: by pair, one a read-out, as the study `small-lr` has them.
         small: the small learning rate on the target.
-        margin: how many points count as being ahead.
+        margin: differences within so many points do not count.
+        resplit: by pair, as in `compare`.
 
     Returns:
         What `small-lr` concludes of each pair, Holm's correction made over all of them.
     """
     whole = Outcome(notes=["Learning rates are those on the target; every network learned its source at the same one."])
-    by_pair = {pair: conclude_pair(some, small, margin, None) for pair, some in rows.items()}
+    by_pair = {
+        pair: conclude_pair(some, small, margin, None, resplit=(resplit or {}).get(pair, 0.0))
+        for pair, some in rows.items()
+    }
     shared = [note for note in next(iter(by_pair.values())).notes if all(note in one.notes for one in by_pair.values())]
     whole.notes += shared
     for pair, found in by_pair.items():

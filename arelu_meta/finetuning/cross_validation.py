@@ -1,7 +1,7 @@
 """One config, several runs: a run a seed, or a run a fold of cross-validation, and what they say together."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Any
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle_rates
-from arelu_meta.intervals import accuracy_interval
 from arelu_meta.runs.folder import check_same_config, open_run
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.results import finished_results, report_results
+from arelu_meta.statistics import groups_interval
 
 _OF_RUN = "test_accuracy_"  # in results.json, before a run's name
 
@@ -56,8 +56,8 @@ def run_members(
         ranks: the processes that do each together.
 
     Returns:
-        What results.json of the whole holds: the mean test accuracy and its interval, Student's over the runs (folds
-        share training images, so that theirs is rough).
+        What results.json of the whole holds: the mean test accuracy and its interval, of the runs and of the
+        images that they were tested on (folds and seeds share training images, which is not in it).
 
     Raises:
         InputError: if a run that has ended already had another config: their mean would be of nothing; or if run.resume
@@ -144,14 +144,15 @@ def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: lis
         Flat values for results.json.
     """
     accuracies = [results["test_accuracy"] for results in found]
-    mean, low, high = accuracy_interval(accuracies)
+    images = sum(results["test_n"] for results in found)
+    mean, low, high = groups_interval(accuracies, images, _distinct(folder, names))
     return {
         "task": "finetune",
         "seed": config.run.seed,
         "test_accuracy": mean,
         "test_low": low,
         "test_high": high,
-        "test_n": sum(results["test_n"] for results in found),
+        "test_n": images,
         "test_seen": _sum_seen([results.get("test_seen") for results in found]),
         "runs": len(found),
         **{f"{_OF_RUN}{name}": accuracy for name, accuracy in zip(names, accuracies, strict=True)},
@@ -161,6 +162,12 @@ def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: lis
         "seconds": round(sum(results["seconds"] for results in found), 2),
         "folder": str(folder),
     }
+
+
+def _distinct(folder: Path, names: Sequence[str]) -> int:
+    """Count the images that any of the runs was tested on: seeds share some of them, or all."""
+    splits = [json.loads((folder / name / "split.json").read_text(encoding="utf-8")) for name in names]
+    return len({str(image) for split in splits for image in split["test"]})
 
 
 def _sum_seen(counts: list[int | None]) -> int | None:

@@ -12,9 +12,9 @@ from arelu_meta.data.images import ImageSet
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import metrics, plots
 from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
-from arelu_meta.intervals import proportion_interval
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import write_atomically
+from arelu_meta.statistics import proportion_interval
 
 
 def write_results(

@@ -27,13 +27,13 @@ from arelu_meta.data.images import ImageSet, concatenate, find_root
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.data.provenance import Provenance
 from arelu_meta.errors import InputError
-from arelu_meta.intervals import accuracy_interval
-from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, describe_curve, task_accuracies
+from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve, task_accuracies
 from arelu_meta.meta.inner_loop import BASELINES, Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.meta.steady import at_steady_rate
 from arelu_meta.runs.origin import check_unchanged, of_its_run, start_of_its_run
 from arelu_meta.runs.progress import progress
+from arelu_meta.statistics import groups_interval, paired_tasks
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,13 @@ def evaluate_tasks(
     accuracies = [row[-1] for row in curves]
     print("\n".join([describe_curve(curves, spec.meta["normalization"]), *notes]))
     compared: dict[str, Any] = {}
+    queries = task.ways * task.queries
     for number, (name, (other, its_steps)) in enumerate(zip(rivals, loaded, strict=True), 1):
         judged, its_rate = _judge(name, other.to(device), sampler, numbers, its_steps, device, run.precision)
         suffix = "" if number == 1 else f"_{number}"
-        compared |= _compared(name, accuracies, judged, suffix)
+        compared |= _compared(name, accuracies, judged, queries, suffix)
         compared |= {} if its_rate is None else {f"against_inner_lr{suffix}": its_rate}
-    mean, low, high = accuracy_interval(accuracies)
+    mean, low, high = groups_interval(accuracies, asked.tasks * queries)
     return compared | {
         "task": "metatrain",
         "seed": seed,
@@ -137,13 +138,13 @@ def _judge(
     return judged, steady.rate
 
 
-def _compared(name: str, accuracies: list[float], judged: list[float], suffix: str) -> dict[str, Any]:
-    found, accuracy = compare(accuracies, judged), sum(judged) / len(judged)
+def _compared(name: str, accuracies: list[float], judged: list[float], queries: int, suffix: str) -> dict[str, Any]:
+    found, accuracy = paired_tasks(accuracies, judged, queries), sum(judged) / len(judged)
     print(
-        f"on the same tasks {name}: {accuracy:.1%}; difference {found.difference:+.1%} "
+        f"on the same tasks {name}: {accuracy:.1%}; difference {found.mean:+.1%} "
         f"(95 % interval {found.low:+.1%} to {found.high:+.1%})"
     )
-    values = {"against": name, "against_accuracy": accuracy, "difference": found.difference}
+    values = {"against": name, "against_accuracy": accuracy, "difference": found.mean}
     values |= {"difference_low": found.low, "difference_high": found.high}
     return {key + suffix: value for key, value in values.items()}
 

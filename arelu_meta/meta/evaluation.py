@@ -1,7 +1,6 @@
 """Accuracy on tasks of unseen classes. A test task never changes the model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +8,6 @@ from torch import nn
 
 from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
-from arelu_meta.intervals import mean_interval
 from arelu_meta.meta.blame import first_nonfinite_step
 from arelu_meta.meta.chunking import tasks_at_once
 from arelu_meta.meta.engine import why_not_vectorized
@@ -155,33 +153,3 @@ def curve_results(curves: Sequence[Sequence[float]]) -> dict[str, float]:
     """
     means = np.asarray(curves, dtype=np.float64).mean(0)
     return {f"accuracy_after_{step}": float(mean) for step, mean in enumerate(means)}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on the same tasks.
-
-    Args:
-        difference: mean over tasks of the first's accuracy minus the second's.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        tasks: how many.
-    """
-
-    difference: float
-    low: float
-    high: float
-    tasks: int
-
-
-def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Compare two models pair by pair: what makes a task easy or hard for both cancels.
-
-    Args:
-        first: one model's accuracies, task by task.
-        second: the other's on the same tasks, in the same order; at least 2.
-
-    Source: Student 1908, the paired t interval.
-    """
-    differences = [mine - theirs for mine, theirs in zip(first, second, strict=True)]
-    return Comparison(*mean_interval(differences), len(differences))

@@ -5,11 +5,11 @@ from typing import Any
 
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.intervals import accuracy_interval
 from arelu_meta.meta.evaluation import curve_results
 from arelu_meta.meta.inner_loop import inner_of
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.folder import RunFolder
+from arelu_meta.statistics import groups_interval
 
 
 def summarise(config: MetatrainConfig, spec: ModelSpec, curves: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def summarise(config: MetatrainConfig, spec: ModelSpec, curves: Sequence[Sequenc
     Returns:
         Flat values: among others `test_accuracy` (mean over tasks), `test_low`, `test_high`, `accuracy_after_0`, ….
     """
-    mean, low, high = accuracy_interval([row[-1] for row in curves])
+    mean, low, high = groups_interval([row[-1] for row in curves], len(curves) * config.task.ways * config.task.queries)
     inner = inner_of(config.meta)
     return {
         "task": "metatrain",

@@ -1,41 +1,14 @@
 """Two runs beside each other: what differs, by how much, and whether so many images or tasks can tell."""
 
-import math
-from dataclasses import dataclass
-
-from arelu_meta.intervals import CONFIDENCE, mean_interval
 from arelu_meta.report.figures import Series, curves
 from arelu_meta.report.metatrain_page import adaptation_sections
 from arelu_meta.report.page import Block, Cell, Fact, Page, Paragraph, Section, Table, percent, shown
 from arelu_meta.report.run_data import Run, column, number_of
 from arelu_meta.report.run_sections import described, ending, scalar_maps
 from arelu_meta.report.sweep_page import setting
+from arelu_meta.statistics import Difference, independent_difference, paired_images
 
 _SEEDS = "One run each: the interval is over test {unit} alone, and says nothing of other seeds."
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far two test accuracies lie apart.
-
-    Args:
-        mean: B minus A, a fraction.
-        low: lower end of the 95 % interval.
-        high: upper end.
-        p: that there is no difference, two-sided; None where it is unknown.
-        how: how it was compared, in a sentence.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float | None
-    how: str
-
-    @property
-    def told(self) -> bool:
-        """Whether the interval leaves 0 out, and the test, where there is one, says so too."""
-        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 1 - CONFIDENCE)
 
 
 def compare_page(first: Run, second: Run) -> Page:
@@ -48,9 +21,9 @@ def compare_page(first: Run, second: Run) -> Page:
     names = first.name, second.name
     for letter, run in (("A", first), ("B", second)):
         run.name = f"{letter}: {run.name}"
-    difference = compared(first, second)
+    difference, how = compared(first, second) or (None, "")
     sections = [
-        Section("Side by side", [*_notes(first, second, difference), _results_table(first, second)]),
+        Section("Side by side", [*_notes(first, second, how), _results_table(first, second)]),
         Section("What was set differently", [_settings_table(first, second)]),
         Section("Curves", _curves(first, second)),
         *adaptation_sections([first, second]),
@@ -65,7 +38,7 @@ def compare_page(first: Run, second: Run) -> Page:
     )
 
 
-def compared(first: Run, second: Run) -> Difference | None:
+def compared(first: Run, second: Run) -> tuple[Difference, str] | None:
     """Compare two test accuracies: image by image where both were tested on the same, else as independent.
 
     Args:
@@ -73,17 +46,15 @@ def compared(first: Run, second: Run) -> Difference | None:
         second: B.
 
     Returns:
-        B minus A; None if one has not ended, or they are of different tasks.
-
-    Source: McNemar 1947 for images (exact, through scipy), with the paired t interval of the differences.
+        B minus A, and in a sentence how it was compared; None if one has not ended, or they are of different tasks.
     """
     a, b = first.number("test_accuracy"), second.number("test_accuracy")
     if a is None or b is None or first.task != second.task:
         return None
     wrong = _wrong_images(first), _wrong_images(second)
     if wrong[0] is not None and wrong[1] is not None and same_test(first, second):
-        return _paired(wrong[0], wrong[1], len(first.split["test"]), b - a)
-    return _independent(first, second, b - a)
+        return _paired(wrong[0], wrong[1], len(first.split["test"]))
+    return _independent(first, second)
 
 
 def same_test(first: Run, second: Run) -> bool:
@@ -109,34 +80,25 @@ def _wrong_images(run: Run) -> set[str] | None:
     return set(names) if whole and set(names) <= set(map(str, test)) else None
 
 
-def _paired(a: set[str], b: set[str], images: int, difference: float) -> Difference:
-    from scipy.stats import binomtest
-
-    better, worse = len(a - b), len(b - a)
-    signs = [1.0] * better + [-1.0] * worse + [0.0] * (images - better - worse)
-    mean, low, high = mean_interval(signs) if images > 1 else (difference, difference, difference)
-    p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+def _paired(a: set[str], b: set[str], images: int) -> tuple[Difference, str]:
+    gained, lost = len(a - b), len(b - a)
     how = (
-        f"Compared image by image on the same {images:,} test images: {better:,} are right in B alone and {worse:,} in "
-        "A alone (McNemar’s exact test)."
+        f"Compared image by image on the same {images:,} test images: {gained:,} are right in B alone and {lost:,} in "
+        "A alone (McNemar’s exact test, Tango’s interval)."
     )
-    return Difference(mean, low, high, p, how)
+    return paired_images(gained, lost, images), how
 
 
-def _independent(first: Run, second: Run, difference: float) -> Difference | None:
-    """Add the two intervals' half widths in squares, as of independent estimates."""
-    halves = []
-    for run in (first, second):
-        low, high = run.number("test_low"), run.number("test_high")
-        if low is None or high is None:
-            return None
-        halves.append((high - low) / 2)
-    half = math.hypot(*halves)
+def _independent(first: Run, second: Run) -> tuple[Difference, str] | None:
+    figures = [[run.number(f"test_{name}") for name in ("accuracy", "low", "high")] for run in (second, first)]
+    known = [(a, b, c) for a, b, c in figures if a is not None and b is not None and c is not None]
+    if len(known) < 2:
+        return None
     how = (
         "Compared as if the two tests were independent: which image or task went right is not written down, so the "
         "interval is rather too wide where both had the same ones."
     )
-    return Difference(difference, difference - half, difference + half, None, how)
+    return independent_difference(known[0], known[1]), how
 
 
 def _points(value: float) -> str:
@@ -171,15 +133,15 @@ def _facts(first: Run, second: Run, difference: Difference | None) -> list[Fact]
     return found
 
 
-def _notes(first: Run, second: Run, difference: Difference | None) -> list[Block]:
+def _notes(first: Run, second: Run, how: str) -> list[Block]:
     notes: list[Block] = []
     if first.task != second.task:
         return [
             Paragraph(f"A is a {first.task or 'unknown'} run and B a {second.task or 'unknown'} run.", warning=True)
         ]
-    if difference is not None:
+    if how:
         unit = "tasks" if first.task == "metatrain" else "images"
-        notes.append(Paragraph(f"{difference.how} {_SEEDS.format(unit=unit)}"))
+        notes.append(Paragraph(f"{how} {_SEEDS.format(unit=unit)}"))
         if first.split and second.split and not same_test(first, second):
             text = "The two were tested on different images or classes: the difference mixes the data and the models."
             notes.append(Paragraph(text, warning=True))

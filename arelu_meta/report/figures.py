@@ -337,7 +337,7 @@ def dots(
     return Chart(title, alt, [trace], layout, max(170, min(900, 110 + 30 * len(names))), note)
 
 
-_SIGNS = {"holds": "✓", "does not hold": "✗", "cannot tell": "?"}
+_SIGNS = {"ahead": "✓", "level": "=", "behind": "✗", "need more seeds": "?"}
 _NEAR = 6.0  # per cent of the width in which a label would run out of the picture
 
 
@@ -351,7 +351,7 @@ def render_verdicts(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     return [
         {
             "claim": one.claim,
-            "verdict": one.verdict,
+            "verdict": one.words or one.verdict,
             "style": one.verdict.replace(" ", "-"),
             "sign": _SIGNS[one.verdict],
             "sentence": one.sentence,
@@ -370,9 +370,9 @@ def explain(verdicts: Sequence[Verdict]) -> str:
     if not any(is_number(one.difference) for one in verdicts):
         return ""
     return (
-        "Each line shows a mean difference (dot) with its 95 % interval (bar), on one scale; the dashed line is the "
-        "margin, the smallest difference that counts. A claim holds where the whole bar lies above the margin, and "
-        "does not hold where the whole bar lies below it."
+        "Each line shows a mean difference (dot) with its 95 % interval (bar), on one scale; the dashed lines are the "
+        "margin, the smallest difference that counts. The first is ahead where the whole bar lies right of both lines, "
+        "behind where it lies left of both, and level between them; with many claims it takes more than that."
     )
 
 
@@ -381,6 +381,7 @@ class _Scale:
 
     def __init__(self, verdicts: Sequence[Verdict]) -> None:
         values = [value for one in verdicts for value in (one.difference, one.low, one.high, one.margin)]
+        values += [-one.margin for one in verdicts if is_number(one.margin)]
         ends = [value for value in values if is_number(value)] + [0.0]
         span = (max(ends) - min(ends)) or 1.0
         self.least, self.span = min(ends) - 0.04 * span, 1.08 * span
@@ -408,11 +409,13 @@ def _whisker(one: Verdict, scale: _Scale) -> dict[str, Any] | None:
         "dot": scale.place(middle),
         "told": f"difference {middle:+.3g} {one.unit}, 95 % interval {low:+.3g} to {high:+.3g}",
         "margin": None,
+        "margin_below": None,
         "margin_text": "",
     }
     if margin is not None:
         apart = scale.place(margin) - scale.place(0.0) > 3 * _NEAR
-        made |= {"margin": scale.place(margin), "margin_anchor": scale.anchor(margin)}
+        made |= {"margin": scale.place(margin), "margin_below": scale.place(-margin)}
+        made |= {"margin_anchor": scale.anchor(margin)}
         unit = one.unit.rstrip("s") if margin == 1 else one.unit
         made |= {"margin_text": f"margin {shown(margin)} {unit}" if apart else ""}
     return made

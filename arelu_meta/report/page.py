@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 Cell = str | float | int | bool | None
 _SMALL = 1e-3  # a column with smaller numbers has no common number of decimals
-VERDICTS = ("holds", "does not hold", "cannot tell")
+VERDICTS = ("ahead", "level", "behind", "need more seeds")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,9 @@ class Verdict:
         difference: mean difference, in `unit` (accuracy: percentage points).
         low: lower end of its 95 % interval.
         high: upper end.
-        margin: how large a difference counts.
+        margin: how large a difference counts, on either side.
         unit: of the difference.
+        words: the verdict as it is shown; default: the same.
     """
 
     claim: str
@@ -115,6 +116,7 @@ class Verdict:
     high: float | None = None
     margin: float | None = None
     unit: str = "points"
+    words: str = ""
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,8 @@ def render_markdown(page: Page, html_name: str) -> str:
     if page.verdicts:
         lines += ["", "## Verdicts", ""]
         lines += [
-            f"- **{one.verdict}**: {_text(one.claim)}" + (f". {_text(one.sentence)}" if one.sentence else "")
+            f"- **{one.words or one.verdict}**: {_text(one.claim)}"
+            + (f". {_text(one.sentence)}" if one.sentence else "")
             for one in page.verdicts
         ]
     for section in page.sections:

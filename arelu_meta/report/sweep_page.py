@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from arelu_meta.intervals import accuracy_interval, mean_interval
 from arelu_meta.report.figures import Series, curves, dots, heatmap
 from arelu_meta.report.metatrain_page import adaptation_sections
 from arelu_meta.report.page import Block, Cell, Chart, Fact, Page, Section, Table, percent
 from arelu_meta.report.run_data import Run, column, number_of
 from arelu_meta.report.run_sections import duration, ending
+from arelu_meta.statistics import groups_interval, mean_interval
 
 _MOST_LINES = 21  # of one chart: seven colours in three dashes
 _MOST_DOTS = 40
@@ -46,12 +46,27 @@ class Group:
 
     def interval(self) -> tuple[float | None, float | None, float | None]:
         """Mean test accuracy and its 95 % interval: over runs if there are several, else over images or tasks."""
-        if len(self.accuracies) > 1:
-            return accuracy_interval(self.accuracies)
         ended = [run for run in self.runs if run.number("test_accuracy") is not None]
+        if len(ended) > 1:
+            return groups_interval(self.accuracies, sum(map(_tested, ended)), _distinct(ended))
         if not ended:
             return None, None, None
         return ended[0].number("test_accuracy"), ended[0].number("test_low"), ended[0].number("test_high")
+
+
+def _tested(run: Run) -> int:
+    """Count the images that a run was tested on; of tasks, their query images."""
+    parts = [run.number(name) or 1 for name in ("test_n", "ways", "queries")]
+    return max(1, round(parts[0] if run.task == "finetune" else parts[0] * parts[1] * parts[2]))
+
+
+def _distinct(runs: Sequence[Run]) -> int | None:
+    """Count the images that any of several runs was tested on; None where that is not known, or they are tasks."""
+    listed = [run.split.get("test") for run in runs]
+    if not all(isinstance(test, list) and len(test) == _tested(run) for test, run in zip(listed, runs, strict=True)):
+        return None
+    roots = [run.config.get("data.root") for run in runs]
+    return len({(root, str(image)) for root, test in zip(roots, listed, strict=True) for image in test or ()})
 
 
 def validation_of(run: Run) -> float | None:

@@ -113,15 +113,17 @@ def test_a_network_that_diverges_before_its_first_read_out_counts_as_the_worst_o
         for row in _made_up({"relu": [0.0, 0.0, 0.0], "arelu": [-3.0, -3.1, -2.9]})
     ]
     outcome = conclude(rows, 1.0)
-    assert [(one.verdict, one.n) for one in outcome.comparisons] == [("holds", 3)] * 2
-    assert [one.difference for one in outcome.comparisons] == pytest.approx([-3.0 - SMALLEST] * 2)
+    assert [(one.verdict, one.n) for one in outcome.claims] == [("ahead", 3)] * 2
+    assert [one.difference for one in outcome.claims] == pytest.approx([-3.0 - SMALLEST] * 2)
     assert "counts there as the worst" in outcome.notes[-1]
 
 
 def test_networks_that_all_diverge_at_once_are_noted_and_none_is_ahead() -> None:
     rows = [{**row, "log10_norm": None, "diverged": 0} for row in _made_up({"relu": [0, 0], "arelu": [0, 0]})]
     outcome = conclude([row for row in rows if row["step"] == 0], 1.0)
-    assert {(one.verdict, one.difference) for one in outcome.comparisons} == {("does not hold", 0.0)}
+    assert {(one.verdict, one.difference) for one in outcome.comparisons} == {
+        ("need more seeds", 0.0)
+    }  # two that are the same
     assert "Diverged" in outcome.notes[-1]
 
 
@@ -141,24 +143,28 @@ def _made_up(ratios: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def _verdicts(ratios: dict[str, list[float]]) -> list[tuple[str, str]]:
-    return [(one.claim.split(" over")[0], one.verdict) for one in conclude(_made_up(ratios), 1.0).comparisons]
+    return [(one.claim.split(" over")[0], one.verdict) for one in conclude(_made_up(ratios), 1.0).claims]
 
 
 def test_a_gradient_that_arrives_is_told_from_one_that_vanishes() -> None:
     assert _verdicts({"relu": [-8.0, -8.1, -7.9], "arelu": [-0.1, 0.0, -0.2]}) == [
-        ("AReLU's gradient vanishes less than relu's", "holds"),
-        ("AReLU's gradient is nearer to even than relu's", "holds"),
+        ("AReLU's gradient against relu's, what is lost", "ahead"),
+        ("AReLU's gradient against relu's, how uneven it is", "ahead"),
     ]
 
 
 def test_an_exploding_gradient_is_no_merit() -> None:
-    found = dict(_verdicts({"relu": [-0.1, 0.1, 0.0], "arelu": [9.0, 9.2, 9.1]}))
-    assert set(found.values()) == {"does not hold"}
+    found = _verdicts({"relu": [-0.1, 0.1, 0.0], "arelu": [9.0, 9.2, 9.1]})
+    assert [verdict for _, verdict in found] == ["level", "behind"]
 
 
-def test_the_best_other_is_the_one_nearest_to_even() -> None:
-    claims = [claim for claim, _ in _verdicts({"relu": [-9.0, -8], "elu": [-1.0, -2], "arelu": [-1.0, -1.5]})]
-    assert [claim.split(" than ")[1] for claim in claims] == ["relu's", "elu's", "relu's", "elu's"]
+def test_what_is_judged_is_fixed_beforehand_and_the_others_are_described() -> None:
+    rows = _made_up({"relu": [-9.0, -8], "elu": [-1.0, -2], "arelu": [-1.0, -1.5]})
+    outcome = conclude(rows, 1.0)
+    assert all("against relu's" in one.claim and "over training" in one.claim for one in outcome.claims)
+    assert len(outcome.claims) == 2
+    described = next(table for table in outcome.tables if "every other" in table.title)
+    assert len(described.rows) == 8  # two others, two scores, two readings
 
 
 def test_a_study_of_gradients_ends_with_rows_verdicts_and_a_page_and_goes_on_where_it_stopped(

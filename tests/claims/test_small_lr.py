@@ -98,16 +98,19 @@ def _rows(contender: str, lr: float, test: list[float], validation: float, rate:
 def _study() -> list[dict[str, Any]]:
     return [
         *_rows("original", 0.01, [80.0, 81, 80.5], 0.8),
+        *_rows("original", 0.003, [50.0, 51, 50.5], 0.5),
         *_rows("original", 0.001, [30.0, 31, 30.5], 0.3),
         *_rows("arelu:paper", 0.01, [40.0, 41, 40.6], 0.4),
+        *_rows("arelu:paper", 0.003, [50.0, 51, 50.5], 0.5),
         *_rows("arelu:paper", 0.001, [60.0, 61, 60.4], 0.6),
         *_rows("matched:arelu:paper", 0.001, [59.9, 61, 60.5], 0.6, rate=0.01),
     ]
 
 
-def test_a_claim_may_hold_at_the_small_rate_and_neither_at_the_best_nor_with_the_steps_matched() -> None:
+def test_a_contender_may_be_ahead_at_the_small_rate_behind_at_the_best_and_level_with_the_steps_matched() -> None:
     found = conclude(_study(), 0.001, 1.0, None)
-    assert [one.verdict for one in found.comparisons] == ["holds", "does not hold", "does not hold"]
+    assert [one.verdict for one in found.comparisons] == ["ahead", "behind", "level"]
+    assert [one.primary for one in found.comparisons] == [True, True, False]  # what is matched explains, and is said
     assert "at 0.001" in found.comparisons[0].claim
     assert "best rate (0.001 and 0.01)" in found.comparisons[1].claim
     assert "move the logits as far" in found.comparisons[2].claim
@@ -140,7 +143,7 @@ def test_the_multiple_of_the_rate_is_reported() -> None:
 
 
 def test_runs_that_became_nan_count_as_zero_and_are_counted() -> None:
-    rows = [*_study()[:-6], *_rows("gelu", 0.01, [50.0, 50, 51], 0.5)]
+    rows = [*_study()[:-6], *_rows("gelu", 0.01, [50.0, 50, 51], 0.5), *_rows("gelu", 0.003, [50.0, 50, 51], 0.5)]
     nan = {"contender": "gelu", "lr": 0.001, "pipeline": "finetune", "rate": 0.001, "step": 0, "diverged": "NaN"}
     zero = {"accuracy": 0.0, "validation_accuracy": 0.0, "test_accuracy": 0.0}
     found = conclude([*rows, *[{**nan, **zero, "seed": seed} for seed in range(3)]], 0.001, 1.0, None)
@@ -157,7 +160,7 @@ def _lost(contender: str, lr: float) -> list[dict[str, Any]]:
 
 def test_where_the_original_became_nan_everywhere_there_is_no_target_and_no_best_rate() -> None:
     rows = [row for row in _study() if row["contender"] == "arelu:paper"]
-    rows += [row for lr in (0.01, 0.001) for row in _lost("original", lr)] + _lost("matched:arelu:paper", 0.001)
+    rows += [row for lr in (0.01, 0.003, 0.001) for row in _lost("original", lr)] + _lost("matched:arelu:paper", 0.001)
     found = conclude(rows, 0.001, 1.0, None)
     course = next(one for one in found.tables if one.title.startswith("The course"))
     assert course.columns[2] == "steps to a target"
@@ -280,3 +283,51 @@ def test_a_study_says_that_its_rate_was_chosen_on_classes_that_were_trained_on(t
     assert notes[-1] == (
         "Of the data: too few classes to validate on unseen ones: validated on other images of the training classes."
     )
+
+
+def test_of_two_rates_none_is_called_the_best() -> None:
+    found = conclude([row for row in _study() if row["lr"] != 0.003], 0.001, 1.0, None)
+    assert not any("best rate" in one.claim for one in found.comparisons)
+    assert "best rate" not in str(found.tables[0].columns)
+    assert "Of 2 rates none is called the best: that takes 3." in found.notes
+
+
+def test_how_far_a_contender_is_worth_a_larger_rate_stands_beside_it() -> None:
+    table = conclude(_study(), 0.001, 1.0, None).tables[0]
+    by_name = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert by_name["arelu:paper"]["at 0.001 as original at"] == "0.0045 (× 4.5)"  # 60.5 between 50.5 and 80.5
+    assert by_name["original"]["over all rates"] == "53.6"
+    assert by_name["matched:arelu:paper"]["over all rates"] == ""
+
+
+def test_a_match_that_was_refused_is_said_and_nothing_is_compared_with_it() -> None:
+    place = {"contender": "matched:arelu:paper", "lr": 0.001, "pipeline": "finetune", "refused": "training is lost"}
+    rows = [row for row in _study() if not row["contender"].startswith("matched")]
+    found = conclude([*rows, *({**place, "seed": seed} for seed in range(3))], 0.001, 1.0, None)
+    assert not any("move the logits" in one.claim for one in found.comparisons)
+    assert "matched:arelu:paper, seed 2, is refused: training is lost." in found.notes
+    assert [row[0] for row in found.tables[0].rows] == ["original", "arelu:paper"]
+
+
+def test_what_begins_as_the_original_is_not_matched_with_it() -> None:
+    words = ["--model.activation", "original,arelu:preserve,arelu:paper"]
+    assert {one.contender for one in _trials(*words) if one.contender.startswith("matched")} == {"matched:arelu:paper"}
+    words = ["--model.pretrained", "true", "--model.activation", "original,arelu"]
+    assert not any(one.contender.startswith("matched") for one in _trials(*words))
+
+
+def test_a_start_that_was_chosen_on_test_images_says_so() -> None:
+    rows = [{**row, "contender": row["contender"].replace("paper", "open")} for row in _study()]
+    assert any("chosen on test images of flowers17" in note for note in conclude(rows, 0.001, 1.0, None).notes)
+    assert not any("chosen on test images" in note for note in conclude(_study(), 0.001, 1.0, None).notes)
+
+
+def test_seeds_that_split_one_folder_anew_have_wider_intervals_and_the_study_says_why() -> None:
+    plain, resplit = (conclude(_study(), 0.001, 1.0, None, resplit=ratio) for ratio in (0.0, 0.5))
+    assert resplit.comparisons[0].high - resplit.comparisons[0].low == pytest.approx(
+        math.sqrt(1 + 3 * 0.5) * (plain.comparisons[0].high - plain.comparisons[0].low)
+    )
+    plain.complete()
+    resplit.complete()
+    assert not any("Nadeau" in note for note in plain.notes)
+    assert any("1/seeds + test/train (1/3 + 0.5)" in note for note in resplit.notes)

@@ -14,7 +14,7 @@ from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
 from arelu_meta.errors import InputError
 from arelu_meta.meta import chunking
-from arelu_meta.meta.evaluation import adaptation_curves, compare, curve_results, task_accuracies
+from arelu_meta.meta.evaluation import adaptation_curves, curve_results, task_accuracies
 from arelu_meta.meta.feature_pool import with_features
 from arelu_meta.meta.inner_loop import Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization
@@ -44,15 +44,6 @@ def test_the_adaptation_curve_ends_where_the_accuracy_is_and_starts_at_chance() 
     assert [row[1] for row in curves] == task_accuracies(model, sampler, range(60), 0.5, 1, CPU)
     means = curve_results(curves)
     assert means["accuracy_after_0"] < 0.5 < means["accuracy_after_3"]
-
-
-def test_the_same_tasks_decide_between_models_that_unpaired_intervals_cannot_tell_apart() -> None:
-    hard = [0.1, 0.5, 0.9, 0.3, 0.7, 0.2, 0.8]
-    found = compare([value + 0.05 + 0.001 * i for i, value in enumerate(hard)], hard)
-    assert found.tasks == 7
-    assert found.difference == pytest.approx(0.053)
-    assert 0 < found.low < found.difference < found.high < 0.06
-    assert compare(hard, hard[::-1]).low < 0 < compare(hard, hard[::-1]).high
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "metasgd", "mamlpp", "protonet", "centroid", "logistic", "finetune"])
@@ -191,7 +182,8 @@ def test_evaluate_judges_another_model_on_the_same_tasks(tmp_path: Path, capsys:
     run = metatrain(config)["folder"]
     itself = evaluate(run, tasks=10, against=run)
     assert itself["against_accuracy"] == itself["test_accuracy"]
-    assert (itself["difference"], itself["difference_low"], itself["difference_high"]) == (0, 0, 0)
+    assert itself["difference"] == 0
+    assert itself["difference_low"] < 0 < itself["difference_high"]  # of so many query images
     centroids = evaluate(run, tasks=10, against="centroid")
     assert centroids["difference"] == pytest.approx(centroids["test_accuracy"] - centroids["against_accuracy"])
     assert centroids["difference"] != 0

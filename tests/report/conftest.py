@@ -113,8 +113,8 @@ def study(folder: Path, activations: int = 3, rates: int = 4, epochs: int = 20, 
     }
     Image.new("RGB", (80, 40), "teal").save(folder / "focus.png")
     picture = {"title": "Grad-CAM", "alt": f"Heat on {SCRIPT}", "file": "focus.png"}
-    found = [verdict("AReLU is faster", "holds", 5.0, 1.0), verdict(f"{SCRIPT} is slow", "cannot tell", 0.5, 3.0)]
-    found.append(verdict("It is best", "does not hold", -2.0, 0.5))
+    found = [verdict("AReLU is faster", "ahead", 5.0, 1.0), verdict(f"{SCRIPT} is slow", "need more seeds", 0.5, 3.0)]
+    found.append(verdict("It is best", "behind", -2.0, 0.5))
     read_with = {
         "headline": f"MNIST-Conv: {', '.join(names[:3])}",
         "notes": [f"2 runs of {SCRIPT} became NaN.", "Read both."],

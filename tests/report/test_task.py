@@ -145,13 +145,32 @@ def test_an_odd_entry_of_a_study_costs_itself_and_nothing_else(
 
 def test_the_verdicts_come_first_and_the_headline_counts_them(make: Any, tmp_path: Path) -> None:
     page = make_page([make.study(tmp_path / "study")])
-    assert page.headline == "Of 3 claims, 1 holds, 1 does not and 1 cannot be told with these runs."
-    assert [one.verdict for one in page.verdicts] == ["holds", "cannot tell", "does not hold"]
-    assert page.verdicts[0].sentence == "Holds; +5.0 points."
+    assert page.headline == "Of 3 claims, 1 is ahead, 1 is behind and 1 needs more seeds."
+    assert [one.verdict for one in page.verdicts] == ["ahead", "need more seeds", "behind"]
+    assert page.verdicts[0].sentence == "Ahead; +5.0 points."
     write_report([tmp_path / "study"], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.index("AReLU is faster") < text.index("<nav")
     assert (tmp_path / "report-verdicts.csv").is_file()
+
+
+def test_a_study_of_version_01_is_read_in_the_new_words(make: Any, tmp_path: Path) -> None:
+    folder = make.study(tmp_path / "study")
+    results = json.loads((folder / "results.json").read_text())
+    old = [
+        {"claim": name, "verdict": verdict, "difference": low, "low": low, "high": high, "margin": 1.0}
+        for name, verdict, low, high in (
+            ("a", "holds", 2.0, 3.0),
+            ("b", "does not hold", -0.5, 0.5),
+            ("c", "does not hold", -3.0, -2.0),
+            ("d", "does not hold", -3.0, 0.5),
+            ("e", "cannot tell", -3.0, 3.0),
+        )
+    ]
+    (folder / "results.json").write_text(json.dumps(results | {"verdicts": old}))
+    page = make_page([folder])
+    assert [one.verdict for one in page.verdicts] == ["ahead", "level", "behind", "need more seeds", "need more seeds"]
+    assert page.headline == "Of 5 claims, 1 is ahead, 1 is level, 1 is behind and 2 need more seeds."
 
 
 def test_a_study_says_what_it_compared_and_what_its_reader_should_know(make: Any, tmp_path: Path) -> None:
@@ -173,10 +192,10 @@ def test_an_interval_lies_where_its_numbers_say() -> None:
     from arelu_meta.report.figures import render_verdicts
     from arelu_meta.report.page import Verdict
 
-    first = Verdict("a", "holds", difference=5.0, low=4.0, high=6.0, margin=1.0)
-    other = Verdict("b", "cannot tell", difference=500.0, low=-500.0, high=600.0, unit="per cent of the norm")
+    first = Verdict("a", "ahead", difference=5.0, low=4.0, high=6.0, margin=1.0)
+    other = Verdict("b", "need more seeds", difference=500.0, low=-500.0, high=600.0, unit="per cent of the norm")
     drawn, elsewhere = (one["whisker"] for one in render_verdicts([first, other]))
-    assert drawn["zero"] < drawn["margin"] < drawn["low"] < drawn["dot"] < drawn["high"] < 100
+    assert drawn["margin_below"] < drawn["zero"] < drawn["margin"] < drawn["low"] < drawn["dot"] < drawn["high"] < 100
     assert drawn["high"] > 90  # another unit has another scale
     assert elsewhere["low"] < elsewhere["zero"] < elsewhere["dot"]
 

@@ -1,0 +1,161 @@
+"""All contenders of a study differ in their activation, and in its learning rate, alone: every setting is compared."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from arelu_meta.backbones.from_config import build_backbone
+from arelu_meta.claims import (
+    architectures_study,
+    focus_study,
+    gradients_study,
+    meta_study,
+    mnist_study,
+    small_lr_runs,
+    small_lr_study,
+    transfer_nets,
+    transfer_study,
+)
+from arelu_meta.claims.plain_nets import PlainNet
+from arelu_meta.claims.recipes import resolve
+from arelu_meta.claims.small_lr_tables import MATCHED
+from arelu_meta.claims.tensors import Tensors
+from arelu_meta.claims.transfer_data import read_pairs
+from arelu_meta.cli import parse
+from arelu_meta.config import ClaimsConfig
+from arelu_meta.finetuning.defaults import settle, settle_rates
+from arelu_meta.finetuning.finetune import finetune
+from arelu_meta.meta.settings import settle_head
+from arelu_meta.validation import flatten
+
+EVERY = "original,arelu,arelu:paper,arelu:open,arelu:leak,arelu:nearest,gelu,leaky_relu,prelu"
+STUDIES = [
+    "mnist",
+    "mnist --size full",
+    "mnist --variant paper --optim.name adam",
+    "gradients",
+    "gradients --size full --model.name plain",
+    "meta",
+    "meta --variant paper --meta.shots 1,5 --optim.name adamw",
+    "small-lr --data.root flowers17",
+    "small-lr --size full --data.root flowers17",
+    f"small-lr --data.root flowers17 --model.activation {EVERY}",
+    "small-lr --model.pretrained false --optim.name adamw --data.per_class 5 --data.batch_size 7",
+    f"small-lr --optim.name lamb --optim.lr 1e-4 --train.epochs 9 --model.activation {EVERY}",
+    "small-lr --pipeline maml",
+    f"small-lr --pipeline maml --size full --optim.name adamw --model.activation {EVERY.replace('arelu,', '')}",
+    f"small-lr --pipeline maml --model.pretrained true --model.name test_resnet --model.activation {EVERY}",
+    "transfer",
+    "transfer --size full",
+    "transfer --optim.name adam --data.per_class 3",
+    "focus",
+    f"focus --optim.name adamw --data.per_class 2 --model.activation {EVERY}",
+    "architectures",
+    "architectures --size full --optim.name sgd --data.per_class 9",
+]
+CONTENDER = ("contender", "activation")
+OWN = {"model.activation", "model.init", "optim.act_lr", "run.folder"}
+"""What contenders may differ in; a rate for the activation where there is none that learns would be refused."""
+
+
+def _config(words: str) -> ClaimsConfig:
+    return resolve(parse("claims", words.split()))
+
+
+def _trials(config: ClaimsConfig) -> list[Any]:
+    if config.study == "transfer":
+        small, large = transfer_study.list_trials(config, read_pairs(config.pairs))
+        return [*small, *(trial for trials in large.values() for trial in trials)]
+    modules = {"mnist": mnist_study, "gradients": gradients_study, "meta": meta_study, "small-lr": small_lr_study}
+    modules |= {"architectures": architectures_study, "focus": focus_study}
+    return list(modules[config.study].list_trials(config))
+
+
+def _settings(config: ClaimsConfig, trial: Any) -> dict[str, Any]:
+    """Resolve all that decides a run's figures, but what its contender is."""
+    if not isinstance(trial, small_lr_runs.Trial):
+        return {name: value for name, value in asdict(trial).items() if name not in CONTENDER}
+    made: Any
+    if trial.pipeline == "maml":
+        made = settle_head(small_lr_runs.metatrain_config(config, trial, Path("run")))
+    else:
+        made = settle_rates(settle(small_lr_runs.finetune_config(config, trial, Path("run"))), images=100)
+    assert made.optim.act_lr in (None, made.optim.lr)
+    found = {name: value for name, value in flatten(made).items() if name not in OWN}
+    # A trial of a study on a folder takes its images from the study's own config.
+    return found | {name: value for name, value in asdict(trial).items() if name not in CONTENDER}
+
+
+@pytest.mark.parametrize("words", STUDIES)
+def test_the_contenders_of_a_study_share_every_setting_but_the_activation(words: str) -> None:
+    config = _config(words)
+    trials = _trials(config)
+    by_contender: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        name = getattr(trial, "contender", None) or trial.activation
+        by_contender.setdefault(name, []).append(_settings(config, trial))
+    assert len(by_contender) > 1
+    matched = {name: by_contender.pop(name) for name in list(by_contender) if name.startswith(MATCHED)}
+    first, *others = by_contender.values()
+    for other in others:
+        assert other == first  # at every rate, seed and place, in this order
+    for found in matched.values():
+        assert all(one in first for one in found)  # but for the rate, which is looked for before the run
+
+
+def test_what_is_compared_is_all_that_a_run_resolves(tmp_path: Path) -> None:
+    config = _config("small-lr --model.name mnist_linear --model.pretrained false --train.epochs 1 --data.per_class 3")
+    written = []
+    for name in ("original", "arelu:preserve"):
+        trial = next(one for one in _trials(config) if one.contender == "original")
+        made = small_lr_runs.finetune_config(config, replace(trial, contender=name), tmp_path / name.replace(":", "-"))
+        finetune(made)
+        found = yaml.safe_load((Path(str(made.run.folder)) / "config.yaml").read_text())
+        flat = {f"{group}.{field}": value for group, fields in found.items() for field, value in fields.items()}
+        written.append({field: value for field, value in flat.items() if field not in OWN})
+    assert written[0]["optim.clip_grad"] == small_lr_runs.UNCLIPPED
+    assert all(one == written[0] for one in written)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_no_contender_is_clipped_or_held_or_slowed_by_the_defaults(pretrained: bool) -> None:
+    config = _config(
+        f"small-lr --model.pretrained {str(pretrained).lower()} --model.activation original,arelu:preserve"
+    )
+    for trial in _trials(config):
+        made = settle_rates(settle(small_lr_runs.finetune_config(config, trial, Path("run"))), 100)
+        assert (made.optim.clip_grad, made.train.freeze_bn) == (small_lr_runs.UNCLIPPED, False)
+        assert made.optim.act_lr in (None, made.optim.lr)
+
+
+def test_all_contenders_of_a_seed_begin_with_the_same_weights() -> None:
+    states = []
+    for name in ("original", "gelu", "prelu", "arelu:paper", "arelu:preserve"):
+        torch.manual_seed(0)
+        config = small_lr_runs.model_config("test_resnet", False, name)
+        states.append(build_backbone(config, ("a", "b"), 3, 32, "finetune")[0].state_dict())
+    for state in states[1:]:
+        assert states[0].keys() <= state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in states[0].items())
+
+
+def test_all_contenders_of_a_seed_begin_with_the_same_weights_in_the_small_networks_too() -> None:
+    data = Tensors(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4), *_nothing(), 4)
+    trial = transfer_nets.Trial("a-to-b", "mnist_conv", "original", "sgd", 0.1, 0, 1, 1, None, 32)
+    models = [transfer_nets.build(replace(trial, contender=name), data) for name in ("original", "prelu", "arelu:fit")]
+    plain = []
+    for name in ("relu", "pau", "arelu", "maxout"):
+        torch.manual_seed(0)
+        plain.append(PlainNet(28 * 28, 4, 3, name))
+    for some in (models, plain):
+        weights = [[value for value in model.parameters() if value.dim() > 1] for model in some]
+        for other in weights[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(weights[0], other, strict=False))
+
+
+def _nothing() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(0, 1, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
