@@ -271,6 +271,68 @@ def test_under_compile_each_call_keeps_its_scalars(training: bool) -> None:
     torch._dynamo.reset()
 
 
+class Broken(Thrice):
+    """Compiled in pieces."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        for layer in self.rest:
+            torch._dynamo.graph_break()
+            x = self.act(layer(x))
+        return x
+
+
+def test_compiled_in_pieces_each_call_keeps_its_scalars() -> None:
+    torch._dynamo.reset()
+    model = swapped(Broken).eval()
+    compiled = torch.compile(nn.Sequential(nn.Identity(), model), backend="eager")
+    with torch.no_grad():  # else dynamo warns of a gradient that it reads itself
+        for _ in range(3):
+            x = torch.randn(3, 4)
+            torch.testing.assert_close(compiled(x), expected(model, x))
+    torch._dynamo.reset()
+
+
+def test_checkpoints_of_timms_blocks_give_the_gradients_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("res2net50_14w_8s", num_classes=3).train()
+    swap_activations(model, init="paper")
+    for index, parameter in enumerate(p for p in model.parameters() if p.numel() == 1):
+        nn.init.constant_(parameter, 0.05 + 0.9 * (index * 0.618 % 1))
+    x, gradients = torch.randn(2, 3, 32, 32), []
+    for checkpointing in (False, True):
+        other = copy.deepcopy(model)
+        other.set_grad_checkpointing(checkpointing)
+        other(x).square().sum().backward()
+        gradients.append([parameter.grad for parameter in other.parameters()])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+LOADS = """
+import pickle, sys, torch
+from arelu_meta import unswap
+block, x, y = pickle.load(open(sys.argv[1], "rb"))
+ran = []
+for _ in range(20):
+    block.register_forward_pre_hook(lambda *_: ran.append(1))
+    block.register_forward_hook(lambda *_: ran.append(1))
+assert torch.equal(block(x), y)
+unswap(block)
+block(x)
+assert len(ran) == 2 * 40
+"""
+
+
+def test_a_pickle_counts_in_another_process_beside_hooks_that_are_registered_there(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("res2next50").eval()
+    block, x = model.layer1[0], torch.randn(2, 64, 8, 8)
+    swap_activations(model, init="paper")
+    (tmp_path / "block.pkl").write_bytes(pickle.dumps((block, x, block(x).detach())))
+    done = subprocess.run([sys.executable, "-c", LOADS, tmp_path / "block.pkl"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_export_and_trace_keep_each_calls_scalars() -> None:
     model = swapped().eval()
     x = torch.randn(3, 4)
