@@ -1,9 +1,8 @@
 """Swap activations in any model: find them, replace them, report, and take it back."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -26,17 +25,9 @@ from arelu_meta.backbones.activation_sites import (
     reason_to_keep,
     works_in_place,
 )
-from arelu_meta.backbones.calibration import (
-    Collector,
-    batches_of,
-    drift_between,
-    outputs_of,
-    reestimate_batch_norm,
-    run,
-)
+from arelu_meta.backbones.calibration import batches_of
 from arelu_meta.backbones.call_tracing import (
     MODULE_OF_FUNCTION,
-    Call,
     Example,
     Traces,
     example_input,
@@ -49,78 +40,28 @@ from arelu_meta.backbones.functional_patches import (
     patch_functional_calls,
     unpatch,
 )
-from arelu_meta.backbones.initialization import (
-    HOOKS,
-    INITS,
-    default_init,
-    fit_init,
-    move_hooks,
-    out_of_place_copy,
-    write_back,
-)
-from arelu_meta.backbones.per_call import PerCallActivation, count_calls, stop_counting
+from arelu_meta.backbones.initialization import HOOKS, INITS, default_init, write_back
+from arelu_meta.backbones.per_call import PerCallActivation, stop_counting
 from arelu_meta.backbones.preservation import Outputs, check_preserved, outputs_to_preserve
 from arelu_meta.backbones.report import Kept, Swapped, SwapReport
+from arelu_meta.backbones.site_filling import (
+    REPLACED,
+    Filling,
+    Replaced,
+    Wanted,
+    as_before_any_swap,
+    fill,
+    fill_by_data,
+    number_calls,
+    put_back,
+    replaced_at,
+)
 from arelu_meta.backbones.timm_compat import add_timm_support, drop_timm_support
 from arelu_meta.errors import InputError, nearest_names
 
 __all__ = ["SwapReport", "find_activations", "is_activation", "swap_activations", "unswap"]
 
-_REPLACED = "_arelu_meta_replaced"
-
 Share = Literal["call", "module"]
-Maker = Callable[[Site, int, Collector | None], nn.Module]
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """What a swap took out of a place: kept by the module that holds the place.
-
-    Args:
-        original: the activation that stood there before any swap.
-        activation: what was swapped in.
-        init: how it started; None where it starts as it is made.
-    """
-
-    original: nn.Module
-    activation: str
-    init: str | None
-
-
-@dataclass
-class Filling:
-    """What is to fill one site.
-
-    Args:
-        site: it.
-        before: what the table says of what stood there.
-        parameters_before: how many parameters that had.
-        paths: all names that lead to it.
-        evaluation: the index of the activation of each call of one forward.
-        training: the same in training.
-        caller: the path of the module whose forward makes the calls.
-        write_back: whether the new activation has to overwrite its input.
-        modules: what was made, one activation a call.
-    """
-
-    site: Site
-    before: str
-    parameters_before: int
-    paths: list[str]
-    evaluation: list[int] = field(default_factory=lambda: [0])
-    training: list[int] = field(default_factory=lambda: [0])
-    caller: str = ""
-    write_back: bool = False
-    modules: list[nn.Module] = field(default_factory=list)
-
-    @property
-    def calls(self) -> int:
-        """How many activations the site needs."""
-        return 1 + max([0, *self.evaluation, *self.training])
-
-    def path_of(self, call: int) -> str:
-        """Name the activation of one call, as the report does."""
-        return f"{self.site.path}.{call}" if self.calls > 1 else self.site.path
 
 
 def swap_activations(
@@ -184,8 +125,8 @@ def unswap(model: nn.Module) -> None:
             built anew since the swap (a pruned layer, a reset head) stays so.
     """
     for module in list(model.modules()):
-        for name, replaced in vars(module).pop(_REPLACED, {}).items():
-            _put_back(module, name, replaced)
+        for name in list(vars(module).get(REPLACED, ())):
+            put_back(module, name)
         stop_counting(module)
         unpatch(module)
         drop_timm_support(module)
@@ -263,13 +204,12 @@ class _Swap:
         self.report = SwapReport()
         self.as_asked = 0
         self.before: dict[tuple[int, str], tuple[str, int]] = {}
-        self.drift: dict[str, float] = {}
 
     def run(self) -> SwapReport:
         model, report = self.model, self.report
         patched = patch_functional_calls(model)
         sites = find_sites(model)
-        check_patterns([*sites, *map(_as_before_any_swap, sites)], [*(self.include or ()), *(self.exclude or ())])
+        check_patterns([*sites, *map(as_before_any_swap, sites)], [*(self.include or ()), *(self.exclude or ())])
         self._put_earlier_originals_back()
         if self.activation == "arelu" and self.init is None:
             self.init = default_init(model)
@@ -279,12 +219,18 @@ class _Swap:
         sites = find_sites(model)
         self._check_there_is_something(sites, traces)
         fillings = self._fillings(sites, traces)
-        self._fill(fillings, tied=traces.evaluation is None or self.share == "module")
+        wanted = Wanted(self.activation, self.init, tied=traces.evaluation is None or self.share == "module")
+        if self.batches and fillings:
+            drift = fill_by_data(model, fillings, wanted, self.batches, self.batch_norm)
+            report.logit_drift = drift.pop("", None)
+        else:
+            drift = {}
+            fill(model, fillings, wanted)
         for module in patched:
-            if not any(_is_replaced(module, name) for name in activations_of(module)):
+            if not vars(module).get(REPLACED, {}).keys() & set(activations_of(module)):
                 unpatch(module)
         match_fast_paths(model)
-        self._write_entries(sites, fillings)
+        self._write_entries(sites, fillings, drift)
         self._list_what_stays(traces)
         self._note(traces)
         if to_preserve is not None and fillings:
@@ -295,15 +241,14 @@ class _Swap:
     def _put_earlier_originals_back(self) -> None:
         """Let what an earlier swap put in give way to the originals, if it is to be replaced."""
         for site in find_sites(self.model):
-            replaced = vars(site.owner).get(_REPLACED, {}).get(site.name)
-            either = (site, _as_before_any_swap(site))
+            replaced = replaced_at(site)
+            either = (site, as_before_any_swap(site))
             kept = all(reason_to_keep(one, self.include, self.exclude) for one in either)
             if kept or self._is_as_asked(site, replaced):
                 continue
             self.before[id(site.owner), site.name] = _describe(site.module), _parameters_of(site.module)
             if replaced is not None:
-                del vars(site.owner)[_REPLACED][site.name]
-                _put_back(site.owner, site.name, replaced)
+                put_back(site.owner, site.name)
 
     def _is_as_asked(self, site: Site, replaced: Replaced | None) -> bool:
         if replaced is not None:
@@ -372,7 +317,7 @@ class _Swap:
         """See from the traces how often a site is called; return False if it has to stay."""
         path, seen = filling.site.path, traces.both()
         calls = [trace.calls.get(path, []) for trace in seen] if self.share == "call" else []
-        if not _number_calls(filling, calls):
+        if not number_calls(filling, calls):
             self.report.notes.append(f"{path}: its calls come in a changing order, so they share one activation")
         # Where nobody looked, the input may be read again.
         read_again = any(path in trace.read_again for trace in seen) or not seen
@@ -386,89 +331,7 @@ class _Swap:
         self.report.kept.append(Kept(path, filling.site.role, filling.before, reason))
         return False
 
-    def _fill(self, fillings: list[Filling], tied: bool) -> None:
-        make = self._maker(tied)
-        if self.batches and fillings:
-            self._fill_by_data(fillings, make)
-            return
-        for filling in fillings:
-            filling.modules = [make(filling.site, call, None) for call in range(filling.calls)]
-        self._put_in(fillings)
-
-    def _maker(self, tied: bool) -> Maker:
-        made: dict[tuple[int, int], nn.Module] = {}
-
-        def make(site: Site, call: int, collector: Collector | None) -> nn.Module:
-            key = (id(site.module), call)
-            if tied and key in made:  # one module gives one activation, wherever it stands
-                return made[key]
-            device, dtype = _where(self.model, site)
-            if self.activation != "arelu":
-                after = create_activation(self.activation, device=device, dtype=dtype)
-            elif self.init == "fit":
-                after = fit_init(site.module, device, dtype, collector.moments if collector else None)
-            else:
-                after = INITS[str(self.init)](site.module, device=device, dtype=dtype)
-            if not isinstance(after, GatedAReLU):  # its base holds them
-                for name, buffer in site.module.named_buffers(recurse=False):
-                    if not hasattr(after, name):
-                        after.register_buffer(name, buffer.clone(), name not in site.module._non_persistent_buffers_set)
-            made[key] = after.train(site.module.training)
-            return after
-
-        return make
-
-    def _fill_by_data(self, fillings: list[Filling], make: Maker) -> None:
-        """Fill the sites after a look at what goes through them, and see how far each output has moved."""
-        model, batches = self.model, self.batches
-        statistics = {name: buffer.clone() for name, buffer in model.named_buffers()} if self.batch_norm else {}
-        try:
-            for filling in fillings:
-                base = filling.site.module
-                filling.modules = [Collector(out_of_place_copy(base), filling.write_back) for _ in range(filling.calls)]
-            self._put_in(fillings, final=False)
-            before = outputs_of(model, batches[0], _names(fillings))
-            if self.init == "fit":
-                run(model, batches[1:])
-            for filling in fillings:
-                looked = [one if isinstance(one, Collector) else None for one in filling.modules]
-                filling.modules = [make(filling.site, call, collector) for call, collector in enumerate(looked)]
-            self._put_in(fillings)
-            if self.batch_norm:
-                reestimate_batch_norm(model, batches)
-            self.drift = drift_between(before, outputs_of(model, batches[0], _names(fillings)))
-        except Exception as error:
-            for name, buffer in model.named_buffers():
-                if name in statistics:
-                    buffer.copy_(statistics[name])
-            if isinstance(error, InputError):
-                raise
-            reason = str(error).split("\n")[0].rstrip(".")
-            raise InputError(f"data: the model cannot take it ({reason}); give batches of its images") from error
-        self.report.logit_drift = self.drift.pop("", None)
-
-    def _put_in(self, fillings: list[Filling], final: bool = True) -> None:
-        """Put what was made into the model; only the final activations take hooks, and are remembered."""
-        for filling in fillings:
-            site = filling.site
-            after = filling.modules[0]
-            if filling.calls > 1:
-                owner = self.model.get_submodule(filling.caller)
-                where = f"{site.path!r} of {type(owner).__name__}"
-                after = PerCallActivation(filling.modules, filling.evaluation, filling.training, where)
-                after.train(site.module.training)
-                count_calls(owner, site.path[len(filling.caller) + bool(filling.caller) :])
-            if final:
-                if filling.write_back:
-                    for module in filling.modules:
-                        write_back(module)
-                move_hooks(site.module, after)
-                replaced = vars(site.owner).setdefault(_REPLACED, {})
-                replaced[site.name] = Replaced(site.module, self.activation, self.init)
-            site.owner._modules[site.name] = after
-        match_fast_paths(self.model)
-
-    def _write_entries(self, sites: list[Site], fillings: list[Filling]) -> None:
+    def _write_entries(self, sites: list[Site], fillings: list[Filling], drift: dict[str, float]) -> None:
         report, counted = self.report, set[int]()
         by_path = {path: filling for filling in fillings for path in filling.paths}
         for site in sites:
@@ -480,7 +343,7 @@ class _Swap:
                 alpha, beta = None, None
                 if isinstance(after, AReLU | GatedAReLU) and not after.alpha.is_meta:
                     alpha, beta = after.alpha.item(), after.beta.item()
-                moved = self.drift.get(filling.path_of(call))
+                moved = drift.get(filling.path_of(call))
                 report.swapped.append(Swapped(path, site.role, filling.before, _describe(after), alpha, beta, moved))
                 if id(after) not in counted:
                     counted.add(id(after))
@@ -532,7 +395,7 @@ class _Swap:
 @contextmanager
 def _unchanged_after_an_error(model: nn.Module) -> Iterator[None]:
     """Give a model back as it was where a swap fails: its tree, its classes, its hooks and all attributes."""
-    contents = ("_modules", *HOOKS, _REPLACED)
+    contents = ("_modules", *HOOKS, REPLACED)
     kept = []
     for module in model.modules():
         attributes = dict(vars(module))
@@ -551,63 +414,6 @@ def _unchanged_after_an_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _as_before_any_swap(site: Site) -> Site:
-    replaced = vars(site.owner).get(_REPLACED, {}).get(site.name)
-    return site if replaced is None else replace(site, module=replaced.original)
-
-
-def _put_back(owner: nn.Module, name: str, replaced: Replaced) -> None:
-    now = owner._modules.get(name)
-    if now is not None:
-        owner._modules[name] = replaced.original.train(now.training)
-
-
-def _is_replaced(owner: nn.Module, name: str) -> bool:
-    return name in vars(owner).get(_REPLACED, {})
-
-
-def _number_calls(filling: Filling, calls: list[list[Call]]) -> bool:
-    """Number the calls of one forward of the caller: a place in the code, and in a loop the turn there, is one call.
-
-    Args:
-        filling: is told the calls, and who makes them.
-        calls: in evaluation, and in training if that was traced.
-
-    Returns:
-        False if several forwards of the caller make them in different orders, so that no count can tell them apart.
-    """
-    path = filling.site.path
-    callers = [_callers(path, call) for some in calls for call in some]
-    if not callers:
-        return True
-    filling.caller = min((names[-1] for names in callers), key=len)
-    numbers: dict[tuple[str, int], int] = {}
-    orders: list[list[int]] = []
-    for some in calls:
-        forwards: dict[int, list[int]] = {}
-        turns: dict[tuple[int, str], int] = {}
-        for call in some:
-            forward = [number for name, number in call.running if name == filling.caller][-1]
-            turn = turns.get((forward, call.place), 0)
-            turns[forward, call.place] = turn + 1
-            forwards.setdefault(forward, []).append(numbers.setdefault((call.place, turn), len(numbers)))
-        order = max(forwards.values(), key=len, default=[])
-        if any(other != order for other in forwards.values()):
-            return False
-        orders.append(order)
-    filling.evaluation = orders[0] or orders[-1]
-    filling.training = orders[-1] or orders[0]
-    return True
-
-
-def _callers(path: str, call: Call) -> list[str]:
-    return [name for name, _ in call.running if not name or path.startswith(f"{name}.")]
-
-
-def _names(fillings: list[Filling]) -> dict[nn.Module, str]:
-    return {module: filling.path_of(call) for filling in fillings for call, module in enumerate(filling.modules)}
-
-
 def _describe(module: nn.Module) -> str:
     if isinstance(module, PerCallActivation):
         return _describe(module[0])
@@ -618,14 +424,3 @@ def _describe(module: nn.Module) -> str:
 
 def _parameters_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _where(model: nn.Module, site: Site) -> tuple[torch.device | None, torch.dtype | None]:
-    """Take device and dtype from the nearest parameter around the activation."""
-    owner, path = site.owner, site.path.rpartition(".")[0]
-    while True:
-        parameter = next((one for one in owner.parameters() if one.is_floating_point()), None)
-        if parameter is not None or not path:
-            return (None, None) if parameter is None else (parameter.device, parameter.dtype)
-        path = path.rpartition(".")[0]
-        owner = model.get_submodule(path)
