@@ -91,7 +91,7 @@ TASKS: dict[str, Task] = {
         configs.ClaimsConfig, "arelu_meta.claims.task:claims_task", "the paper's claims as studies, judged", ("study",)
     ),
     "sweep": Task(
-        configs.SweepConfig, "arelu_meta.sweeping.task:sweep_task", "many runs, on this machine or a cluster", ("spec",)
+        configs.SweepConfig, "arelu_meta.sweep.sweep:sweep_task", "many runs, on this machine or a cluster", ("spec",)
     ),
     "report": Task(
         configs.ReportConfig, "arelu_meta.report.report:report_task", "a page of a run, a study or a sweep", ("runs",)

@@ -21,7 +21,7 @@ def test_hostile_input_is_read_or_refused_in_a_sentence_and_changes_nothing(targ
 def test_a_config_of_a_few_lines_that_stands_for_billions_of_values_is_refused_at_once(tmp_path: Path) -> None:
     from arelu_meta.cli import parse
     from arelu_meta.errors import InputError
-    from arelu_meta.sweeping.spec import read_spec
+    from arelu_meta.sweep.spec import read_spec
 
     lines = ["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 12)]

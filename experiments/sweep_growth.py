@@ -1,4 +1,4 @@
-"""How a sweep grows with its workers: `python -m arelu_meta.sweeping.growth [--runs 6] [--json FILE]`."""
+"""How a sweep grows with its workers: `python experiments/sweep_growth.py [--runs 6] [--json FILE]`."""
 
 import argparse
 import dataclasses

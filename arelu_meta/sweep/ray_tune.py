@@ -5,10 +5,10 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +29,18 @@ os.environ.update(
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler
 
 from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.sweeping.quiet import stderr_to
-from arelu_meta.sweeping.runs import ENDED, FAILED, STOPPED, Child, folder_of, last_words, note, read_state
-from arelu_meta.sweeping.spec import Spec, Trial, make_trial
-from arelu_meta.validation import flatten
+from arelu_meta.sweep.run import ENDED, FAILED, STOPPED, Child, Job, folder_of, last_words, note, read_state
+from arelu_meta.sweep.spec import Domain, Spec, Trial, make_trial
 
 _POLL = 0.2  # seconds
 _OBJECT_STORE = 100 << 20  # bytes; nothing but parameters goes through it
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to know beside a run's parameters.
-
-    Args:
-        spec: the sweep.
-        sweep: its folder, absolute.
-        threads: of each run.
-        where: the driver's working directory.
-        environment: the driver's variables that the toolkit reads.
-    """
-
-    spec: Spec
-    sweep: Path
-    threads: int
-    where: str
-    environment: dict[str, str]
+_MOST_ROWS = 10_000  # of metrics; how far the halving counts
 
 
 class SweepRun(tune.Trainable):
@@ -76,8 +58,7 @@ class SweepRun(tune.Trainable):
         """
         assert job is not None
         self._spec, self._told = job.spec, 0
-        trial = make_trial(job.spec, config["parameters"])
-        self._child = Child(job.spec, trial, job.sweep, job.threads, job.where, job.environment)
+        self._child = Child(job, make_trial(job.spec, config["parameters"]))
         self._child.start()
 
     def step(self) -> dict[str, Any]:
@@ -127,7 +108,7 @@ class _Watcher(tune.Callback):
         made = make_trial(self._job.spec, trial.config["parameters"])
         folder = folder_of(self._job.sweep, made)
         if read_state(folder, self._job.spec).status not in ENDED:
-            note(folder, made.parameters, status, why)
+            note(folder, made, status, why)
         self._tell(made)
 
 
@@ -140,6 +121,9 @@ def run_on_ray(
     tell: Callable[[Trial], object],
 ) -> None:
     """Do a sweep's runs.
+
+    What has been done lies in the run folders, which a sweep with another file shares, so that Ray's own record of an
+    experiment (`Tuner.restore`) is not needed.
 
     Args:
         config: workers, cores and GPUs a run, address, retries.
@@ -157,16 +141,19 @@ def run_on_ray(
     job = Job(spec, sweep.absolute(), max(1, int(config.cpus)), str(Path.cwd()), environment)
     storage = job.sweep / ".ray"
     storage.mkdir(parents=True, exist_ok=True)
-    with stderr_to(storage / "driver.log"), _cluster(config):
+    by_search = spec.file.search == "optuna"
+    # With early stopping those that have ended run again, at once: its halving compares with them.
+    listed = [trial.parameters for trial in ([*known, *pending] if spec.halving else pending)]
+    with _stderr_to(storage / "driver.log"), _cluster(config):
         resources = {"cpu": config.cpus, "gpu": _gpus(config, spec)}
         _check_room(resources)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(SweepRun, job=job), resources),
-            param_space=None if spec.search == "optuna" else _space(spec, known, pending),
+            param_space=None if by_search else {"parameters": tune.grid_search(listed)},
             tune_config=tune.TuneConfig(
-                search_alg=_optuna(spec, job.sweep, known, pending) if spec.search == "optuna" else None,
+                search_alg=_optuna(spec, job.sweep, known, pending) if by_search else None,
                 scheduler=_scheduler(spec),
-                num_samples=max(spec.samples - len(known), 0) if spec.search == "optuna" else 1,
+                num_samples=max(spec.file.samples - len(known), 0) if by_search else 1,
                 max_concurrent_trials=config.workers,
             ),
             run_config=tune.RunConfig(
@@ -185,63 +172,45 @@ def run_on_ray(
             shutil.rmtree(storage / f"{os.getpid()}", ignore_errors=True)
 
 
-def _space(spec: Spec, known: Sequence[Trial], pending: Sequence[Trial]) -> dict[str, Any]:
-    """List the runs; with early stopping also those that have ended, which its halving compares with."""
-    trials = [*known, *pending] if spec.halving else pending
-    return {"parameters": tune.grid_search([trial.parameters for trial in trials])}
-
-
-def _scheduler(spec: Spec) -> TrialScheduler | None:
+def _scheduler(spec: Spec) -> ASHAScheduler | None:
     if spec.halving is None:
         return None
-    # The last row does not stop a run: its test comes after it.
     return ASHAScheduler(
         metric="score",
         mode=spec.mode,
-        max_t=_most_rows(spec),
-        grace_period=min(spec.halving.grace, _most_rows(spec)),
+        max_t=_MOST_ROWS,
+        grace_period=spec.halving.grace,
         reduction_factor=spec.halving.factor,
-        stop_last_trials=False,
+        stop_last_trials=False,  # a run's test comes after its last row
     )
-
-
-def _most_rows(spec: Spec) -> int:
-    """Say how many rows of metrics the longest run has at the most."""
-    flat = flatten(spec.base)
-
-    def most(name: str, of: Callable[[Sequence[int]], int] = max) -> int:
-        domain = spec.parameters.get(name)
-        return of(domain.values) if domain is not None else int(flat[name])
-
-    if spec.task == "finetune":
-        return most("train.epochs")
-    return -(-most("meta.steps") // most("eval.every", min))
 
 
 def _optuna(spec: Spec, sweep: Path, known: Sequence[Trial], pending: Sequence[Trial]) -> Any:
     import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    make: dict[str, Callable[..., Any]] = {
-        "uniform": FloatDistribution,
-        "loguniform": lambda low, high: FloatDistribution(low, high, log=True),
-        "int": IntDistribution,
-        "choice": lambda *values: CategoricalDistribution(values),
-    }
+    space = {"parameters": {name: _range(domain) for name, domain in spec.parameters.items()}}
     search = OptunaSearch(
-        {f"parameters/{name}": make[domain.kind](*domain.values) for name, domain in spec.parameters.items()},
+        OptunaSearch.convert_search_space(space),
         metric="score",
         mode=spec.mode,
         points_to_evaluate=[_point(trial) for trial in pending],
-        seed=spec.seed + len(known),  # or it would draw again what it drew first
+        seed=spec.file.seed + len(known),  # or it would draw again what it drew first
     )
     for trial in known:
         score = read_state(folder_of(sweep, trial), spec).score(spec)
         if score is not None:
             search.add_evaluated_point(_point(trial), score)
     return search
+
+
+def _range(domain: Domain) -> Any:
+    """Write a field's values as Ray does."""
+    if domain.kind == "choice":
+        return tune.choice(list(domain.values))
+    low, high = domain.values
+    return tune.randint(low, high + 1) if domain.kind == "int" else getattr(tune, domain.kind)(low, high)
 
 
 def _point(trial: Trial) -> dict[str, Any]:
@@ -288,3 +257,18 @@ def _cluster(config: SweepConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _stderr_to(log: Path) -> Iterator[None]:
+    """Send what this process and those that it starts say on standard error to a file: not all goes through Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)

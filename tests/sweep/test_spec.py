@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from arelu_meta.errors import InputError
-from arelu_meta.sweeping.domains import Domain
-from arelu_meta.sweeping.spec import Halving, listed_trials, make_trial, read_spec
+from arelu_meta.sweep.spec import Domain, Halving, listed_trials, make_trial, read_spec
 
 GRID = (
     "task: finetune\nset: {optim.name: sgd}\nparameters:\n  optim.lr: [1e-3, 1e-2]\n  model.activation: [null, arelu]\n"
@@ -87,11 +86,11 @@ def test_a_logarithmic_draw_never_leaves_its_range() -> None:
         ("", "holds nothing; give fields such as task: and parameters:"),
         ("- 1\n", "holds a list"),
         ("taks: finetune\n", "taks: no such field; nearest: 'task'"),
-        ("task: predict\n", "task: 'predict' is not known; give finetune, metatrain"),
-        ("task: [1]\n", "task: [1] is not known"),
+        ("task: predict\n", "task: 'predict' is not allowed; give one of 'finetune', 'metatrain'"),
+        ("task: [1]\n", "task: [1] is not allowed; give one of 'finetune'"),
         ("task: finetune\n", "parameters: holds nothing"),
         ("parameters: {}\n", "parameters: holds nothing"),
-        ("parameters: {optim.lr: []}\n", "optim.lr: choice: an empty list is not allowed; give at least one value"),
+        ("parameters: {optim.lr: []}\n", "optim.lr: choice: [] is not allowed; give at least one value"),
         ("parameters: {optim.lr: 0.1}\n", "optim.lr: 0.1 is not allowed; give a list, or uniform:"),
         ("parameters: {optim.lrr: [1]}\n", "optim.lrr: no such field of finetune; nearest: 'optim.lr'"),
         ("parameters: {optim.lr: [fast]}\n", "optim.lr: 'fast' is not allowed; give a number or one of 'auto'"),
@@ -107,22 +106,28 @@ def test_a_logarithmic_draw_never_leaves_its_range() -> None:
         ("search: random\nparameters: {optim.lr: {int: [1, 2]}}\n", "int is not allowed; the field takes any number"),
         ("search: random\nparameters: {train.epochs: {uniform: [1, 2]}}\n", "the field takes whole numbers, give int:"),
         ("search: random\nparameters: {optim.name: {uniform: [1, 2]}}\n", "the field takes no numbers, give a list"),
-        ("search: random\nsamples: 0\nparameters: {optim.lr: [1]}\n", "samples: 0 is not allowed; give a whole number"),
-        ("search: bayes\nparameters: {optim.lr: [1]}\n", "search: 'bayes' is not known; give grid, random, optuna"),
+        (
+            "search: random\nsamples: 0\nparameters: {optim.lr: [1]}\n",
+            "samples: 0 is not allowed; give a number at",
+        ),
+        (
+            "search: bayes\nparameters: {optim.lr: [1]}\n",
+            "search: 'bayes' is not allowed; give one of",
+        ),
         ("samples: 3\nparameters: {optim.lr: [1]}\n", "samples: a grid has every combination"),
         (
             "metric: test_accuracy\nparameters: {optim.lr: [1]}\n",
-            "metric: 'test_accuracy' is not known; give validation_",
+            "metric: 'test_accuracy' is not allowed; give one of 'validation_",
         ),
         ("early_stopping: {grace: 0}\nparameters: {optim.lr: [1]}\n", "early_stopping: grace: 0 is not allowed"),
-        ("early_stopping: 3\nparameters: {optim.lr: [1]}\n", "early_stopping: 3 is not allowed; give true, false"),
+        ("early_stopping: 3\nparameters: {optim.lr: [1]}\n", "early_stopping: 3 is not allowed; give true or false"),
         ("parameters: {run.folder: [a]}\n", "run.folder: is the sweep's own"),
         ("set: {run.resume: auto}\nparameters: {optim.lr: [1]}\n", "run.resume: is the sweep's own"),
-        ("set: [1]\nparameters: {optim.lr: [1]}\n", "set: [1] is not allowed; give fields of finetune"),
+        ("set: [1]\nparameters: {optim.lr: [1]}\n", "set: [1] is not allowed; give a dict"),
         ("set: {train.repeats: 3}\nparameters: {optim.lr: [1]}\n", "sweep over run.seed or data.fold instead"),
         ("parameters: {data.fold: [1, 2]}\n", "data.fold: 1 is one of how many? give --data.folds with it"),
         ("config: there.yaml\nparameters: {optim.lr: [1]}\n", "there.yaml' does not exist or is not a file"),
-        ("config: 3\nparameters: {optim.lr: [1]}\n", "config: 3 is not allowed; give a YAML file of the task"),
+        ("config: 3\nparameters: {optim.lr: [1]}\n", "config: 3 is not allowed; give a text"),
         ("set: {optim: {lr: 1}, optim.lr: 2}\nparameters: {run.seed: [1]}\n", "optim.lr: is given twice"),
         ("parameters: {optim.lr: [1]}\nparameters: {optim.lr: [2]}\n", "is not YAML: 'parameters' is given twice"),
         ("parameters: {optim.lr: [1], optim.lr: [1\n", "is not YAML"),
@@ -149,3 +154,11 @@ def test_values_that_do_not_go_together_are_refused_with_their_run(tmp_path: Pat
     spec = read_spec(str(_spec(tmp_path, "set: {data.folds: 3, data.fold: 1}\nparameters: {data.fold: [1, 3]}\n")))
     with pytest.raises(InputError, match=r"give a number from 1 to data\.folds, 3"):
         make_trial(spec, {"data.fold": 4})
+
+
+def test_every_recipe_of_a_sweep_is_one_that_can_be_read() -> None:
+    recipes = sorted((Path(__file__).parents[2] / "configs" / "sweep").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        assert read_spec(str(recipe)).parameters
+        assert f"arelu-meta sweep configs/sweep/{recipe.name}" in recipe.read_text()

@@ -55,7 +55,7 @@ def _processes(folder: Path) -> dict[int, int]:
     """Find the runs' processes: each one's id, and its parent's, the worker's."""
     listed = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     lines = [line.split(maxsplit=2) for line in listed.splitlines() if str(folder) in line]
-    return {int(pid): int(parent) for pid, parent, words in lines if "arelu_meta.sweeping.child" in words}
+    return {int(pid): int(parent) for pid, parent, words in lines if "arelu_meta.sweep.run" in words}
 
 
 @pytest.mark.slow

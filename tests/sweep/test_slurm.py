@@ -11,8 +11,9 @@ import pytest
 
 from arelu_meta.config import SlurmConfig, SweepConfig, SweepRunConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError
-from arelu_meta.sweeping import on_slurm, task
-from arelu_meta.sweeping.task import sweep_task
+from arelu_meta.sweep import slurm as slurm_module
+from arelu_meta.sweep import sweep as sweep_module
+from arelu_meta.sweep.sweep import sweep_task
 
 SPEC = (
     "set: {model: {name: mnist_linear, pretrained: false}, run.device: cpu, train.epochs: EPOCHS, "
@@ -43,7 +44,7 @@ def test_a_search_that_learns_from_runs_is_refused_where_all_are_queued_at_once(
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, package: str
 ) -> None:
-    monkeypatch.setattr(task, "_is_installed", lambda module: False)
+    monkeypatch.setattr(sweep_module, "_is_installed", lambda module: False)
     config = _config(tmp_path)
     config.launcher = launcher  # type: ignore[assignment]
     extra = "sweep" if launcher == "ray" else "slurm"
@@ -72,16 +73,16 @@ def test_a_job_does_its_run_and_a_second_sweep_none(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_job_whose_time_is_up_checkpoints_its_run_and_goes_on_when_it_is_queued_again(tmp_path: Path) -> None:
     submitit = pytest.importorskip("submitit", reason="submitit is not installed")
-    from arelu_meta.sweeping.on_slurm import Job
-    from arelu_meta.sweeping.runs import folder_of, read_state
-    from arelu_meta.sweeping.spec import listed_trials, read_spec
+    from arelu_meta.sweep.run import Job, folder_of, read_state
+    from arelu_meta.sweep.slurm import RunTrial
+    from arelu_meta.sweep.spec import listed_trials, read_spec
 
     config = _config(tmp_path, epochs=300)
     spec = read_spec(config.spec)
     trial = listed_trials(spec)[0]
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=3)
     executor.update_parameters(timeout_min=10)
-    handle = executor.submit(Job(spec, trial, tmp_path / "sweep", 1, str(Path.cwd()), 0))
+    handle = executor.submit(RunTrial(Job(spec, tmp_path / "sweep", 1, str(Path.cwd()), {}), 0), trial)
     folder = folder_of(tmp_path / "sweep", trial)
     deadline = time.monotonic() + 240
     while len(read_state(folder, spec).scores) < 3 and time.monotonic() < deadline:
@@ -117,8 +118,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (here / name).chmod(0o755)
     monkeypatch.setenv("HERE", str(here))
     monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
-    monkeypatch.setattr(on_slurm, "_ASK_EVERY", 0.0)
-    monkeypatch.setattr(on_slurm, "_LOST_AFTER", 0.0)
+    monkeypatch.setattr(slurm_module, "_ASK_EVERY", 0.0)
+    monkeypatch.setattr(slurm_module, "_LOST_AFTER", 0.0)
     return here
 
 
@@ -133,10 +134,9 @@ def test_what_is_still_queued_is_not_queued_again(
 ) -> None:
     for queue, asked, said in (
         ("", 1, "1 job queued as array 1; scancel 1 takes them back"),
-        ("1 PENDING\n", 1, "1 job of an earlier start still queued"),
-        ("1 RUNNING\n9_0 PENDING\n", 1, "1 job of an earlier start still queued"),
-        ("1 CANCELLED\n", 2, "1 job queued as array 2"),
-        ("9_0 RUNNING\n", 3, "1 job queued as array 3"),  # Slurm has forgotten job 2
+        ("1", 1, "1 job of an earlier start still queued"),
+        ("1\n9_0", 1, "1 job of an earlier start still queued"),
+        ("9_0", 2, "1 job queued as array 2"),  # job 1 is over, and left no results
     ):
         (slurm / "queue").write_text(queue)
         assert sweep_task(_slurm_config(tmp_path, wait=False))["finished"] == 0
@@ -146,14 +146,27 @@ def test_what_is_still_queued_is_not_queued_again(
         assert len((slurm / "asked").read_text().splitlines()) == asked
 
 
-def test_a_job_that_slurm_lost_has_failed_and_one_that_was_cancelled_is_gone_on_with(
+def test_a_job_that_leaves_the_queue_without_a_word_is_gone_on_with_by_the_next_start(
     tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (slurm / "queue").write_text("1 CANCELLED\n")
-    assert sweep_task(_slurm_config(tmp_path, wait=True))["failed"] == 0
-    assert "1 run not done yet; the same command goes on with the rest" in capsys.readouterr().out
-    (slurm / "queue").write_text("2 NODE_FAIL\n")
-    with pytest.raises(RunError, match=r"^the only run failed; .*: its job ended without a word"):
+    for number in (1, 2):
+        assert sweep_task(_slurm_config(tmp_path, wait=True))["failed"] == 0
+        out = capsys.readouterr().out
+        assert f"its job {number} left Slurm's queue without a word" in out
+        assert "1 run not done yet; the same command goes on with the rest" in out
+
+
+def test_a_job_that_raised_something_has_failed_with_its_words(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_module, "_error_of", lambda *_: RuntimeError("trace:\n no such node"))
+    with pytest.raises(RunError, match=r"^the only run failed; .*: no such node"):
+        sweep_task(_slurm_config(tmp_path, wait=True))
+
+
+def test_a_slurm_that_does_not_answer_is_one_sentence(tmp_path: Path, slurm: Path) -> None:
+    (slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(RunError, match=r"^slurm: squeue does not answer .*; the same command later goes on"):
         sweep_task(_slurm_config(tmp_path, wait=True))
 
 
@@ -163,8 +176,8 @@ def test_an_interrupted_sweep_leaves_its_jobs_to_slurm(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    (slurm / "queue").write_text("1 RUNNING\n")
-    monkeypatch.setattr(on_slurm, "_wait", interrupt)
+    (slurm / "queue").write_text("1\n")
+    monkeypatch.setattr(slurm_module, "_wait", interrupt)
     with pytest.raises(
         KeyboardInterrupt, match=r"^0 runs done; Slurm goes on with the rest, and the same command waits"
     ):

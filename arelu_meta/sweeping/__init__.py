@@ -1,1 +1,0 @@
-"""Many runs: what a sweep's file says, and its runs on Ray Tune or Slurm."""
