@@ -79,7 +79,7 @@ def demo(config: DemoConfig | None = None) -> dict[str, Any]:
     Raises:
         InputError: if the folder of images cannot be used; nothing is written then.
     """
-    config = config or DemoConfig()
+    config = DemoConfig() if config is None else config
     validate(config, DemoConfig)
     own_images = config.data.root is not None or config.data.name is not None
     opened = open_run(replace(config.run, resume="never"), "demo")

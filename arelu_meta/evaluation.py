@@ -11,7 +11,16 @@ from torch import nn
 
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
-from arelu_meta.config import ON_IMAGES, ON_TASKS, DataConfig, EvaluateConfig, RunConfig, UnseenTaskConfig, reader_of
+from arelu_meta.config import (
+    ON_IMAGES,
+    ON_TASKS,
+    DataConfig,
+    EvalConfig,
+    EvaluateConfig,
+    RunConfig,
+    UnseenTaskConfig,
+    reader_of,
+)
 from arelu_meta.data.given import OneImage, tell_skipped
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
@@ -64,7 +73,13 @@ def evaluate(
     Raises:
         InputError: if the checkpoint or the data does not fit.
     """
-    run = run or RunConfig()
+    asked_of = EvalConfig(tasks=tasks, inner_steps=inner_steps, against=against)
+    config = EvaluateConfig(checkpoint, eval=asked_of, support=support, query=query)  # type: ignore[arg-type]
+    for name, part in (("run", run), ("data", data), ("task", task)):
+        if part is not None:
+            setattr(config, name, part)
+    validate(config)
+    run = config.run
     started = time.monotonic()
     device = prepare(run)
     own = data is None or (data.root is None and data.name is None)

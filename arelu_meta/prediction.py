@@ -11,7 +11,7 @@ from torch import nn
 
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import PredictConfig, RunConfig
+from arelu_meta.config import DataConfig, PredictConfig, RunConfig
 from arelu_meta.data.given import Source, centre_crop, gather, tell_skipped
 from arelu_meta.errors import InputError
 from arelu_meta.meta.few_shot_learner import Learner, guesses, scored_batches
@@ -70,7 +70,12 @@ def predict(
             of classes.
         RunError: if a prediction is NaN or infinite.
     """
-    device = prepare(run or RunConfig())
+    listed = list(images) if isinstance(images, tuple) else images
+    read = DataConfig(batch_size=batch_size, skip_broken=skip_broken)
+    config = PredictConfig(checkpoint, listed, support, None, top_k, probabilities, data=read)  # type: ignore[arg-type]
+    config.run = config.run if run is None else run
+    validate(config)
+    device = prepare(config.run)
     paths = gather([Path(image) for image in images])
     if support is not None:
         learner = Learner.load(checkpoint, str(device))

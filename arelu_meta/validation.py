@@ -9,7 +9,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -19,6 +19,7 @@ from arelu_meta.config import Settings, reader_of
 from arelu_meta.errors import InputError, shown
 
 _LARGEST = 2**32 - 1  # whole numbers beyond this overflow inside torch and NumPy, each in its own way
+_LARGEST_FLOAT = 2**1023
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; what Linux allows
 _MOST_VALUES, _MOST_BYTES = 10_000, 1_000_000  # of a YAML file
 
@@ -165,16 +166,22 @@ def _is_a(value: object, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_is_a(value, one) for one in inside)
     if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in inside)
-    if origin is list:
-        return isinstance(value, list) and all(_is_a(one, inside[0]) for one in value)
+        return any(type(value) is type(choice) and value == choice for choice in inside)
+    if origin in (list, Sequence):
+        return (
+            isinstance(value, origin) and not isinstance(value, str | bytes) and all(_is_a(v, inside[0]) for v in value)
+        )
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_is_a(v, inside[1]) for v in value.values())
     if origin is type:
         return isinstance(value, type) and (not isinstance(inside[0], type) or issubclass(value, inside[0]))
     if isinstance(value, bool):
         return hint in (bool, object)
     if isinstance(value, str) and hint is not str:  # a text is a sequence of texts to Python, and never meant as one
         return origin is None and isinstance(value, hint)
-    return isinstance(value, (int, float) if hint is float else origin or hint)
+    if hint is float and isinstance(value, int):
+        return abs(value) < _LARGEST_FLOAT
+    return isinstance(value, origin or hint)
 
 
 def describe_type(hint: Any) -> str:
@@ -256,10 +263,11 @@ def checked(function: F) -> F:
         try:
             bound = signature.bind(*given, **named)
         except TypeError as error:
-            raise InputError(f"{function.__name__}: {error}; it takes {signature}") from error
+            raise InputError(f"{function.__qualname__}: {error}; it takes {signature}") from error
         hints = _hints(function)
         for name, value in bound.arguments.items():
-            if name in hints and not _is_a(plain(value), hints[name]) and not _is_a(value, hints[name]):
+            same = value if isinstance(value, os.PathLike) else plain(value)  # a path is no name
+            if name in hints and not _is_a(same, hints[name]):
                 raise InputError(f"{name}: {shown(value)} is not allowed; give {describe_type(hints[name])}")
         return function(*given, **named)
 

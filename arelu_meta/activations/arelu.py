@@ -12,6 +12,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]  # public, but 
 
 from arelu_meta.activations import kernels
 from arelu_meta.activations.kernels_torch import ALPHA_MAX, ALPHA_MIN
+from arelu_meta.validation import checked
 
 __all__ = ["ALPHA_INIT", "ALPHA_MAX", "ALPHA_MIN", "BETA_INIT", "AReLU", "GatedAReLU", "arelu", "elsa", "gated_arelu"]
 
@@ -196,6 +197,7 @@ class AReLU(nn.Module):
     beta: nn.Parameter
     inplace: bool = False  # of the class, too: a pickled layer of the paper's authors has none of its own
 
+    @checked
     def __init__(
         self,
         alpha: float = ALPHA_INIT,
@@ -239,6 +241,7 @@ class GatedAReLU(nn.Module):
     beta: nn.Parameter
     t: nn.Parameter
 
+    @checked
     def __init__(
         self,
         base: nn.Module,

@@ -35,6 +35,7 @@ from arelu_meta.activations.zoo import (
     check_variant,
 )
 from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.validation import checked
 
 PAPER_ACTIVATIONS: tuple[str, ...] = (
     *("apl", "arelu", "celu", "elu", "gelu", "leaky_relu", "maxout", "mixture", "pau", "prelu"),
@@ -204,6 +205,7 @@ def _arguments(build: Callable[..., nn.Module]) -> list[str]:
     return [name for name, parameter in inspect.signature(build).parameters.items() if parameter.kind not in variadic]
 
 
+@checked
 def create_activation(name: str, **kwargs: Any) -> nn.Module:
     """Build an activation by its name.
 

@@ -19,10 +19,12 @@ from arelu_meta.backbones.weights import (
     read_stock,
 )
 from arelu_meta.errors import InputError, nearest_names, out_of_memory
+from arelu_meta.validation import checked
 
 _log = logging.getLogger(__name__)
 
 
+@checked
 def create_backbone(
     name: str,
     pretrained: bool | str | Path = False,
@@ -173,7 +175,7 @@ def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     except (TypeError, ValueError, RuntimeError) as error:
         if out_of_memory(error):
             raise
-        raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
+        raise InputError(f"model.name: {name!r} cannot be made: {str(error).splitlines()[0]}") from error
 
 
 def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -192,7 +194,7 @@ def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         if out_of_memory(error):
             raise
         if not pretrained:
-            raise InputError(f"model.name: {name!r} cannot be made: {error}") from error
+            raise InputError(f"model.name: {name!r} cannot be made: {str(error).splitlines()[0]}") from error
         reason = str(error).split("\n")[0].split("'[Errno")[0]
         raise InputError(
             f"model.pretrained: weights of {name!r} cannot be had ({reason.strip()}); "

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import ALPHA_INIT, BETA_INIT, AReLU, GatedAReLU
 from arelu_meta.backbones.calibration import BETA_LIMIT, Moments, moments_of
+from arelu_meta.validation import checked
 
 HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -133,6 +134,7 @@ class Folded(list[str]):
         return "\n".join([*lines, f"{len(self)} folded, {len(self.kept)} stay"])
 
 
+@checked
 def fold(model: nn.Module) -> Folded:
     """Write every trained gated residual in a model as a plain AReLU, where its values allow it.
 

@@ -19,7 +19,7 @@ from arelu_meta.data.loading import InputSpec
 from arelu_meta.data.provenance import Provenance
 from arelu_meta.errors import InputError
 from arelu_meta.runs.folder import write_atomically
-from arelu_meta.validation import check_value, flags_of
+from arelu_meta.validation import check_value, checked, flags_of
 
 _SMALL = 1_000_000  # parameters that any model may have, however few numbers its file holds
 _SMALLEST_STD = 1e-4  # of pixels in [0, 1]; 1/255 where a model takes them as bytes
@@ -263,6 +263,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
 
 
+@checked
 def load_model(path: str | Path, where: str = "checkpoint") -> tuple[nn.Module, ModelSpec]:
     """Rebuild a saved model with its weights.
 

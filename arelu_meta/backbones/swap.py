@@ -58,12 +58,14 @@ from arelu_meta.backbones.site_filling import (
 )
 from arelu_meta.backbones.timm_compat import add_timm_support, drop_timm_support
 from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.validation import checked
 
 __all__ = ["SwapReport", "find_activations", "is_activation", "swap_activations", "unswap"]
 
 Share = Literal["call", "module"]
 
 
+@checked
 def swap_activations(
     model: nn.Module,
     activation: str = "arelu",
@@ -117,6 +119,7 @@ def swap_activations(
         return swap.run()
 
 
+@checked
 def unswap(model: nn.Module) -> None:
     """Put back the activations that `swap_activations` replaced, the very same modules.
 

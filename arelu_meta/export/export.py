@@ -27,7 +27,7 @@ from arelu_meta.export.hub import check_classifier, check_repository, push
 from arelu_meta.export.model_card import model_card, results_beside, without_paths
 from arelu_meta.runs.atomic_io import write_atomically
 from arelu_meta.runs.folder import write_text
-from arelu_meta.validation import validate
+from arelu_meta.validation import checked, validate
 
 TOLERANCE = 1e-3
 """How far an exported file's logits may be from the model's, as a share of the largest logit (1 at least)."""
@@ -71,6 +71,7 @@ def _report(found: dict[str, Any], fold: bool) -> None:
     print(f"beside it: {name}.json (classes, preprocessing) and {name}.md (model card)", flush=True)
 
 
+@checked
 def export(
     checkpoint: str | Path,
     output: str | Path | None = None,

@@ -67,7 +67,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
         InputError: if something in the config does not fit; nothing is written then.
         RunError: if the run diverges or the disk refuses.
     """
-    config = config or FinetuneConfig()
+    config = FinetuneConfig() if config is None else config
     validate(config, FinetuneConfig)
     check_augmentation(config.data.augmentation)
     _check_read(config)

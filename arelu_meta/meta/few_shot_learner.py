@@ -40,6 +40,7 @@ from arelu_meta.meta.normalization import (
 )
 from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.reproducibility import choose_device
+from arelu_meta.validation import checked
 
 __all__ = ["AdaptedLearner", "Guess", "Learner", "Method", "Support", "guesses", "scored_batches"]
 
@@ -67,6 +68,7 @@ class Learner:
         self.device = next(model.parameters()).device
 
     @classmethod
+    @checked
     def load(cls, name: str | Path, device: str = "auto", method: Method | None = None) -> "Learner":
         """Load a model to learn with.
 
@@ -104,6 +106,7 @@ class Learner:
         """What batch normalisation does, by name; a model that was not meta-trained keeps its running averages."""
         return str(self.spec.meta.get("normalization", "frozen"))
 
+    @checked
     def adapt(self, support: Support, skip_broken: bool = False) -> "AdaptedLearner":
         """Learn classes from a few images of each; the learner itself does not change.
 
@@ -222,6 +225,7 @@ class AdaptedLearner:
         """How many images it has learned from."""
         return len(self._images)
 
+    @checked
     def predict(self, images: GivenImages, batch_size: int = 32, skip_broken: bool = False) -> list[Guess]:
         """Say which class each image is of.
 
@@ -240,6 +244,7 @@ class AdaptedLearner:
         """
         return list(self.stream(self.learner.source(images, skip_broken=skip_broken), batch_size))
 
+    @checked
     def probabilities(self, images: GivenImages, batch_size: int = 32) -> Tensor:
         """Say how likely each image is of each class.
 

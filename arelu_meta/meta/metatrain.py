@@ -34,7 +34,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
         InputError: if something in the config does not fit; nothing is written then.
         RunError: if the run diverges or the disk refuses.
     """
-    config = config or MetatrainConfig()
+    config = MetatrainConfig() if config is None else config
     validate(config, MetatrainConfig)
     check_model_config(config.model)
     check_optimizer_name(config.optim.name)
