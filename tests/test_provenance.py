@@ -175,8 +175,7 @@ def test_tasks_of_classes_that_the_checkpoint_was_trained_on_are_not_called_unse
         ({"model_activation": "gelu"}, "model.activation: 'gelu', and the run in"),
         ({"optim_lr": 0.1}, "optim.lr: 0.1, and the run in"),
         ({"run_seed": 1}, "run.seed: 1, and the run in"),
-        ({"train_epochs": 4}, "train.epochs: 4, and the run in .* was planned for 1, over which its learning rate"),
-        ({"data_root": "elsewhere"}, "data.root: 'elsewhere', and the run in"),
+        ({"train_epochs": 4}, "train.epochs: 4, and the run in .* has ended after 1; give that, or another run.folder"),
     ],
 )
 def test_a_finished_run_under_other_settings_is_refused_by_the_first_that_differs(
@@ -187,6 +186,32 @@ def test_a_finished_run_under_other_settings_is_refused_by_the_first_that_differ
         finetune(config)
     same = _config(tmp_path / "noise", parent, run_resume="auto", data_workers=1, run_checkpoint_minutes=1.0)
     assert finetune(same)["test_accuracy"] is not None
+
+
+@pytest.mark.parametrize("series", [{}, {"train_repeats": 2}, {"data_folds": 3}])
+def test_a_finished_run_or_series_is_no_answer_for_other_images_and_is_one_for_moved_ones(
+    tmp_path: Path, series: dict[str, Any]
+) -> None:
+    root = _noise(tmp_path / "noise")
+    finetune(_config(root, tmp_path / "run", **series))
+    again = {**series, "run_resume": "auto"}
+    moved = root.rename(tmp_path / "moved")
+    assert finetune(_config(moved, tmp_path / "run", **again))["test_accuracy"] is not None
+    with pytest.raises(InputError, match=r"^optim\.lr: 0\.5, and the run in '.*' ended with 0\.05"):
+        finetune(_config(moved, tmp_path / "run", optim_lr=0.5, **again))
+    (moved / "b" / "3.png").write_bytes((moved / "b" / "4.png").read_bytes())
+    with pytest.raises(InputError, match=r"on other images, .* \(1 with another content, such as 'b/3\.png'\)"):
+        finetune(_config(moved, tmp_path / "run", **again))
+    (moved / "b" / "3.png").unlink()
+    with pytest.raises(InputError, match=r"on other images, .* \(1 gone, such as 'b/3\.png'\)"):
+        finetune(_config(moved, tmp_path / "run", **again))
+
+
+def test_a_rate_of_the_scalars_that_is_left_out_on_resume_is_noticed(tmp_path: Path) -> None:
+    root, own = _noise(tmp_path / "noise"), {"model_activation": "arelu", "run_resume": "auto"}
+    finetune(_config(root, tmp_path / "run", optim_act_lr=0.3, **own))
+    with pytest.raises(InputError, match=r"^optim\.act_lr: None, and the run in '.*' ended with 0\.3"):
+        finetune(_config(root, tmp_path / "run", **own))
 
 
 def test_a_moved_run_says_where_it_lies_now(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,10 +237,10 @@ def test_files_that_were_exchanged_under_the_same_names_are_noticed_before_anyth
     _noise(tmp_path / "others", seed=3)
     name = _split(tmp_path / "run")["train"][0]
     shutil.copy(tmp_path / "others" / name, root / name)
-    with pytest.raises(InputError, match="a file among the train images has another content"):
+    with pytest.raises(InputError, match=f"1 with another content, such as '{name}'"):
         finetune(_config(root, tmp_path / "run", run_resume="auto"))
     (root / "a" / "new.png").write_bytes((tmp_path / "others" / "a" / "5.png").read_bytes())
-    with pytest.raises(InputError, match=r"images, or on another split of them \((train|validation|test): \d+ new"):
+    with pytest.raises(InputError, match=r"images, or on another split of them \(1 new, such as 'a/new\.png'\)"):
         finetune(_config(root, tmp_path / "run", run_resume="auto"))
 
 

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from arelu_meta.backbones.saving import provenance_of
 from arelu_meta.config import FinetuneConfig
+from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle_rates
-from arelu_meta.runs.folder import check_same_config, open_run
+from arelu_meta.runs.folder import RunFolder, open_run
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.results import finished_results, report_results
@@ -60,8 +62,8 @@ def run_members(
         images that they were tested on (folds and seeds share training images, which is not in it).
 
     Raises:
-        InputError: if a run that has ended already had another config: their mean would be of nothing; or if run.resume
-            names a checkpoint, which can be of one run alone.
+        InputError: if a run that is there has another config or other images: their mean would be of nothing; or if
+            run.resume names a checkpoint, which can be of one run alone.
     """
     if config.run.resume not in ("never", "auto"):
         raise InputError(
@@ -71,9 +73,11 @@ def run_members(
     with ranks.agreeing():
         folder = open_run(config.run, "finetune", ranks)
         whole = folder.finished and _holds_all(folder.path, members)
-        if not whole:
-            for name, member in members.items():
-                check_same_config(folder.path / name, partial(settle_rates, member), ended_only=True)
+        for name, member in members.items():
+            one = RunFolder(folder.path / name, finished=True)
+            if (one.path / "results.json").exists():  # the others look for themselves
+                one.check_same(partial(settle_rates, member))
+                check_ended(one, member)
     if whole:
         return finished_results(folder, "finetune")
     resume = "auto" if config.run.resume == "auto" else "never"
@@ -86,6 +90,20 @@ def run_members(
     _print(list(members), found, results)
     folder.finish(results)
     return results
+
+
+def check_ended(folder: RunFolder, config: FinetuneConfig) -> None:
+    """Refuse to repeat the results of a run on other images than it had.
+
+    Args:
+        folder: of a run that has ended.
+        config: of the run that is asked for.
+
+    Raises:
+        InputError: naming the first image that differs.
+    """
+    seen = provenance_of(config.model.pretrained)
+    folder.check_split(load_images(config.data, config.run.seed, seen).describe())
 
 
 def _holds_all(folder: Path, members: Mapping[str, FinetuneConfig]) -> bool:

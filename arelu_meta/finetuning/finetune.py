@@ -34,7 +34,7 @@ from arelu_meta.data.loading import (
     unlabelled_batches,
 )
 from arelu_meta.errors import InputError
-from arelu_meta.finetuning.cross_validation import check_single, member_configs, run_members
+from arelu_meta.finetuning.cross_validation import check_ended, check_single, member_configs, run_members
 from arelu_meta.finetuning.defaults import new_head_init, scalars_share, settle, settle_rates
 from arelu_meta.finetuning.freezing import count_learning, keeps_features, set_drop_rate, set_learning, set_training
 from arelu_meta.finetuning.fsdp import Shards, check_sharding
@@ -115,6 +115,8 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         if folder.finished:
             check_single(folder.path)
         folder.check_same(lambda images: settle_rates(config, images))
+        if folder.finished:
+            check_ended(folder, config)
     ranks.same(
         (folder.finished, str(folder.resumed_from)),
         f"run.folder: {str(folder.path)!r} does not hold the same for every process; give one on a disk that all share",

@@ -43,12 +43,13 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     ranks = join(config.run)
     folder = open_run(config.run, "metatrain", ranks)
     folder.check_same(lambda _: config)
+    seen = provenance_of(config.model.pretrained)
     if folder.finished:
+        folder.check_split(load_class_splits(config.data, config.task, config.run.seed).describe())
         return finished_results(folder, "metatrain")
     check_apart(folder, class_holders(config.data))
     if config.meta.engine == "learn2learn":
         import_learn2learn()
-    seen = provenance_of(config.model.pretrained)
     splits = note_seen(load_class_splits(config.data, config.task, config.run.seed), seen)
     folder.check_split(splits.describe())
     check_patience(config, splits)

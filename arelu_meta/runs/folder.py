@@ -35,7 +35,6 @@ from arelu_meta.runs.restoring import check_same_config, check_same_images, rest
 __all__ = [
     "RunFolder",
     "check_apart",
-    "check_same_config",
     "default_folder",
     "load_checkpoint",
     "open_fresh",
@@ -100,7 +99,7 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     def check_split(self, split: Mapping[str, Any]) -> None:
-        """Refuse to go on with other images than the run had, or another split of them.
+        """Refuse to go on with other images than the run had or another split of them, or to repeat its results so.
 
         Args:
             split: what is trained, validated and tested on; JSON types.
@@ -109,7 +108,9 @@ class RunFolder:
             InputError: naming what came or went.
         """
         if self.resumed_from is not None:
-            check_same_images(self.resumed_from, split)
+            check_same_images(self.resumed_from.parent.parent, split, f"run.resume: {str(self.resumed_from)!r}")
+        elif self.finished:
+            check_same_images(self.path, split, f"run.folder: {str(self.path)!r}")
 
     def check_same(self, resolve: Callable[[int], object]) -> None:
         """Refuse to go on with a run, or to repeat its results, under a config that would give other figures.

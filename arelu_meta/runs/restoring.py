@@ -8,19 +8,21 @@ from typing import Any
 
 import yaml
 
+from arelu_meta.data.provenance import compose
+from arelu_meta.data.sets import decode
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.validation import flatten
 
+_PARTS = ("train", "validation", "test")
 _REMARKS = ("notes", "skipped")  # of split.json: they decide nothing
 # Where a run lies, how it is watched, and how its images are had: these may change from one start of a run to the next.
 DECIDES_NOTHING = (
     *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
     *("train.shard", "train.compile", "train.sync_bn"),
     *("run.detect_anomaly", "run.deterministic", "data.workers", "data.cache", "data.download", "meta.task_chunk"),
+    *("data.root", "train.channels_last"),  # images are compared one by one; the order of memory is the device's
 )
-_DATA_PLACE = ("data.root",)  # images may be moved while a run is not done: their digests are compared then
-# Once the model and its device are known.
-_RESOLVED_LATER = (("optim.act_lr", None), ("train.channels_last", "auto"), ("model.head_init", "auto"))
+_RESOLVED_LATER = (("model.head_init", "auto"),)  # once a checkpoint's classes are known
 _LENGTHS = ("train.epochs", "meta.steps")
 _RATES = ("optim.lr", "optim.head_lr", "optim.act_lr")  # a run that diverged goes on at a smaller one
 
@@ -66,20 +68,17 @@ def check_kinds(state: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
             raise ValueError(f"its {name} is {value}")
 
 
-def check_same_config(folder: Path, resolve: Callable[[int], object], ended_only: bool = False) -> None:
+def check_same_config(folder: Path, resolve: Callable[[int], object]) -> None:
     """Refuse a config that would give other figures than the run in a folder has, or had begun with.
 
     Args:
         folder: of the run; one without a readable config.yaml is let through.
         resolve: gives the config to compare, its defaults resolved for a number of training images.
-        ended_only: whether a run that has not ended is let through.
 
     Raises:
         InputError: naming the first field that decides figures and differs, with both values.
     """
     ended = (folder / "results.json").exists()
-    if ended_only and not ended:
-        return
     try:
         then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         images = len(json.loads((folder / "split.json").read_text(encoding="utf-8"))["train"])
@@ -92,16 +91,17 @@ def check_same_config(folder: Path, resolve: Callable[[int], object], ended_only
         group, _, field = name.rpartition(".")
         found = (then.get(group) if group else then) or {}
         before = found.get(field, value) if isinstance(found, dict) else value
-        free = name in DECIDES_NOTHING or (name in _DATA_PLACE and not ended) or (name, value) in _RESOLVED_LATER
+        free = name in DECIDES_NOTHING or (name, value) in _RESOLVED_LATER
         if free or before == value or json.loads(json.dumps(value)) == before:
             continue
         if (not ended and name in _RATES) or (not ended and name in _LENGTHS and value > before):
             print(f"{name}: {value} instead of {before} from here on")
             continue
         if name in _LENGTHS:
+            state = "has ended after" if ended else "was planned for"
             raise InputError(
-                f"{name}: {value}, and the run in {str(folder)!r} was planned for {before}, over which its learning "
-                f"rate goes down; --model.pretrained {folder} starts a new run from its model"
+                f"{name}: {value}, and the run in {str(folder)!r} {state} {before}; give that, or another run.folder "
+                f"with --model.pretrained {folder}, a new run from its model"
             )
         raise InputError(
             f"{name}: {value!r}, and the run in {str(folder)!r} {'ended' if ended else 'began'} with {before!r}; give "
@@ -109,42 +109,62 @@ def check_same_config(folder: Path, resolve: Callable[[int], object], ended_only
         )
 
 
-def check_same_images(checkpoint: Path, split: Mapping[str, Any]) -> None:
-    """Refuse to go on with other images, or with another split of them: what was trained on would be tested on.
+def check_same_images(folder: Path, split: Mapping[str, Any], where: str) -> None:
+    """Refuse other images than a run had, or another split of them: what was trained on would be tested on.
 
     Args:
-        checkpoint: a file in a run's `checkpoints/`; one that was taken out of its folder is let through.
+        folder: of the run; without a readable split.json, as of a checkpoint that was taken out, it is let through.
         split: what this run trains, validates and tests on; JSON types.
+        where: what the sentence starts with.
 
     Raises:
-        InputError: naming the first part that differs from the run's split.json.
+        InputError: naming the first image that came, went or changed.
     """
     try:
-        then = json.loads((checkpoint.parent.parent / "split.json").read_text(encoding="utf-8"))
+        then = json.loads((folder / "split.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return
     now = json.loads(json.dumps(dict(split)))
-    parts = [name for name in now if name not in _REMARKS]
     if not isinstance(then, dict) or ("train_classes" in then) != ("train_classes" in now):
         return  # of another task: whoever reads its state says so
-    parts = [name for name in parts if name in then or not name.endswith("_digests")]  # 0.1 wrote none
-    if other := next((name for name in parts if then.get(name) != now[name]), None):
+    if what := _what_differs(then, now):
         raise InputError(
-            f"run.resume: {str(checkpoint)!r} is of a run on other images, or on another split of them "
-            f"({_what_differs(other, then, now)}); give the data and the run.seed of its run, or another run.folder"
+            f"{where} is of a run on other images, or on another split of them ({what}); give the data and the "
+            "run.seed of its run, or another run.folder"
         )
 
 
-def _what_differs(part: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say which images of a part came, went or changed."""
-    if part.endswith("_digests"):
-        return f"a file among the {part.removesuffix('_digests')} images has another content"
-    before, after = then.get(part), now[part]
-    if not isinstance(before, list) or not isinstance(after, list):
-        return f"{part} in split.json differs"
-    came, went = (
-        sorted(set(map(str, after)) - set(map(str, before))),
-        sorted(set(map(str, before)) - set(map(str, after))),
-    )
-    told = [f"{len(names)} {word}, such as {names[0]!r}" for names, word in ((came, "new"), (went, "gone")) if names]
-    return f"{part}: {' and '.join(told) or 'another order'}"
+def _what_differs(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Say which images came or went, else whose content is another, else what else of two splits differs."""
+    was, there = ({name for part in _PARTS for name in _names(split, part)} for split in (then, now))
+    changes = ((there - was, "new"), (was - there, "gone"))
+    told = [f"{len(names)} {word}, such as {min(names)!r}" for names, word in changes if names]
+    if told:
+        return " and ".join(told)
+    before, after = _digests(then), _digests(now)
+    changed = [name for name, digest in after.items() if before.get(name, digest) != digest]
+    if changed:
+        return f"{len(changed)} with another content, such as {changed[0]!r}"
+    texts = [name for name in now if name not in _REMARKS and not name.endswith("_digests")]
+    codes = [name for name in now if name.endswith("_digests") and name in then]
+    other = next((name for name in texts if _names(then, name) != _names(now, name)), None)
+    other = other or next((name for name in codes if then[name] != now[name]), None)
+    return None if other is None else f"{other} in split.json differs"
+
+
+def _names(split: Mapping[str, Any], part: str) -> list[str]:
+    """List a part's names with their letters composed: a copy of the folder may have taken them apart."""
+    found = split.get(part)
+    return [compose(str(name)) for name in found] if isinstance(found, list) else []
+
+
+def _digests(split: Mapping[str, Any]) -> dict[str, int]:
+    """Read each image's digest; none of a split that 0.1 wrote, and none of names that stand for several images."""
+    found: dict[str, int] = {}
+    names = [name for part in _PARTS for name in _names(split, part)]
+    if len(set(names)) < len(names):
+        return found
+    for part in _PARTS:
+        with contextlib.suppress(ValueError, TypeError):
+            found |= zip(_names(split, part), decode(split.get(f"{part}_digests", "")).tolist(), strict=True)
+    return found
