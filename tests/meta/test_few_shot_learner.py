@@ -205,7 +205,7 @@ def test_support_that_does_not_fit_the_model_is_said_in_a_sentence(runs: Make, t
         learner.adapt({str(row): _digit(row, 0) for row in range(6)})
     with pytest.raises(InputError, match=r"^support: 'nowhere' does not exist; give a folder"):
         learner.adapt("nowhere")
-    with pytest.raises(InputError, match=r"^support: a int; give a folder"):
+    with pytest.raises(InputError, match=r"^support: 3 is not allowed; give a text or a path"):
         learner.adapt(3)  # type: ignore[arg-type]
     adapted = learner.adapt({"a": [_digit(1, 0)], "b": [_digit(6, 0)]})
     with pytest.raises(InputError, match=r"^images: a tensor of shape \(3, 8, 8\) does not fit the model"):
