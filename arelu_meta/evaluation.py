@@ -24,7 +24,7 @@ from arelu_meta.config import (
 from arelu_meta.data.given import OneImage, tell_skipped
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
-from arelu_meta.data.provenance import Provenance
+from arelu_meta.data.provenance import Provenance, compose
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.meta.evaluate_tasks import Asked, evaluate_tasks
@@ -228,7 +228,7 @@ def _test_images(data: DataConfig, seen: Provenance) -> ImageSet:
     root = find_root(data.root)
     parts = part_folders(root)
     folder = parts.get("test") or parts.get("validation") or parts.get("train") or root
-    return read_folder(folder, root, data.skip_broken)
+    return read_folder(folder, root, data.skip_broken, part="test")
 
 
 def relabel(images: ImageSet, classes: list[str], where: str = "data", owner: str = "of the checkpoint's") -> ImageSet:
@@ -243,7 +243,7 @@ def relabel(images: ImageSet, classes: list[str], where: str = "data", owner: st
     Raises:
         InputError: naming a class that the model does not know.
     """
-    position = {name: label for label, name in enumerate(classes)}
+    position = {compose(name): label for label, name in enumerate(classes)}
     for name in images.classes:
         if name not in position:
             raise InputError(f"{where}: class {name!r} is not one {owner}; {nearest_names(name, classes)}")

@@ -61,7 +61,8 @@ def test_files_left_out_of_an_evaluation_are_counted_aloud(
     classifier: dict[str, object], photos: Photos, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = photos("spoilt", 3)
-    (root / "red" / "notes.txt").write_text("no image")
+    (root / "red" / "notes.jpg").write_text("no image")
+    (root / "red" / "notes.txt").write_text("passed over")
     assert main(["evaluate", str(classifier["folder"]), "--data.root", str(root), "--data.skip_broken"]) == 0
     printed = capsys.readouterr()
     assert "9 images" in printed.out

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from arelu_meta.data.episodes.pool import Pool, to_pixels
-from arelu_meta.data.images import check_encodable, find_candidates
+from arelu_meta.data.images import check_encodable, list_files
 from arelu_meta.data.loading import InputSpec, build_transform
 from arelu_meta.data.reading import read_image, to_channels
 from arelu_meta.errors import InputError
@@ -184,7 +184,9 @@ def in_colour(path: Path) -> bool:
 
 def _files(path: Path, where: str) -> list[Path]:
     if path.is_dir():
-        below = find_candidates(path, where)
+        below, others = list_files(path, where)
+        if others:
+            print(f"files passed over, no images by their ending: {len(others)}", file=sys.stderr)
         if not below:
             raise InputError(f"{where}: folder {str(path)!r} holds no image; give files or folders with images")
     elif path.is_file():

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from arelu_meta.config import DataConfig
-from arelu_meta.data.provenance import Provenance
-from arelu_meta.data.reading import check_files, is_candidate, read_image
-from arelu_meta.data.sets import ImageSet, Labels, Splits, concatenate
+from arelu_meta.data.provenance import Provenance, compose
+from arelu_meta.data.reading import check_files, is_candidate, is_of_a_system, read_image
+from arelu_meta.data.sets import ImageSet, Labels, Splits, concatenate, note_passed
 from arelu_meta.data.splitting import fill_splits, note_overlaps, overlapping, split_whole, take_fold, thin
-from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.errors import InputError, counted, nearest_names
 
 __all__ = [
     "ImageSet",
@@ -35,7 +37,14 @@ __all__ = [
     "training_parts",
 ]
 
+# A part by its name alone, whatever it holds; other names say it by one of their words.
 _PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+_ENDS = "(ing|set|data|images|imgs)?"
+_WORDS = {
+    "train": f"(train|trn){_ENDS}",
+    "validation": f"(val|valid|validation|dev|development){_ENDS}",
+    "test": f"(test|tst|eval|evaluation){_ENDS}",
+}
 
 
 def data_home() -> Path:
@@ -171,28 +180,79 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False, seen: Provenan
     parts = training_parts(root)
     if not parts:
         whole = read_folder(root, root, skip_broken)
-        return replace(split_whole(whole, seed, seen=seen), skipped=whole.skipped)
-    notes = []
+        splits = split_whole(whole, seed, seen=seen)
+        notes = (*_note_strays(root), *_note_same_below(whole.names), *splits.notes, *note_passed([whole]))
+        return replace(splits, skipped=whole.skipped, notes=notes)
+    said = []
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
-        notes.append(f"{parts['test'].name}/ is the test set; validation images are cut from the training images")
-    loaded = {part: read_folder(folder, root, skip_broken) for part, folder in parts.items()}
+        said.append(f"{parts['test'].name}/ is the test set; validation images are cut from the training images")
+    loaded = {part: read_folder(folder, root, skip_broken, part=part) for part, folder in parts.items()}
+    classes = loaded["train"].classes
     for part, images in loaded.items():
-        if images.classes != loaded["train"].classes:
-            odd = sorted(set(images.classes) ^ set(loaded["train"].classes))
-            raise InputError(f"data.root: {str(root)!r}: class {odd[0]!r} is not in both train and {part}")
+        for name in images.classes:
+            if name not in classes:
+                raise InputError(
+                    f"data.root: {str(root)!r}: class {name!r} is in {parts[part].name}/ and not in "
+                    f"{parts['train'].name}/; give it training images, or take it out"
+                )
+        if absent := [name for name in classes if name not in images.classes]:
+            named = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+            said.append(f"no {part} image of {len(absent)} of {len(classes)} classes ({named})")
+        labels = np.array([classes.index(name) for name in images.classes], dtype=np.int64)[images.labels]
+        loaded[part] = replace(images, classes=classes, labels=labels)
     filled = fill_splits(loaded["train"], loaded.get("validation"), loaded.get("test"), seed, seen)
     return replace(
         filled,
-        notes=(*notes, *filled.notes),
+        notes=(*describe_parts(root, parts), *said, *filled.notes, *note_passed(loaded.values())),
         skipped=tuple(name for images in loaded.values() for name in images.skipped),
     )
 
 
-def part_folders(root: Path) -> dict[str, Path]:
-    """Find the train, val and test folders of a root, unless they hold images themselves: then they are classes.
+def describe_parts(root: Path, parts: dict[str, Path]) -> list[str]:
+    """Say which sub-folders of a root were read as which part, and what was not read.
 
-    `Training` and `TEST` are some, too: as classes they would be learned, and nobody would know.
+    Args:
+        root: a folder of images.
+        parts: what `part_folders` found; an empty one says nothing.
+    """
+    if not parts:
+        return _note_strays(root)
+    uses = {"train": "training", "validation": "validation", "test": "test"}
+    said = ", ".join(f"{folder.relative_to(root).as_posix()}/ ({uses[part]})" for part, folder in parts.items())
+    read = {folder.relative_to(root).parts[0] for folder in parts.values()}
+    left = [f"{folder.name}/" for folder in _class_folders(root) if folder.name not in read]
+    unread = [f"not read: {', '.join(left[:5])}" + (", …" if len(left) > 5 else "")] if left else []
+    strays = [note for folder in (root, *parts.values()) for note in _note_strays(folder)]
+    return [f"read from {said}", *unread, *strays]
+
+
+def _note_same_below(names: Sequence[str]) -> list[str]:
+    """Say that all classes hold the same folders, which may be the classes that are meant."""
+    below: dict[str, set[str]] = {}
+    for name in names:
+        place = name.split("/")
+        below.setdefault(place[0], set()).add(place[1] if len(place) > 2 else "")
+    same = sorted(next(iter(below.values())))
+    if any(found != set(same) for found in below.values()) or len(same) < 2 or "" in same:
+        return []
+    named = ", ".join(f"{one}/" for one in same[:3]) + (", …" if len(same) > 3 else "")
+    return [f"every class holds {named}, read as one; if those are the classes, let the names above say train and test"]
+
+
+def _note_strays(folder: Path) -> list[str]:
+    """Say that images lie beside the folders of the classes, of which they are none."""
+    strays = sum(is_candidate(path) for path in folder.iterdir())
+    return [f"not read: {counted(strays, 'image')} in {folder.name}/ itself, beside its folders"] if strays else []
+
+
+def part_folders(root: Path) -> dict[str, Path]:
+    """Find the train, val and test folders of a root: as classes they would be learned, and nobody would know.
+
+    `train`, `Training`, `val`, `TEST` are parts if they hold folders. Other names are parts if one of their words is
+    such a word (`seg_train`, `test_images`, `devSet`, `eval`), they hold folders and no images, and the names of these
+    folders are found in another part, too, or every folder of the root is named so. All others are classes, whose
+    images may lie deeper.
 
     Args:
         root: a folder of images.
@@ -201,19 +261,49 @@ def part_folders(root: Path) -> dict[str, Path]:
         Those of `train`, `validation` and `test` that are there, in this order.
 
     Raises:
-        InputError: if two folders are the same part.
+        InputError: if two folders are the same part, or one could be two.
     """
-    parts: dict[str, Path] = {}
     folders = _class_folders(root)
-    for part, names in _PARTS.items():
-        for folder in [one for one in folders if one.name.lower() in names and _class_folders(one)]:
-            if part in parts and not folder.samefile(parts[part]):
-                raise InputError(
-                    f"data.root: {str(root)!r} has {parts[part].name}/ and {folder.name}/, which are both the {part} "
-                    f"images; keep one, or put what is in both into one"
-                )
-            parts.setdefault(part, folder)
+    named = {one: words for one in folders if (words := _parts_of(one.name))}
+    below = {one: {compose(child.name) for child in _class_folders(_innermost(one))} for one in named}
+    chosen = [one for one in named if below[one] and one.name.lower() in itertools.chain(*_PARTS.values())]
+    spelt = [one for one in named if below[one] and one not in chosen and not _holds_images(one)]
+    if len(chosen) + len(spelt) < len(folders):
+        spelt = [one for one in spelt if any(below[one] & below[other] for other in {*chosen, *spelt} - {one})]
+    if chosen or len(folders) == 1 or len({part for one in spelt for part in named[one]}) > 1:
+        chosen += spelt
+    parts: dict[str, Path] = {}
+    for part, folder in [(part, folder) for part in _PARTS for folder in sorted(chosen) if part in named[folder]]:
+        if len(named[folder]) > 1:
+            raise InputError(
+                f"data.root: {str(root)!r}: {folder.name}/ could be the {' or the '.join(named[folder])} images; "
+                "rename it so that it says one of them"
+            )
+        if part in parts and not folder.samefile(parts[part]):
+            raise InputError(
+                f"data.root: {str(root)!r} has {parts[part].name}/ and {folder.name}/, which are both the {part} "
+                f"images; keep one, or put what is in both into one"
+            )
+        parts.setdefault(part, _innermost(folder))
     return parts
+
+
+def _parts_of(name: str) -> list[str]:
+    """List the parts that a folder's name speaks of, by its words."""
+    words = re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return [part for part, pattern in _WORDS.items() if any(re.fullmatch(pattern, word) for word in words)]
+
+
+def _innermost(folder: Path) -> Path:
+    """Go down where a folder holds nothing but one of its own name, as archives leave it: seg_train/seg_train."""
+    inner = folder / folder.name
+    return (
+        inner if _class_folders(folder) == [inner] and _class_folders(inner) and not _holds_images(folder) else folder
+    )
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_candidate(path) for path in folder.iterdir())
 
 
 def training_parts(root: Path) -> dict[str, Path]:
@@ -236,12 +326,12 @@ def training_parts(root: Path) -> dict[str, Path]:
 
 
 def _class_folders(folder: Path, where: str = "data.root") -> list[Path]:
-    """List the sub-folders that are classes: all but hidden ones and links that lead back up."""
+    """List the sub-folders that are classes: all but hidden ones, a system's, and links that lead back up."""
     try:
         return sorted(
             child
             for child in folder.iterdir()
-            if child.is_dir() and not child.name.startswith(".") and not _leads_back(child, folder)
+            if not is_of_a_system(child.name) and child.is_dir() and not _leads_back(child, folder)
         )
     except OSError as error:
         raise _unreadable(where, folder, error) from error
@@ -255,7 +345,7 @@ def _leads_back(child: Path, start: Path) -> bool:
     return any(place.resolve().is_relative_to(target) for place in (child.parent, start))
 
 
-def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.root") -> ImageSet:
+def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.root", part: str = "train") -> ImageSet:
     """Read a folder with one sub-folder a class; images may lie deeper.
 
     Args:
@@ -263,18 +353,27 @@ def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.
         root: what names are relative to.
         skip_broken: leave out files that are not images.
         where: the flag that named it, for errors.
+        part: what it is for: from one to validate or test on, classes may be absent.
 
     Returns:
-        The images; `skipped` lists the files left out.
+        The images; `skipped` lists the files left out, `passed` those that are no images by their ending. Names of
+        classes are composed (NFC): two folders whose names look the same are one class.
 
     Raises:
         InputError: naming the class or the file.
     """
-    found = {child.name: find_candidates(child, where) for child in _class_folders(folder, where)}
-    for path in itertools.chain([folder / name for name in found], *found.values()):
+    found: dict[str, list[Path]] = {}
+    passed: list[Path] = []
+    for child in _class_folders(folder, where):
+        check_encodable(child, where)
+        files, others = list_files(child, where)
+        found.setdefault(compose(child.name), []).extend(files)
+        passed += others
+    for path in itertools.chain(*found.values()):
         check_encodable(path, where)
-    if len(found) < 2:
-        raise InputError(f"{where}: {str(folder)!r} has {len(found)} sub-folders; at least 2 classes are needed")
+    needed = 2 if part == "train" else 1
+    if len(found) < needed:
+        raise InputError(f"{where}: {str(folder)!r} has {len(found)} sub-folders; at least {needed} classes are needed")
     digests = check_files([path for paths in found.values() for path in paths])
     broken = {path for path, digest in digests.items() if digest is None}
     if broken and not skip_broken:
@@ -284,8 +383,11 @@ def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.
         raise InputError(f"{where}: {str(first)!r}{more} {fault}; remove it or give --data.skip_broken")
     for name, paths in found.items():
         found[name] = [path for path in paths if path not in broken]
-        if not found[name]:
+        if not found[name] and part == "train":
             raise InputError(f"{where}: class {name!r} in {str(folder)!r} has no image; every class needs at least one")
+    found = {name: paths for name, paths in found.items() if paths}
+    if not found:
+        raise InputError(f"{where}: {str(folder)!r} holds no image; put some there, or take the folder away")
     classes = tuple(found)
     return ImageSet(
         classes=classes,
@@ -294,11 +396,12 @@ def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.
         read=partial(_read_below, root),
         skipped=tuple(sorted(path.relative_to(root).as_posix() for path in broken)),
         known_digests=np.array([digests[path] for paths in found.values() for path in paths], dtype=np.uint64),
+        passed=tuple(path.suffix.lower() or "none" for path in passed),
     )
 
 
 def find_candidates(folder: Path, where: str = "data.root") -> list[Path]:
-    """List the files below a folder that are meant as images; hidden folders, such as editors leave, are not searched.
+    """List the files below a folder that are images by their ending; hidden and system folders are not searched.
 
     Args:
         folder: searched to any depth, through links to other folders too, but each folder once.
@@ -306,6 +409,16 @@ def find_candidates(folder: Path, where: str = "data.root") -> list[Path]:
 
     Raises:
         InputError: if a folder in it cannot be read: its images would be missing, and nobody would know.
+    """
+    return list_files(folder, where)[0]
+
+
+def list_files(folder: Path, where: str) -> tuple[list[Path], list[Path]]:
+    """List the files below a folder that are images by their ending, and those that are not, as `find_candidates`.
+
+    Args:
+        folder: searched to any depth.
+        where: the flag that named it, for errors.
     """
 
     def refuse(error: OSError) -> None:
@@ -319,10 +432,12 @@ def find_candidates(folder: Path, where: str = "data.root") -> list[Path]:
             folders.clear()
             continue
         searched.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(here / name, folder)]
+        folders[:] = [name for name in folders if not is_of_a_system(name) and not _leads_back(here / name, folder)]
         found += [here / name for name in files]
     try:
-        return sorted(path for path in found if is_candidate(path))
+        everything = sorted(path for path in found if not is_of_a_system(path.name) and path.is_file())
+        images = [path for path in everything if is_candidate(path)]
+        return images, sorted({*everything} - {*images})
     except PermissionError as error:  # of a folder whose names alone may be read
         raise _unreadable(where, str(error.filename), error) from error
 

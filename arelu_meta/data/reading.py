@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,14 @@ from PIL import Image, ImageOps
 from arelu_meta.runs.progress import progress
 
 # What cameras, systems and editors leave beside photographs; nobody means them as images.
-_IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_SYSTEM_FOLDERS = {
+    *("@eadir", "@tmp", "#recycle", "@recycle", "__macosx", "$recycle.bin", "recycler", "system volume information"),
+    *("lost+found", "__pycache__"),
+}
+# Images that Pillow does not read by itself: each is told by its name, and not passed over.
+_FOREIGN_ENDINGS = {".heic", ".heif", ".hif", ".jxl", ".dcm", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf"}
+_NO_IMAGES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # which Pillow tells from others, and does not read
 
 MOST_PIXELS = 2**27  # half a gigabyte decoded; the largest cameras and telephones take some 108 million
 THINNEST = 200  # the shorter side is scaled to the model's, and the longer with it: 100,000 x 1 would take gigabytes
@@ -32,13 +40,41 @@ _known: dict[str, tuple[_Stamp, int]] = {}  # digests of whole images that this 
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
+@lru_cache
+def _endings() -> frozenset[str]:
+    """List the endings of image files, those that other packages read among them."""
+    known = Image.registered_extensions().items()
+    return frozenset(end for end, kind in known if kind in Image.OPEN and kind not in _NO_IMAGES) | _FOREIGN_ENDINGS
+
+
+def is_of_a_system(name: str) -> bool:
+    """Return True for hidden files and folders, and for what systems and network drives leave beside a person's.
+
+    Args:
+        name: of a file or a folder.
+    """
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES | _SYSTEM_FOLDERS
+
+
 def is_candidate(path: Path) -> bool:
-    """Say whether a file is meant as an image: everything but hidden files and system litter.
+    """Return True if a file is meant as an image: by its ending, or by its first bytes where it has none.
 
     Args:
         path: a file.
     """
-    return not path.name.startswith(".") and path.name.lower() not in _IGNORED_NAMES and path.is_file()
+    if is_of_a_system(path.name) or not path.is_file():
+        return False
+    return path.suffix.lower() in _endings() if path.suffix else _opens(path)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path).close()
+    except Exception:  # Pillow's decoders raise whatever they meet
+        return False
+    return True
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:

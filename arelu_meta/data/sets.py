@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from arelu_meta.data.reading import DIGEST_BYTES, shorten
+from arelu_meta.errors import counted
 
 Labels = NDArray[np.int64]
 Digests = NDArray[np.uint64]
@@ -28,6 +29,7 @@ class ImageSet:
         channels: 1 for grey sets, 3 otherwise.
         skipped: files left out, when the set was read, because they are not images.
         known_digests: shape (images,), uint64: equal for equal images (`digests` computes them where they are None).
+        passed: the endings of files that were passed over when the set was read, one a file: they are of no images.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +39,7 @@ class ImageSet:
     channels: int = 3
     skipped: tuple[str, ...] = ()
     known_digests: Digests | None = None
+    passed: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -155,13 +158,29 @@ def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
         return parts[0]
     classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
     position = {name: label for label, name in enumerate(classes)}
-    labels = [position[part.classes[label]] for part in parts for label in part.labels]
+    numbers = [position[part.classes[label]] for part in parts for label in part.labels]
     names = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.names]
     read = _ReadAny(tuple(part.read for part in parts))
     skipped = tuple(name for part in parts for name in part.skipped)
     known = [part.known_digests for part in parts if part.known_digests is not None]
     digests = np.concatenate(known) if len(known) == len(parts) else None
-    return ImageSet(classes, np.array(labels, dtype=np.int64), tuple(names), read, parts[0].channels, skipped, digests)
+    labels = np.array(numbers, dtype=np.int64)
+    passed = tuple(end for part in parts for end in part.passed)
+    return ImageSet(classes, labels, tuple(names), read, parts[0].channels, skipped, digests, passed)
+
+
+def note_passed(parts: Iterable[ImageSet | None]) -> tuple[str, ...]:
+    """Say how many files were passed over, and which endings they have; nothing where there are none.
+
+    Args:
+        parts: of what was read.
+    """
+    ends = [end for part in parts if part is not None for end in part.passed]
+    if not ends:
+        return ()
+    kinds = sorted(set(ends))
+    named = ", ".join(kinds[:4]) + (", …" if len(kinds) > 4 else "")
+    return (f"{counted(len(ends), 'file')} passed over: no images by their ending ({named})",)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,15 @@ def test_a_folder_whose_parts_hold_different_classes_keeps_its_own_division(tmp_
     assert splits.validation is not None
     found = [sorted(_classes(part)) for part in (splits.train, splits.validation, splits.test)]
     assert found == [["c00", "c01", "c02", "c03"], ["c10", "c11", "c12"], ["c20", "c21"]]
-    assert splits.notes == ("classes divided as in the folder",)
+    read = "read from train/ (training), val/ (validation), test/ (test)"
+    assert splits.notes == ("classes divided as in the folder", read)
+
+
+def test_a_part_that_lacks_a_class_of_train_divides_no_classes(tmp_path: Path) -> None:
+    _tree(tmp_path / "train", 8, 6)
+    _tree(tmp_path / "test", 7, 6)
+    splits = _load(tmp_path, TaskConfig(ways=2, shots=1, queries=2))
+    assert not set(_classes(splits.train)) & set(_classes(splits.test))
 
 
 def test_without_val_such_a_folder_has_no_validation_classes(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_a_folder_s_own_split_is_kept(tmp_path: Path, names: Names) -> None:
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [10, 6, 8]
     for images, name in ((splits.train, names[0]), (splits.validation, names[1]), (splits.test, names[2])):
         assert all(file.startswith(f"{name}/") for file in images.names)
-    assert splits.notes == ()
+    assert splits.notes == (f"read from {names[0]}/ (training), {names[1]}/ (validation), {names[2]}/ (test)",)
 
 
 def test_val_without_test_is_the_test_set_and_the_notes_say_so(tmp_path: Path) -> None:
@@ -311,7 +311,10 @@ def test_val_without_test_is_the_test_set_and_the_notes_say_so(tmp_path: Path) -
     assert all(name.startswith("val/") for name in splits.test.names)
     assert all(name.startswith("train/") for name in [*splits.validation.names, *splits.train.names])
     assert _counts(splits.validation) == {"rose": 2, "tulip": 2}
-    assert splits.notes == ("val/ is the test set; validation images are cut from the training images",)
+    assert splits.notes == (
+        "read from train/ (training), val/ (test)",
+        "val/ is the test set; validation images are cut from the training images",
+    )
 
 
 def test_test_without_val_gets_validation_images_from_train(tmp_path: Path) -> None:
@@ -354,13 +357,126 @@ def test_test_images_without_training_images_are_refused_not_taken_for_classes(t
         load_folder(tmp_path, seed=0)
 
 
-@pytest.mark.parametrize("extra", ["train", "test"])
-def test_a_class_that_only_one_part_has_is_named(tmp_path: Path, extra: str) -> None:
+def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
     for part in ("train", "test"):
         _tree(tmp_path / part, rose=5, tulip=5)
-    _tree(tmp_path / extra, weed=5)
-    with pytest.raises(InputError, match=r"class 'weed' is not in both train and test"):
+    _tree(tmp_path / "test", weed=5)
+    with pytest.raises(InputError, match=r"class 'weed' is in test/ and not in train/; give it training images"):
         load_folder(tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("empty_folder", [True, False])
+def test_a_class_absent_from_val_or_test_is_no_error_and_is_said(tmp_path: Path, empty_folder: bool) -> None:
+    _tree(tmp_path / "train", ash=5, rose=5, tulip=5)
+    _tree(tmp_path / "val", tulip=2)
+    _tree(tmp_path / "test", ash=2, tulip=3)
+    if empty_folder:
+        (tmp_path / "test" / "rose").mkdir()
+    splits = load_folder(tmp_path, seed=0)
+    assert splits.train.classes == splits.validation.classes == splits.test.classes == ("ash", "rose", "tulip")
+    assert _counts(splits.validation) == {"ash": 0, "rose": 0, "tulip": 2}
+    assert _counts(splits.test) == {"ash": 2, "rose": 0, "tulip": 3}
+    assert "no validation image of 2 of 3 classes (ash, rose)" in splits.notes
+    assert "no test image of 1 of 3 classes (rose)" in splits.notes
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("training_set", None, "test_set"),
+        ("seg_train", None, "seg_test"),
+        ("train_images", "dev_images", "test_images"),
+        ("trainData", "valData", "evalData"),
+        ("Train2017", "Val2017", "Test2017"),
+        ("train", "dev", "eval"),
+        ("01-train", "02-valid", "03-test"),
+        ("flowers train", "flowers val", "flowers test"),
+    ],
+)
+def test_folders_of_the_same_classes_are_parts_whatever_they_are_called(
+    tmp_path: Path, train: str, validation: str | None, test: str
+) -> None:
+    _tree(tmp_path / train, rose=12, tulip=12)
+    _tree(tmp_path / test, rose=3, tulip=3)
+    if validation is not None:
+        _tree(tmp_path / validation, rose=2, tulip=2)
+    _tree(tmp_path / "pictures", other=3)
+    splits = load_folder(tmp_path, seed=0)
+    assert splits.train.classes == ("rose", "tulip")
+    assert all(name.startswith(f"{test}/") for name in splits.test.names)
+    assert all(name.startswith(f"{validation or train}/") for name in splits.validation.names)
+    assert f"{train}/ (training)" in splits.notes[0]
+    assert f"{test}/ (test)" in splits.notes[0]
+    assert splits.notes[1] == "not read: pictures/"
+
+
+def test_parts_that_hold_a_folder_of_their_own_name_are_read_below_it(tmp_path: Path) -> None:
+    _tree(tmp_path / "seg_train" / "seg_train", rose=12, tulip=12)
+    _tree(tmp_path / "seg_test" / "seg_test", rose=3, tulip=3)
+    _fill(tmp_path / "seg_pred" / "seg_pred", 3)
+    splits = load_folder(tmp_path, seed=0)
+    assert splits.train.classes == ("rose", "tulip")
+    assert splits.notes[:2] == (
+        "read from seg_train/seg_train/ (training), seg_test/seg_test/ (test)",
+        "not read: seg_pred/",
+    )
+
+
+def test_classes_whose_images_lie_deeper_are_no_parts(tmp_path: Path) -> None:
+    for name in ("test_tube", "test_paper", "beaker"):
+        _tree(tmp_path / name, left=4, right=4)
+    said = "every class holds left/, right/, read as one"
+    assert load_folder(tmp_path, seed=0).notes[0].startswith(said)
+    _tree(tmp_path / "dev_board", front=8)
+    assert said not in load_folder(tmp_path, seed=0).notes[0]
+    assert load_folder(tmp_path, seed=0).train.classes == ("beaker", "dev_board", "test_paper", "test_tube")
+
+
+def test_a_folder_that_could_be_two_parts_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    for name in ("train_val", "test"):
+        _tree(tmp_path / name, rose=5, tulip=5)
+    with pytest.raises(InputError, match=r"train_val/ could be the train or the validation images; rename it"):
+        load_folder(tmp_path, seed=0)
+
+
+def test_what_systems_and_network_drives_leave_is_neither_class_nor_image(tmp_path: Path) -> None:
+    _tree(tmp_path, rose=6, tulip=6)
+    for name in ("@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found", "System Volume Information"):
+        _fill(tmp_path / name, 3)
+        _fill(tmp_path / "rose" / name / "000.png", 3)
+    for name in ("Thumbs.db", "ehthumbs.db", "Desktop.ini"):
+        (tmp_path / "rose" / name).write_text("x")
+    splits = load_folder(tmp_path, seed=0)
+    assert splits.train.classes == ("rose", "tulip")
+    assert len(_all_names(splits)) == 12
+    assert splits.notes == ()
+
+
+def test_files_that_are_no_images_by_their_ending_are_passed_over_and_counted_once(tmp_path: Path) -> None:
+    _tree(tmp_path, rose=6, tulip=6)
+    for name in ("a.txt", "b.txt", "c.WAV", "notes.json", "LICENSE"):
+        (tmp_path / "rose" / name).write_text("a note")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "rose" / "without-an-ending", format="png")
+    _fill(tmp_path, 2)
+    splits = load_folder(tmp_path, seed=0)
+    assert len(_all_names(splits)) == 13
+    assert splits.skipped == ()
+    assert splits.notes == (
+        f"not read: 2 images in {tmp_path.name}/ itself, beside its folders",
+        "5 files passed over: no images by their ending (.json, .txt, .wav, none)",
+    )
+
+
+def test_a_name_whose_letters_a_file_system_took_apart_is_the_same_class(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    _tree(tmp_path / "train", **{composed: 6, "tea": 6})
+    _fill(tmp_path / "train" / apart, 6, first=50)
+    _tree(tmp_path / "test", **{apart: 3, "tea": 3})
+    splits = load_folder(tmp_path, seed=0)
+    assert splits.train.classes == (composed, "tea")
+    assert _counts(splits.test) == {composed: 3, "tea": 3}
+    assert _counts(splits.train)[composed] + _counts(splits.validation)[composed] == 12
+    assert [image.size for image, _ in (splits.train[index] for index in range(len(splits.train)))]
 
 
 @pytest.mark.parametrize(("folds", "images", "needed"), [(2, 3, 4), (3, 2, 3), (5, 4, 5)])

@@ -261,8 +261,7 @@ def test_hidden_files_and_system_litter_are_no_candidates(tmp_path: Path) -> Non
         (tmp_path / name).write_text("x")
     (tmp_path / "folder.jpg").mkdir()
     found = {path.name for path in tmp_path.iterdir() if is_candidate(path)}
-    # A text file is a candidate: somebody put it among the photographs, and is to be told.
-    assert found == {"photo.jpg", "Blüte 1.JPG", "notes.txt"}
+    assert found == {"photo.jpg", "Blüte 1.JPG"}
 
 
 def test_a_jpeg_too_short_for_the_pixels_that_its_header_claims_is_refused_and_an_empty_page_is_not(

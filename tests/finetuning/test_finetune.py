@@ -272,6 +272,20 @@ def test_a_run_goes_on_though_its_classes_moved_by_one_name(
     assert "head: as the checkpoint has it, with new rows for 1 classes (a)\n" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_though_val_and_test_lack_a_class_and_says_so(
+    digits: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours = {"b": (255, 0, 0), "c": (0, 255, 0), "d": (0, 0, 255)}
+    root = tmp_path / "images"
+    for part, names in {"seg_train": "bcd", "seg_dev": "bc", "seg_test": "cd"}.items():
+        _coloured(root / part, {name: colours[name] for name in names})
+    results = finetune(digits("run", data_root=str(root), data_per_class=None))
+    assert (results["test_n"], results["classes"]) == (24, 3)
+    said = capsys.readouterr().out
+    assert "read from seg_train/ (training), seg_dev/ (validation), seg_test/ (test)" in said
+    assert "no validation image of 1 of 3 classes (d); no test image of 1 of 3 classes (b)" in said
+
+
 def _coloured(root: Path, colours: dict[str, tuple[int, int, int]]) -> Path:
     random = np.random.default_rng(0)
     for name, colour in colours.items():

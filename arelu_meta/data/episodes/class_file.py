@@ -9,6 +9,7 @@ import numpy as np
 
 from arelu_meta.data.episodes.splits import ClassSplits, alphabet_of, of_classes, present_classes
 from arelu_meta.data.images import ImageSet
+from arelu_meta.data.provenance import compose
 from arelu_meta.errors import InputError, nearest_names
 
 _FIELD = "task.split_file"
@@ -85,7 +86,7 @@ def read_split_file(file: str) -> dict[str, list[str]]:
     for part, name in pairs:
         if part.lower() not in _PARTS:
             raise InputError(f"{_FIELD}: {file!r} has a part {part!r}; give train, validation and test")
-        parts.setdefault(_PARTS[part.lower()], []).append(name)
+        parts.setdefault(_PARTS[part.lower()], []).append(compose(name))
     for part in ("train", "test"):
         if part not in parts:
             raise InputError(

@@ -17,8 +17,17 @@ from arelu_meta.data.episodes.splits import (
     of_classes,
     within_alphabets,
 )
-from arelu_meta.data.images import ImageSet, concatenate, find_root, load_images, read_folder, training_parts
+from arelu_meta.data.images import (
+    ImageSet,
+    concatenate,
+    describe_parts,
+    find_root,
+    load_images,
+    read_folder,
+    training_parts,
+)
 from arelu_meta.data.named import NAMED_SETS, load_digits, load_part
+from arelu_meta.data.sets import note_passed
 from arelu_meta.errors import InputError, nearest_names
 
 _HELD_OUT_IMAGES = 0.2
@@ -43,7 +52,7 @@ def load_class_splits(config: DataConfig, task: TaskConfig, seed: int) -> ClassS
     for part, use in ((splits.train, "train"), (splits.validation, "validate"), (splits.test, "test")):
         if part is not None:
             check_class_sizes(part, task, f" to {use} on")
-    return splits
+    return replace(splits, notes=(*splits.notes, *note_passed([splits.train])))
 
 
 def _load_divided(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:
@@ -100,7 +109,7 @@ def load_whole(config: DataConfig) -> list[ImageSet]:
     folders = training_parts(root)
     if not folders:
         return [read_folder(root, root, config.skip_broken)]
-    return [read_folder(folder, root, config.skip_broken) for folder in folders.values()]
+    return [read_folder(folder, root, config.skip_broken, part=part) for part, folder in folders.items()]
 
 
 def _refuse_name(config: DataConfig) -> None:
@@ -146,18 +155,19 @@ def _own_division(parts: list[ImageSet], config: DataConfig) -> ClassSplits | No
         InputError: if they hold some classes in common and others not: no division by class, and none by image.
     """
     held = [set(part.classes) for part in parts]
-    if len(parts) < 2 or all(one == held[0] for one in held):
+    if len(parts) < 2 or all(one <= held[0] for one in held):  # a part may lack some
         return None
-    folders = [folder.name for folder in training_parts(find_root(config.root or "")).values()]
+    root = find_root(config.root or "")
+    found = training_parts(root)
+    folders = [folder.name for folder in found.values()]
     for (first, a), (second, b) in itertools.combinations(zip(folders, held, strict=True), 2):
         if a & b:
             raise InputError(
                 f"data.root: class {min(a & b)!r} is in {first}/ and in {second}/ of {config.root!r}, and other "
                 "classes are in one alone; give each class to one part, or all classes to all"
             )
-    return ClassSplits(
-        parts[0], parts[1] if len(parts) == 3 else None, parts[-1], ("classes divided as in the folder",)
-    )
+    notes = ("classes divided as in the folder", *describe_parts(root, found))
+    return ClassSplits(parts[0], parts[1] if len(parts) == 3 else None, parts[-1], notes)
 
 
 def _divide(images: ImageSet, task: TaskConfig, seed: int) -> ClassSplits:

@@ -7,7 +7,8 @@ import numpy as np
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes.splits import ClassSplits, alphabet_of, alphabet_sizes, of_classes, present_classes
 from arelu_meta.data.images import ImageSet, concatenate, find_root, read_folder
-from arelu_meta.data.reading import is_candidate
+from arelu_meta.data.provenance import compose
+from arelu_meta.data.reading import is_candidate, is_of_a_system
 from arelu_meta.errors import InputError
 
 _SMALL = ("images_background_small1", "images_background_small2")
@@ -67,7 +68,7 @@ def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
     Raises:
         InputError: naming an image that lies in no character's folder, or what `read_folder` refuses.
     """
-    alphabets = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    alphabets = sorted(child for child in folder.iterdir() if child.is_dir() and not is_of_a_system(child.name))
     for alphabet in alphabets:
         for path in sorted(alphabet.iterdir()):
             if is_candidate(path):
@@ -80,7 +81,9 @@ def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
     first = np.cumsum([0, *(len(part.classes) for part in parts)])
     return ImageSet(
         classes=tuple(
-            f"{place.name}/{name}" for place, part in zip(alphabets, parts, strict=True) for name in part.classes
+            f"{compose(place.name)}/{name}"
+            for place, part in zip(alphabets, parts, strict=True)
+            for name in part.classes
         ),
         labels=np.concatenate([part.labels + start for part, start in zip(parts, first[:-1], strict=True)]),
         names=tuple(name for part in parts for name in part.names),
@@ -88,6 +91,7 @@ def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
         channels=1,
         skipped=tuple(name for part in parts for name in part.skipped),
         known_digests=np.concatenate([part.digests() for part in parts]),
+        passed=tuple(end for part in parts for end in part.passed),
     )
 
 
@@ -97,8 +101,8 @@ def is_of_alphabets(folder: Path) -> bool:
     Args:
         folder: of images.
     """
-    classes = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    below = [[inner.is_dir() for inner in child.iterdir() if not inner.name.startswith(".")] for child in classes]
+    classes = [child for child in folder.iterdir() if child.is_dir() and not is_of_a_system(child.name)]
+    below = [[inner.is_dir() for inner in child.iterdir() if not is_of_a_system(inner.name)] for child in classes]
     return bool(below) and all(kinds and all(kinds) for kinds in below)
 
 
