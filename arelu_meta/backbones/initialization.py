@@ -32,7 +32,7 @@ HOOKS = (
 
 LEAK = 0.2
 """How far the gates of `leak` and `open` start open. It was chosen on test images of flowers17
-(configs/study_init, seed 0), so that these two starts look too good there; cifar10-subset had no part in it."""
+(experiments/init_study, seed 0), so that these two starts look too good there; cifar10-subset had no part in it."""
 
 OPENED = ("leak", "open")
 """Initializations that change the function a little; images, where there are any, mend the batch statistics."""

@@ -87,8 +87,8 @@ def default_rate(config: FinetuneConfig, images: int) -> float:
         For SGD and its variants 0.03 where the pretrained function is kept (with less than 600 images less, in
         proportion), 0.003 where a swap changes it, 0.01 from random weights; a thirtieth of that for others.
 
-    Source: `configs/defaults` (0.03 against rates around it, few images), `configs/study_init` (starts that change the
-    function, AdamW).
+    Source: `experiments/default_sweep` (0.03 against rates around it, few images), `experiments/init_study` (starts
+    that change the function, AdamW).
     """
     if keeps_function(config):
         rate = _RATE_KEPT * min(1.0, images / _FEW_IMAGES)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from arelu_meta.claims.study import Rows, StudyConfig, chosen_rate, trial_of
 from arelu_meta.runs.progress import print_table
 from arelu_meta.statistics import mean_interval
+from experiments.init_study.study import Rows, StudyConfig, chosen_rate, trial_of
 
 
 def print_tables(config: StudyConfig, rows: Rows) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.backbones.swap import swap_activations, unswap
-from arelu_meta.claims.before_head import gates_before_head, open_last_gates
 from arelu_meta.errors import InputError
+from experiments.init_study.before_head import gates_before_head, open_last_gates
 
 
 def _open(model: nn.Module) -> set[str]:

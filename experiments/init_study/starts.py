@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.calibration import reestimate_batch_norm
-from arelu_meta.claims.before_head import open_last_gates
 from arelu_meta.config import Init
+from experiments.init_study.before_head import open_last_gates
 
 Prepare = Callable[[nn.Module, Sequence[Tensor]], object]
 

@@ -1,4 +1,4 @@
-"""Run or print the study of starts: `python tasks/study_init.py --config configs/study_init/screening.yaml`.
+"""Run or print the study of starts: `python -m experiments.init_study --config experiments/init_study/screening.yaml`.
 
 Start it as often as there are cores to spare: the processes share the runs, and none is run twice. `--table true`
 prints what is there.
@@ -8,8 +8,8 @@ import sys
 
 from jsonargparse import ArgumentParser
 
-from arelu_meta.claims.study import StudyConfig, study_task
 from arelu_meta.exit_status import guarded
+from experiments.init_study.study import StudyConfig, study_task
 
 
 def main() -> int:

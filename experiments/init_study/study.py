@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, save_model
-from arelu_meta.claims.starts import STARTS, first_step
 from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from arelu_meta.data.images import ImageSet, load_images
 from arelu_meta.data.loading import unlabelled_batches
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.finetune import finetune
+from experiments.init_study.starts import STARTS, first_step
 
 _LOOKED_AT = 272  # training images that a start may look at
 _NO_LIMIT = 1e9  # of gradients
@@ -53,7 +53,7 @@ class StudyConfig:
         markdown: print them as Markdown.
     """
 
-    results: str = "configs/study_init/results.jsonl"
+    results: str = "experiments/init_study/results.jsonl"
     model: str = "tf_efficientnet_lite0"
     data: list[str] = field(default_factory=lambda: ["flowers17"])
     per_class: list[int] = field(default_factory=lambda: [20])
@@ -103,7 +103,7 @@ def study_task(config: StudyConfig) -> None:
     Raises:
         InputError: if a start is unknown or the lists do not fit together.
     """
-    from arelu_meta.claims.tables import print_tables
+    from experiments.init_study.tables import print_tables
 
     check(config)
     if not config.table:

@@ -41,7 +41,7 @@ class DefaultsConfig:
         table: print the table of what is there and run nothing.
     """
 
-    results: str = "configs/defaults/results.jsonl"
+    results: str = "experiments/default_sweep/results.jsonl"
     data: list[str] = field(default_factory=lambda: list(SETS))
     seeds: int = 1
     image_size: int = 64

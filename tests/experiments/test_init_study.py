@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 from scipy.stats import ttest_rel
 
-from arelu_meta.claims.study import Rows, StudyConfig, chosen_rate, read_results, run_missing, study_task, trials
 from arelu_meta.errors import InputError
+from experiments.init_study.study import Rows, StudyConfig, chosen_rate, read_results, run_missing, study_task, trials
 
 ROOT = Path(__file__).parents[2]
+STAGES = "experiments/init_study"
 SEEDS = 5
 
 
@@ -132,20 +133,20 @@ def test_a_study_that_cannot_be_run_is_refused(config: StudyConfig) -> None:
         study_task(config)
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "configs/study_init").glob("*.yaml")))
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / STAGES).glob("*.yaml")))
 def test_the_launcher_prints_the_tables_of_every_stage(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--config", str(ROOT / "configs/study_init" / file), "--table", "true"]
+    words = ["--config", str(ROOT / STAGES / file), "--table", "true"]
     monkeypatch.setattr(sys, "argv", ["study_init.py", *words, "--results", str(tmp_path / "none.jsonl")])
-    assert runpy.run_path(str(ROOT / "tasks/study_init.py"))["main"]() == 0
+    assert runpy.run_path(str(ROOT / STAGES / "__main__.py"))["main"]() == 0
     said = capsys.readouterr()
     assert "test accuracy" in said.out
     assert said.err == ""
 
 
 def test_the_launcher_is_a_program_with_a_status_whose_reader_may_stop(tmp_path: Path) -> None:
-    command = [sys.executable, "tasks/study_init.py", "--config", "configs/study_init/finals.yaml", "--table", "true"]
+    command = [sys.executable, "-m", "experiments.init_study", "--config", f"{STAGES}/finals.yaml", "--table", "true"]
     bad = subprocess.run([*command, "--starts", '["x"]'], cwd=ROOT, capture_output=True, text=True, check=False)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: starts: 'x' is not known")

@@ -8,7 +8,7 @@ from torch import nn
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.backbones.swap import swap_activations
-from arelu_meta.claims.starts import STARTS, first_step
+from experiments.init_study.starts import STARTS, first_step
 
 
 def _zero_head(init: str | None) -> nn.Module:

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from arelu_meta.claims import defaults
-from arelu_meta.claims.defaults import (
+from arelu_meta.claims.ledger import Ledger
+from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig
+from arelu_meta.errors import InputError
+from arelu_meta.finetuning.defaults import settle, settle_rates
+from arelu_meta.validation import validate
+from experiments.default_sweep import sweep
+from experiments.default_sweep.sweep import (
     DefaultsConfig,
     Point,
     config_of,
@@ -16,11 +21,6 @@ from arelu_meta.claims.defaults import (
     sweep_defaults,
     verdict,
 )
-from arelu_meta.claims.ledger import Ledger
-from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig
-from arelu_meta.errors import InputError
-from arelu_meta.finetuning.defaults import settle, settle_rates
-from arelu_meta.validation import validate
 
 DEFAULT = ("defaults", default_point("flowers17", 64, 0).lr)
 
@@ -96,7 +96,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
         ran.append(point)
         return {"test_accuracy": 0.5}
 
-    monkeypatch.setattr(defaults, "run_point", run)
+    monkeypatch.setattr(sweep, "run_point", run)
     config = DefaultsConfig(results=str(tmp_path / "results.jsonl"), data=["flowers17"])
     with pytest.raises(KeyboardInterrupt):
         sweep_defaults(config)
@@ -106,7 +106,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
         ran.append(point)
         return {"test_accuracy": 0.5}
 
-    monkeypatch.setattr(defaults, "run_point", run_rest)
+    monkeypatch.setattr(sweep, "run_point", run_rest)
     sweep_defaults(config)
     assert len(first) == 5
     assert len(ran) == 7

@@ -1,4 +1,4 @@
-"""Hold fine-tuning's defaults against a sweep of twelve points: `python tasks/sweep_defaults.py --seeds 3`.
+"""Hold fine-tuning's defaults against a sweep of twelve points: `python -m experiments.default_sweep --seeds 3`.
 
 It goes on where it stopped; `--table true` prints what is there.
 """
@@ -7,9 +7,9 @@ import sys
 
 from jsonargparse import ArgumentParser
 
-from arelu_meta.claims.defaults import SETS, DefaultsConfig, sweep_defaults
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.exit_status import guarded
+from experiments.default_sweep.sweep import SETS, DefaultsConfig, sweep_defaults
 
 
 def main() -> int:
