@@ -16,7 +16,7 @@ from arelu_meta.data.images import load_images
 from arelu_meta.data.loading import unlabelled_batches
 from arelu_meta.finetuning.finetune import make_batches
 from arelu_meta.finetuning.optimizer import build_optimizer, peak_rate
-from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.distributed import Ranks
 
 STEPS = 3
 _TRIES, _NEAR, _REFUSED = 14, 0.05, 0.2

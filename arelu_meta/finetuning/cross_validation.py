@@ -12,9 +12,9 @@ from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle_rates
+from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.folder import RunFolder, open_run
 from arelu_meta.runs.progress import print_table
-from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.results import finished_results, report_results
 from arelu_meta.statistics import groups_interval
 
@@ -70,7 +70,7 @@ def run_members(
             f"run.resume: {config.run.resume!r} is one run's checkpoint, and {len(members)} runs are asked for "
             f"({', '.join(members)}); give auto, which goes on with each where it stopped"
         )
-    with ranks.agreeing():
+    with ranks.synchronizing():
         folder = open_run(config.run, "finetune", ranks)
         whole = folder.finished and _holds_all(folder.path, members)
         for name, member in members.items():

@@ -43,8 +43,8 @@ from arelu_meta.finetuning.lr_finder import Search, search_rate
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, peak_rate
 from arelu_meta.finetuning.trainer import Trainer, check_state
 from arelu_meta.finetuning.training_step import Mix, TrainingState, mean_loss
+from arelu_meta.runs.distributed import Ranks, join
 from arelu_meta.runs.folder import RunFolder, check_apart, open_run
-from arelu_meta.runs.ranks import Ranks, join
 from arelu_meta.runs.reproducibility import prepare
 from arelu_meta.runs.results import finished_results
 from arelu_meta.runs.tracking import check_trackers, tracker_names
@@ -76,7 +76,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     check_trackers(tracker_names(config.run.trackers))
     config = settle(config)
     ranks = join(config.run)
-    with ranks.noticing_loss():
+    with ranks.naming_lost_processes():
         _check_sync(config, ranks)
         check_sharding(config, ranks)
         if members := member_configs(config):
@@ -110,7 +110,7 @@ def _check_sync(config: FinetuneConfig, ranks: Ranks) -> None:
 
 def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     """Do one run, of one seed and one split."""
-    with ranks.agreeing():
+    with ranks.synchronizing():
         folder = open_run(config.run, "finetune", ranks)
         if folder.finished:
             check_single(folder.path)
@@ -124,7 +124,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     if folder.finished:
         return finished_results(folder, "finetune")
     # All have looked before the first of them writes: the others would take its files for an older run.
-    with ranks.agreeing():
+    with ranks.synchronizing():
         splits, model, spec, head = _checked(config, folder)
     if head.new and config.model.head_init == "auto":  # whether a checkpoint's fits, only the classes say
         config = replace(config, model=replace(config.model, head_init=new_head_init(config)))

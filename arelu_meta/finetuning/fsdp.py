@@ -16,7 +16,7 @@ from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loading import Batches, InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.metrics import predict_logits
-from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.distributed import Ranks
 
 SMALLEST_UNIT = 1_000_000  # parameters; less than that costs more messages than it saves memory
 # Whose step on a part of a tensor is part of the step on the whole: the others take norms, or factors of matrices.

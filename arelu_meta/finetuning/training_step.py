@@ -14,9 +14,9 @@ from arelu_meta.config import FinetuneConfig, TrainConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning.freezing import set_training
 from arelu_meta.finetuning.optimizer import restore_optimizer
+from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.nonfinite import first_nonfinite_layer
 from arelu_meta.runs.progress import ProgressBar
-from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.reproducibility import autocast, naming_anomaly
 
 _STEPS_UNCHECKED = 20  # on an accelerator, which would have to wait for every loss that is looked at

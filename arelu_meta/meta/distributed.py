@@ -14,7 +14,7 @@ from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import RunError, SharedRunError
 from arelu_meta.meta.engine import Engine
 from arelu_meta.meta.shared_averages import averages_in_order
-from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.distributed import Ranks
 
 T = TypeVar("T")
 

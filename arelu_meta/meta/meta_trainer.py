@@ -18,9 +18,9 @@ from arelu_meta.meta.outer import OuterLoop
 from arelu_meta.meta.preparing import headline, make_noise, make_sampler
 from arelu_meta.meta.results import draw_run, summarise
 from arelu_meta.runs.checkpoints import digest_of, has_digest
+from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.folder import RunFolder, restoring, resumable
 from arelu_meta.runs.progress import ProgressBar, progress
-from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.reproducibility import random_state, restore_random_state
 from arelu_meta.runs.restoring import check_kinds
 from arelu_meta.runs.results import report_results
@@ -85,7 +85,7 @@ class MetaTrainer:
         Returns:
             What results.json holds.
         """
-        with self.ranks.noticing_loss(), self.folder, resumable(lambda: self.checkpoint):
+        with self.ranks.naming_lost_processes(), self.folder, resumable(lambda: self.checkpoint):
             if self.folder.resumed is not None:
                 self._restore(self.folder.resumed)
             self.folder.start(self.config, self.splits.describe())

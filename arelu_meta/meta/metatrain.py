@@ -14,8 +14,8 @@ from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta.meta_trainer import MetaTrainer
 from arelu_meta.meta.preparing import make_model
 from arelu_meta.meta.settings import check_patience, check_read, settle_head
+from arelu_meta.runs.distributed import join
 from arelu_meta.runs.folder import check_apart, open_run
-from arelu_meta.runs.ranks import join
 from arelu_meta.runs.results import finished_results
 from arelu_meta.validation import validate
 

@@ -19,7 +19,7 @@ from arelu_meta.meta.engine import VectorizedEngine, build_engine
 from arelu_meta.meta.inner_loop import attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import train_mode
 from arelu_meta.meta.speed import known_speed
-from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.reproducibility import naming_anomaly
 
 _OF_THE_LEARNER = ("algorithm", "adapt", "normalization")

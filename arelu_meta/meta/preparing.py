@@ -23,7 +23,7 @@ from arelu_meta.meta.algorithms import check_features
 from arelu_meta.meta.inner_loop import COMPARING, inner_of
 from arelu_meta.meta.normalization import set_normalization, train_mode
 from arelu_meta.meta.settings import check_act_lr, starts_at_zero
-from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.distributed import Ranks
 
 _EPISODE_SIZE = 28
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from arelu_meta.meta.averages import updates_averages
-from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.distributed import Ranks
 
 
 @contextlib.contextmanager

@@ -27,9 +27,9 @@ from arelu_meta.runs.atomic_io import (
     write_text,
 )
 from arelu_meta.runs.checkpoints import list_checkpoints, load_checkpoint, load_last, set_aside_later, write_checkpoint
+from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.lock import FolderLock, check_free
-from arelu_meta.runs.ranks import Ranks
 from arelu_meta.runs.restoring import check_same_config, check_same_images, restoring
 
 __all__ = [

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from arelu_meta.runs.ranks import Ranks
+    from arelu_meta.runs.distributed import Ranks
 
 
 # What Slurm sends ahead of the end of a job's time or its pre-emption: SIGTERM, or by `sbatch --signal` any other;

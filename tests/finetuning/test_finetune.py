@@ -19,7 +19,7 @@ from arelu_meta.backbones.saving import load_model, read_tensors
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.finetuning.finetune import _check_sync
-from arelu_meta.runs.ranks import Ranks
+from arelu_meta.runs.distributed import Ranks
 
 Make = Callable[..., FinetuneConfig]
 

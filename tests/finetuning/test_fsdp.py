@@ -16,7 +16,7 @@ from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.fsdp import check_sharding, units
 from arelu_meta.runs.checkpoints import load_checkpoint
-from arelu_meta.runs.ranks import Ranks, join
+from arelu_meta.runs.distributed import Ranks, join
 
 Run = Callable[..., list["subprocess.CompletedProcess[str]"]]
 Make = Callable[..., FinetuneConfig]
@@ -131,7 +131,7 @@ from torch import nn
 from arelu_meta.config import OptimConfig, RunConfig
 from arelu_meta.finetuning import fsdp
 from arelu_meta.finetuning.optimizer import build_optimizer
-from arelu_meta.runs.ranks import join
+from arelu_meta.runs.distributed import join
 fsdp.SMALLEST_UNIT = 1
 class Net(nn.Sequential):
     def get_classifier(self):

@@ -20,7 +20,7 @@ from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
 from arelu_meta.meta.distributed import share_of, shared_meta_gradient
 from arelu_meta.meta.engine import Inner, Learn2learnEngine, VectorizedEngine
 from arelu_meta.meta.normalization import set_normalization
-from arelu_meta.runs.ranks import Ranks, join
+from arelu_meta.runs.distributed import Ranks, join
 
 # Tasks, network, algorithm, normalisation, engine: one process without a task, learned rates, a head unused; running
 # averages, with several calls a task, and one.

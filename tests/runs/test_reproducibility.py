@@ -7,7 +7,7 @@ import torch
 
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.ranks import join
+from arelu_meta.runs.distributed import join
 from arelu_meta.runs.reproducibility import (
     autocast,
     choose_device,

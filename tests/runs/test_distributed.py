@@ -7,7 +7,7 @@ import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from arelu_meta.errors import RunError
-from arelu_meta.runs.meeting import agree
+from arelu_meta.runs.distributed import agree
 
 
 def _attempt(store: HashStore, processes: int = 4) -> set[str]:
