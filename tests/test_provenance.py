@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from arelu_meta import evaluate, finetune, metatrain
@@ -266,3 +267,78 @@ def test_a_model_of_before_0_2_says_that_nobody_knows_what_it_was_trained_on(
     results = finetune(_config(root, tmp_path / "child", model_pretrained=str(tmp_path / "old.safetensors")))
     assert results["test_seen"] is None
     assert "not known: how many of the" in capsys.readouterr().out
+
+
+def _few(root: Path, folder: Path, **changes: Any) -> MetatrainConfig:
+    config = MetatrainConfig()
+    config.data.root, config.data.image_size, config.run.folder, config.run.pictures = str(root), 8, str(folder), False
+    config.model.name, config.model.pretrained = "mnist_linear", False
+    config.task.ways, config.task.queries, config.meta.steps, config.eval.tasks = 2, 2, 1, 3
+    for name, value in changes.items():
+        group, _, field = name.partition("_")
+        setattr(getattr(config, group), field, value)
+    return config
+
+
+def _copy_all(root: Path, target: Path) -> Path:
+    shutil.copytree(root, target)
+    for path in sorted(target.rglob("*.png")):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    return target
+
+
+def test_no_query_of_a_task_is_a_copy_of_a_support_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from arelu_meta.config import TaskConfig
+    from arelu_meta.data.episodes import TensorSampler, load_class_splits, load_pool
+    from arelu_meta.data.loading import InputSpec
+
+    root = _copy_all(_noise(tmp_path / "noise", images=6, classes="abcdefgh"), tmp_path / "copies")
+    task, inputs = TaskConfig(ways=2, shots=2, queries=4), InputSpec(8, 3, (0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(InputError, match=r"2 \+ 5 is more than class 'a' has \(6 different images here\)"):
+        load_class_splits(DataConfig(root=str(root)), TaskConfig(ways=2, shots=2, queries=5), 0)
+    splits = load_class_splits(DataConfig(root=str(root)), task, 0)
+    for part in (splits.train, splits.validation, splits.test):
+        assert part is not None
+        tasks = TensorSampler(load_pool(part, inputs), task, "any").batch(range(20))
+        for one in range(20):
+            images = torch.cat([tasks.support_images[one], tasks.query_images[one]]).flatten(1)
+            assert len(images.unique(dim=0)) == 12
+    metatrain(_few(root, tmp_path / "run"))
+    assert "48 images are copies of others of their class (" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--data.root", str(root), "--eval.tasks", "2"]) == 0
+    assert "48 images are copies of others of their class (a/copy-0.png = a/0.png" in capsys.readouterr().out
+
+
+def test_images_held_out_to_validate_tasks_on_are_no_copies_of_those_that_are_trained_on(tmp_path: Path) -> None:
+    from arelu_meta.config import TaskConfig
+    from arelu_meta.data.episodes import load_class_splits
+
+    root = _copy_all(_noise(tmp_path / "noise", images=8, classes="abcd"), tmp_path / "copies")
+    splits = load_class_splits(DataConfig(root=str(root)), TaskConfig(ways=2, shots=1, queries=1), 0)
+    assert splits.validation is not None
+    assert set(splits.train.labels.tolist()) == set(splits.validation.labels.tolist())
+    assert not np.isin(splits.validation.digests(), splits.train.digests()).any()
+    assert len(splits.validation) + len(splits.train) == 32
+
+
+def test_a_test_image_that_is_a_training_image_of_another_class_is_named_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = _noise(tmp_path / "data" / "train", images=8)
+    test = _noise(tmp_path / "data" / "test", images=4, seed=1)
+    for number in range(3):
+        shutil.copy(train / "a" / f"{number}.png", test / "b" / f"new-{number}.png")
+    shutil.copy(train / "b" / "0.png", test / "b" / "old.png")
+    assert finetune(_config(tmp_path / "data", tmp_path / "run"))["test_seen"] == 4
+    printed = capsys.readouterr().out
+    assert "4 of 20 test images are training or validation images too, 3 of them of another class (" in printed
+    assert evaluate(tmp_path / "run")["test_seen"] == 4
+
+
+def test_validation_images_that_are_trained_on_are_named(tmp_path: Path) -> None:
+    train = _noise(tmp_path / "data" / "train", images=8)
+    shutil.copytree(train, tmp_path / "data" / "val")
+    _noise(tmp_path / "data" / "test", images=4, seed=1)
+    splits = load_images(DataConfig(root=str(tmp_path / "data")), 0)
+    assert splits.test_seen == 0
+    assert "32 of 32 validation images are training images too (val/a/0.png = train/a/0.png" in splits.notes[-1]

@@ -119,11 +119,12 @@ def load_images(config: DataConfig, seed: int, seen: Provenance | None = None) -
     Raises:
         InputError: if the data is missing or unusable, naming the folder, class or file.
     """
-    splits = note_overlaps(_load(config, seed, seen))
+    splits = _load(config, seed, seen)
     if config.folds is not None:
         splits = take_fold(splits, config.folds, config.fold or 1, seed)
     if config.per_class is not None:
         splits = replace(splits, train=thin(splits.train, config.per_class, seed))
+    splits = note_overlaps(splits)
     return replace(splits, test_seen=_count_seen(splits, seen or Provenance()))
 
 

@@ -63,6 +63,15 @@ class ImageSet:
             return self.known_digests
         return digest_pixels(self.read(name) for name in self.names)
 
+    def keys(self) -> list[tuple[int, int]]:
+        """Return a pair an image: its label and its digest, the same for copies within a class alone."""
+        return list(zip(self.labels.tolist(), self.digests().tolist(), strict=True))
+
+    def distinct(self) -> Labels:
+        """Return the places of the images that are no copies of an earlier one of their class."""
+        first: dict[tuple[int, int], int] = {}
+        return np.array([n for n, key in enumerate(self.keys()) if first.setdefault(key, n) == n], dtype=np.int64)
+
 
 def digest_pixels(images: Iterable[Image.Image | NDArray[Any]]) -> Digests:
     """Compute a number an image, the same for equal pixels.
@@ -167,6 +176,50 @@ def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
     labels = np.array(numbers, dtype=np.int64)
     passed = tuple(end for part in parts for end in part.passed)
     return ImageSet(classes, labels, tuple(names), read, parts[0].channels, skipped, digests, passed)
+
+
+def note_copies(parts: Iterable[ImageSet | None]) -> tuple[str, ...]:
+    """Count and name the images that are copies of others of their class and part; nothing where there are none.
+
+    Args:
+        parts: of what was read.
+    """
+    twins = []
+    for part in parts:
+        first: dict[tuple[int, int], str] = {}
+        for key, name in zip(part.keys(), part.names, strict=True) if part is not None else ():
+            if first.setdefault(key, name) != name:
+                twins.append((name, first[key]))
+    return (f"{len(twins)} images are copies of others of their class ({_listed(twins)})",) if twins else ()
+
+
+def note_shared(images: ImageSet, part: str, others: Sequence[ImageSet], other_parts: str) -> tuple[str, ...]:
+    """Count and name the images of a part that are in other parts too, whatever class they have there.
+
+    Args:
+        images: of the part.
+        part: its name.
+        others: the other parts.
+        other_parts: their names.
+    """
+    known = {
+        digest: (name, other.classes[label])
+        for other in others
+        for name, label, digest in zip(other.names, other.labels.tolist(), other.digests().tolist(), strict=True)
+    }
+    named = zip(images.names, images.labels.tolist(), images.digests().tolist(), strict=True)
+    shared = [(name, images.classes[label], *known[digest]) for name, label, digest in named if digest in known]
+    if not shared:
+        return ()
+    note = f"{len(shared)} of {len(images)} {part} images are {other_parts} images too"
+    elsewhere = sum(own != other for _, own, _, other in shared)
+    told = f", {elsewhere} of them of another class" if elsewhere else ""
+    return (f"{note}{told} ({_listed([(name, other) for name, _, other, _ in shared])})",)
+
+
+def _listed(twins: Sequence[tuple[str, str]]) -> str:
+    told = ", ".join(f"{one} = {other}" for one, other in twins[:3])
+    return told + (", …" if len(twins) > 3 else "")
 
 
 def note_passed(parts: Iterable[ImageSet | None]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Which images are trained on, validated on and tested on, where the data does not say: cut by the seed."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arelu_meta.data.provenance import Provenance
-from arelu_meta.data.sets import ImageSet, Splits, concatenate
+from arelu_meta.data.sets import ImageSet, Splits, concatenate, note_copies, note_shared
 from arelu_meta.errors import InputError
 
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.10
@@ -45,7 +46,7 @@ def fill_splits(
         InputError: if a class is too small to be cut.
     """
     whole, own_test = len(train), test is not None
-    copies = _note_copies(train)
+    copies = note_copies([train, validation, test])
     seen = seen or Provenance()
     if test is None:
         needed = 2 if validation is not None else 3
@@ -58,44 +59,26 @@ def fill_splits(
 
 
 def overlapping(splits: Splits) -> NDArray[np.bool_]:
-    """Return True for each test image that is a training or validation image of its class too.
+    """Return True for each test image that is a training or validation image too, of whatever class.
 
     Args:
         splits: the three parts.
     """
-    others = {key for part in (splits.train, splits.validation) for key, _ in _named(part)}
-    return np.array([key in others for key, _ in _named(splits.test)], dtype=bool)
+    others = np.union1d(splits.train.digests(), splits.validation.digests())
+    return np.isin(splits.test.digests(), others)
 
 
 def note_overlaps(splits: Splits) -> Splits:
-    """Name the test images that are among the others too, as the data brings them: they are counted as seen.
+    """Name the images that are in two parts, as the data brings them: test images among them are counted as seen.
 
     Args:
         splits: the three parts.
     """
-    if not (found := overlapping(splits)).any():
-        return splits
-    others = {key: name for part in (splits.train, splits.validation) for key, name in _named(part)}
-    twins = [(name, others[key]) for key, name in _named(splits.test) if key in others]
-    note = f"{found.sum()} of {len(found)} test images are training or validation images too ({_listed(twins)})"
-    return replace(splits, notes=(*splits.notes, note))
-
-
-def _note_copies(images: ImageSet) -> tuple[str, ...]:
-    first: dict[tuple[int, int], str] = {}
-    twins = [(name, first[key]) for key, name in _named(images) if first.setdefault(key, name) != name]
-    return (f"{len(twins)} images are copies of others of their class ({_listed(twins)})",) if twins else ()
-
-
-def _named(images: ImageSet) -> list[tuple[tuple[int, int], str]]:
-    """Give each image a key, the same for equal images of one class; in another class its label is another."""
-    keys = zip(images.labels.tolist(), images.digests().tolist(), strict=True)
-    return list(zip(keys, images.names, strict=True))
-
-
-def _listed(twins: Sequence[tuple[str, str]]) -> str:
-    told = ", ".join(f"{one} = {other}" for one, other in twins[:3])
-    return told + (", …" if len(twins) > 3 else "")
+    notes = (
+        note_shared(splits.validation, "validation", [splits.train], "training"),
+        note_shared(splits.test, "test", [splits.train, splits.validation], "training or validation"),
+    )
+    return replace(splits, notes=(*splits.notes, *itertools.chain(*notes)))
 
 
 def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
@@ -123,7 +106,7 @@ def take_fold(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
             f"at least {needed} images a class"
         )
     # Equal images are tested on in one fold: in another one they would have been trained on.
-    groups = np.unique([key for key, _ in _named(pool)], axis=0, return_inverse=True)[1].ravel()
+    groups = np.unique(pool.keys(), axis=0, return_inverse=True)[1].ravel()
     repeated = len(np.unique(groups)) < len(groups)
     kind = StratifiedGroupKFold if repeated else StratifiedKFold
     cuts = kind(folds, shuffle=True, random_state=seed % 2**32).split(

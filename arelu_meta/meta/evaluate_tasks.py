@@ -26,6 +26,7 @@ from arelu_meta.data.episodes.splits import present_classes
 from arelu_meta.data.images import ImageSet, concatenate, find_root
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.data.provenance import Provenance
+from arelu_meta.data.sets import note_copies
 from arelu_meta.errors import InputError
 from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve, task_accuracies
 from arelu_meta.meta.inner_loop import BASELINES, Inner, attach_loop, saved_loop
@@ -163,9 +164,10 @@ def _images_and_task(spec: ModelSpec, asked: Asked, checkpoint: Path) -> tuple[I
             check_unchanged(checkpoint, splits.test)
         return splits.test, task, list(splits.notes) if wanted == "one" else []
     images = _other_images(asked.data, own, seed)
-    notes: list[str] = []
+    notes = [*note_copies([images])]
     if task.alphabets != "mixed":
-        images, notes = keep_to_alphabets(images, task, "test")
+        images, left_out = keep_to_alphabets(images, task, "test")
+        notes += left_out
     check_class_sizes(images, task)
     return images, task, notes
 

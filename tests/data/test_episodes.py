@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ SEEN = "too few classes to validate on unseen ones: validated on other images of
 
 
 def _tree(root: Path, classes: int, images: int, first: int = 0) -> Path:
-    """Classes c00, c01 …; every image of a class is filled with the class's number."""
+    """Classes c00, c01 …; every image of a class is filled with the class's number, but for one pixel of its own."""
     for number in range(first, first + classes):
         folder = root / f"c{number:02}"
         folder.mkdir(parents=True)
         for index in range(images):
-            Image.new("L", (4, 4), number).save(folder / f"{index}.png")
+            image = Image.new("L", (4, 4), number)
+            image.putpixel((0, 0), index)
+            image.save(folder / f"{index}.png")
     return root
 
 
@@ -282,6 +285,7 @@ def test_rotations_make_four_times_the_classes_each_a_turn_of_its_own() -> None:
     stripe = np.zeros((8, 8), dtype=np.uint8)
     stripe[0] = 255  # along the top
     images = ImageSet(("a", "b"), np.array([0, 1, 1]), ("0", "1", "2"), lambda _: Image.fromarray(stripe), 1)
+    images = replace(images, known_digests=np.arange(3, dtype=np.uint64))
     pool = load_pool(images, GREY, rotations=True)
     assert pool.pixels.shape == (12, 1, 8, 8)
     assert torch.bincount(pool.labels).tolist() == [1, 2] * 4
@@ -391,6 +395,7 @@ def test_tasks_of_rotated_classes_mix_turns_as_classes_of_their_own() -> None:
     stripe = np.zeros((8, 8), dtype=np.uint8)
     stripe[0] = 255
     images = ImageSet(("a",), np.zeros(3, dtype=np.int64), ("0", "1", "2"), lambda _: Image.fromarray(stripe), 1)
+    images = replace(images, known_digests=np.arange(3, dtype=np.uint64))
     episode = TensorSampler(load_pool(images, GREY, rotations=True), TaskConfig(4, 1, 2), "train 0").sample(0)
     assert len({tuple(image.flatten().tolist()) for image in episode.support_images}) == 4
     by_label = {int(label): image for image, label in zip(episode.support_images, episode.support_labels, strict=True)}

@@ -27,7 +27,7 @@ from arelu_meta.data.images import (
     training_parts,
 )
 from arelu_meta.data.named import NAMED_SETS, load_digits, load_part
-from arelu_meta.data.sets import note_passed
+from arelu_meta.data.sets import note_copies, note_passed
 from arelu_meta.errors import InputError, nearest_names
 
 _HELD_OUT_IMAGES = 0.2
@@ -52,7 +52,8 @@ def load_class_splits(config: DataConfig, task: TaskConfig, seed: int) -> ClassS
     for part, use in ((splits.train, "train"), (splits.validation, "validate"), (splits.test, "test")):
         if part is not None:
             check_class_sizes(part, task, f" to {use} on")
-    return replace(splits, notes=(*splits.notes, *note_passed([splits.train])))
+    parts = [splits.train, splits.validation, splits.test]
+    return replace(splits, notes=(*splits.notes, *note_copies(parts), *note_passed([splits.train])))
 
 
 def _load_divided(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:
@@ -190,15 +191,17 @@ def _held_out_note(held_out: ImageSet | None) -> str:
 
 def _hold_out(images: ImageSet, task: TaskConfig, seed: int) -> tuple[ImageSet, ImageSet | None]:
     """Set other images of the same classes aside for validation, where there are enough of every class."""
-    needed = task.shots + task.queries
+    needed, digests = task.shots + task.queries, images.digests()
+    first = images.distinct()
     random_order = np.random.default_rng([seed, 3])
     drawn: list[int] = []
     for label in np.unique(images.labels):
-        members = random_order.permutation(np.flatnonzero(images.labels == label))
+        members = random_order.permutation(first[images.labels[first] == label])
         count = max(needed, round(_HELD_OUT_IMAGES * len(members)))
         if len(members) - count < needed:
             return images, None
-        drawn += members[:count].tolist()
+        copied = np.isin(digests, digests[members[:count]]) & (images.labels == label)
+        drawn += np.flatnonzero(copied).tolist()
     return images.subset(np.setdiff1d(np.arange(len(images)), drawn)), images.subset(sorted(drawn))
 
 

@@ -63,7 +63,7 @@ def to_pixels(image: Image.Image, inputs: InputSpec) -> Tensor:
 
 
 def load_pool(images: ImageSet, inputs: InputSpec, inverted: bool = False, rotations: bool = False) -> Pool:
-    """Decode and resize every image once.
+    """Decode and resize every image once; copies within a class are left out, or a query would be a support image.
 
     Args:
         images: the classes to draw tasks from.
@@ -71,6 +71,7 @@ def load_pool(images: ImageSet, inputs: InputSpec, inverted: bool = False, rotat
         inverted: turn dark strokes on white into bright ones on black.
         rotations: add every class turned by 90, 180 and 270 degrees, as classes of their own.
     """
+    images = images.subset(images.distinct())
     pixels = torch.empty(len(images), inputs.channels, inputs.image_size, inputs.image_size, dtype=torch.uint8)
     with progress("reading images", len(images), "images") as bar:
         for index in range(len(images)):

@@ -8,7 +8,7 @@ import numpy as np
 from arelu_meta.config import TaskConfig
 from arelu_meta.data.images import ImageSet, Labels
 from arelu_meta.data.provenance import Provenance
-from arelu_meta.data.sets import encode
+from arelu_meta.data.sets import encode, note_shared
 from arelu_meta.errors import InputError
 
 
@@ -96,11 +96,10 @@ def note_seen(splits: ClassSplits, seen: Provenance) -> ClassSplits:
     notes, before = [], set(seen.classes_seen(splits.test))
     if before:
         notes.append(f"{len(before)} of {len(present_classes(splits.test))} test classes were seen by the checkpoint")
-    here = np.isin(splits.test.digests(), splits.train.digests())
+    others = [part for part in (splits.train, splits.validation) if part is not None]
+    here = np.isin(splits.test.digests(), np.concatenate([part.digests() for part in others]))
     copied = set(present_classes(splits.test.subset(np.flatnonzero(here))))
-    if copied:
-        name = splits.test.names[int(here.argmax())]
-        notes.append(f"{int(here.sum())} test images are training images of other classes too, such as {name}")
+    notes += note_shared(splits.test, "test", others, "training or validation")
     unknown = not (before | copied) and not seen.complete
     if unknown:
         notes.append("the checkpoint is from before version 0.2: whether it has seen the test classes is not known")
@@ -128,7 +127,7 @@ def check_class_sizes(images: ImageSet, task: TaskConfig, use: str = "") -> None
     Raises:
         InputError: naming the ways, or the class that is too small.
     """
-    labels, counts = np.unique(images.labels, return_counts=True)
+    labels, counts = np.unique(images.labels[images.distinct()], return_counts=True)
     if isinstance(images, AlphabetSet):
         _check_alphabets(images, task.ways)
     if len(labels) < task.ways:
@@ -138,9 +137,11 @@ def check_class_sizes(images: ImageSet, task: TaskConfig, use: str = "") -> None
         )
     smallest = int(counts.argmin())
     if counts[smallest] < task.shots + task.queries:
+        different = "different " if counts.sum() < len(images) else ""
         raise InputError(
             f"task.shots + task.queries: {task.shots} + {task.queries} is more than class "
-            f"{images.classes[labels[smallest]]!r} has ({counts[smallest]} images here); give at most that many"
+            f"{images.classes[labels[smallest]]!r} has ({counts[smallest]} {different}images here); give at most that "
+            "many"
         )
 
 

@@ -20,7 +20,7 @@ def photos(tmp_path: Path) -> Path:
     for number, name in enumerate("abcdefgh"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for index in range(4):
-            Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(tmp_path / "photos" / name / f"{index}.png")
+            Image.new("RGB", (8, 8), (20 * number, index, 0)).save(tmp_path / "photos" / name / f"{index}.png")
     return tmp_path / "photos"
 
 
@@ -63,7 +63,7 @@ def test_an_alphabet_stands_for_its_characters(tmp_path: Path) -> None:
         for character in ("one", "two"):
             (tmp_path / "w" / alphabet / character).mkdir(parents=True)
             for index in range(3):
-                Image.new("L", (8, 8), 250).save(tmp_path / "w" / alphabet / character / f"{index}.png")
+                Image.new("L", (8, 8), 250 - index).save(tmp_path / "w" / alphabet / character / f"{index}.png")
     file = tmp_path / "s.json"
     file.write_text(json.dumps({"train": ["Greek"], "test": ["Latin/two", "Latin/one"]}))
     task = TaskConfig(ways=2, shots=1, queries=1, split_file=str(file))
