@@ -10,11 +10,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from arelu_meta import config as configs
 from arelu_meta.config import Settings
-from arelu_meta.errors import InputError, nearest_names, shown
+from arelu_meta.errors import InputError, nearest_names, printable, shown
 from arelu_meta.exit_status import INTERRUPTED, fail, guarded, outliving_readers
 from arelu_meta.runs.environment import check_environment
 from arelu_meta.runs.signals import HEARD, handling, interrupt
@@ -137,6 +137,9 @@ def _main(arguments: list[str]) -> None:
         print(_overview())
         return
     name, *rest = arguments
+    for word in arguments:
+        if re.search("[\ud800-\udfff]", word):
+            raise InputError(f"{shown(word)} is not UTF-8; give UTF-8, and rename files so (convmv does)")
     if name == "--version":
         from arelu_meta import __version__
 
@@ -161,7 +164,7 @@ def _greet(task: Task, config: Any) -> None:
     values = flatten(config)
     values["data"] = values.get("data.root") or values.get("data.name") or "the embedded digits"
     if task.greeting and os.environ.get("RANK", "").strip("0 ") == "":  # the first process of a run speaks for all
-        print(re.sub(r"\{([\w.]+)\}", lambda found: str(values[found[1]]), task.greeting), flush=True)
+        print(re.sub(r"\{([\w.]+)\}", lambda found: printable(str(values[found[1]])), task.greeting), flush=True)
 
 
 def _function(task: Task) -> Callable[[Any], object]:
@@ -323,14 +326,20 @@ def _leaves(content: dict[Any, Any], known: Flags, prefix: str = "") -> Iterator
 
 def _as_given(name: str, value: Any, hint: Any) -> Any:
     """Return a YAML value as a flag's text; what is no text must not pass for one."""
-    kinds = get_args(hint) or (hint,)
+    kinds = (hint,) if get_origin(hint) is list else get_args(hint) or (hint,)
     if value is None and type(None) not in kinds:
         raise InputError(f"{name}: null is not allowed; give a value or leave {name} out")
     if value is not None and not isinstance(value, str) and kinds[:1] == (str,):
         raise InputError(f"{name}: {shown(value)} is not allowed; give a text (quoted in YAML)")
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, default=str) if isinstance(value, bool | list | dict) else str(value)
+    return _as_yaml(value) if isinstance(value, bool | list | dict) else str(value)
+
+
+def _as_yaml(value: Any) -> str:
+    """Write a value as JSON that YAML reads, which takes an escaped 👍 for two halves and no control characters."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\ud800-\udfff\ufeff-\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _of_words(task: Task, name: str, words: list[str], given: Flags, known: Flags) -> Flags:
@@ -345,7 +354,7 @@ def _of_words(task: Task, name: str, words: list[str], given: Flags, known: Flag
         if not words:
             usage = f"usage: arelu-meta {name} {' '.join(_shown_words(task))}"
             raise InputError(f"{field_name.split('.')[0].upper()}: missing; {usage}")
-        found[field_name] = json.dumps(words) if takes_all else words[0]
+        found[field_name] = _as_yaml(words) if takes_all else words[0]
         words = [] if takes_all else words[1:]
     if words:
         raise InputError(f"{words[0]!r}: not expected; `arelu-meta {name}` takes flags such as --run.seed 0")

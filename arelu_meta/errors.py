@@ -10,6 +10,8 @@ from types import ModuleType
 
 INSTALL_LEARN2LEARN = "pip install learn2learn==0.2.0 --config-settings=--build-option=build_ext"
 _LONGEST_SHOWN = 100
+# Control characters, what ends a line, what turns the direction of the text behind it, and halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class InputError(ValueError):
@@ -85,13 +87,16 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
-def printable(text: str) -> str:
-    r"""Write a name for a line of output: a newline in it becomes `\n`, what is no text its code.
+def printable(text: str, keep: str = "") -> str:
+    r"""Write a name for a line of output: a newline in it becomes `\n`, what a terminal would act on its code.
 
     Args:
-        text: of a file, a class, a stranger's header.
+        text: of a file, a class, an untrusted header.
+        keep: characters that stay.
     """
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if text.isprintable():
+        return text
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
 
 
 def counted(number: int, noun: str) -> str:

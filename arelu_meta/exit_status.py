@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from arelu_meta.errors import InputError, RunError, SharedRunError, out_of_memory
+from arelu_meta.errors import InputError, RunError, SharedRunError, out_of_memory, printable
 from arelu_meta.runs.signals import terminated_as_by_ctrl_c
 
 BAD_INPUT, CANNOT_GO_ON, INTERRUPTED = 2, 3, 130
@@ -93,7 +93,7 @@ def fail(error: object, status: int, shared: bool = False) -> int:
     other = rank.isdecimal() and processes.isdecimal() and 0 < int(rank) < int(processes)
     if not (other and (shared or status in (BAD_INPUT, INTERRUPTED))):
         with contextlib.suppress(OSError, ValueError):  # nobody reads it: the status still counts
-            print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+            print("error: " + printable(" ".join(str(error).split())), file=sys.stderr, flush=True)
     return status
 
 
@@ -111,6 +111,15 @@ class _Output(io.FileIO):
                 raise
             _point_nowhere(self.fileno())
             return len(content)
+
+
+class _Lines(io.TextIOWrapper):
+    """Standard output's text, without what a name in it would do to a terminal; rich's own codes pass on one."""
+
+    def write(self, text: str) -> int:
+        """Write, as a file does."""
+        super().write(printable(text, keep="\n\t\r\x1b" if self.isatty() else "\n\t"))
+        return len(text)
 
 
 @contextlib.contextmanager
@@ -144,7 +153,7 @@ def open_streams() -> None:
         raw = _Output(sys.stdout.fileno(), "w", closefd=False)
         terminal = sys.stdout.isatty()
         sys.stdout.flush()
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), sys.stdout.encoding, "backslashreplace", None, terminal)
+        sys.stdout = _Lines(io.BufferedWriter(raw), sys.stdout.encoding, "backslashreplace", None, terminal)
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -13,7 +13,7 @@ from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import DataConfig, PredictConfig, RunConfig
 from arelu_meta.data.given import Source, centre_crop, gather, tell_skipped
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, printable
 from arelu_meta.meta.few_shot_learner import Learner, guesses, scored_batches
 from arelu_meta.runs.folder import open_fresh, write_atomically
 from arelu_meta.runs.progress import print_table
@@ -134,7 +134,7 @@ def predict_task(config: PredictConfig) -> list[Prediction]:
     if sys.stdout.isatty():
         print_table(f"{len(rows)} images", list(rows[0]), [list(row.values()) for row in rows])
     else:
-        print("\n".join("\t".join(row.values()) for row in rows))
+        print("\n".join("\t".join(map(printable, row.values())) for row in rows))
     return found
 
 
@@ -170,9 +170,9 @@ def _by_class(one: Prediction) -> dict[str, str]:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    # A file's name need not be UTF-8: its bytes are written as they are.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([[printable(cell) for cell in line] for line in lines])
 
 
 def _load_classifier(checkpoint: str | Path) -> tuple[nn.Module, ModelSpec]:

@@ -177,6 +177,17 @@ def test_positional_words_may_stand_in_the_config_file(tmp_path: Path) -> None:
     config = parse("evaluate", ["--config", file])
     assert (config.checkpoint, config.eval.tasks) == ("runs/a", 7)
     assert parse("evaluate", ["runs/b", "--config", file]).checkpoint == "runs/b"
+    file = _write(tmp_path / "c.yaml", 'checkpoint: runs/a\nimages: [a.jpg, 👩🔬.jpg, "c\\td"]\n')
+    assert parse("predict", ["--config", file]).images == ["a.jpg", "👩🔬.jpg", "c\td"]
+
+
+@pytest.mark.parametrize(
+    "words", ["finetune caf\udce9", "predict run caf\udce9", "caf\udce9", "finetune --caf\udce9 1"]
+)
+def test_a_word_that_is_not_utf_8_is_told_in_one_line(words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    wrong = next(word for word in words.split() if "caf" in word)
+    assert capfd.readouterr().err == f"error: {wrong!r} is not UTF-8; give UTF-8, and rename files so (convmv does)\n"
 
 
 # -- config files -----------------------------------------------------------------------------------------------------

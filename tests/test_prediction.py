@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -212,3 +213,60 @@ def test_a_file_whose_name_is_not_utf_8_is_named(classifier: str, tmp_path: Path
     _photograph(tmp_path / os.fsdecode(b"caf\xe9.png"), 0, 1)
     with pytest.raises(InputError, match=r"^images: the name .* is not UTF-8; rename it"):
         predict(classifier, [tmp_path])
+
+
+ODD = ("line\nbreak", "bell\x07\x1b[31m", "turned\u202e")
+
+
+@pytest.fixture
+def oddly_named(classifier: str, tmp_path: Path) -> list[str]:
+    for channel, name in enumerate(ODD):
+        for number in range(8):
+            _photograph(tmp_path / "odd" / name / f"{number}\t\x9b.png", channel, number)
+    data = ["--data.root", str(tmp_path / "odd"), "--data.image_size", "16", "--run.folder", str(tmp_path / "run")]
+    model = ["--model.name", "mnist_linear", "--model.pretrained", classifier, "--run.pictures", "false"]
+    assert main(["finetune", *data, *model, "--train.epochs", "1"]) == 0
+    return [str(tmp_path / "run"), str(tmp_path / "odd")]
+
+
+def test_names_that_would_break_lines_or_drive_a_terminal_are_printed_escaped(
+    oddly_named: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    file = tmp_path / "found.csv"
+    assert main(["predict", *oddly_named, "--output", str(file), "--probabilities"]) == 0
+    assert main(["report", oddly_named[0]]) == 0
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert (len(lines), err) == (25, "")
+    assert [line.count("\t") for line in lines[:24]] == [2] * 24
+    assert r"line\nbreak/0\t\x9b.png" in out
+    table = file.read_text(encoding="utf-8")
+    assert table.splitlines()[0] == r"image,class,probability,p(bell\x07\x1b[31m),p(line\nbreak),p(turned\u202e)"
+    page = (Path(oddly_named[0]) / "report.md").read_text(encoding="utf-8")
+    assert not set("\x07\x1b\x9b\u202e") & set(out + table + page)
+    assert main(["predict", *oddly_named, "--support", "no\nwhere\x1b"]) == 2
+    assert (
+        capfd.readouterr().err
+        == "error: support: 'no\\nwhere\\x1b' does not exist; give a folder with one sub-folder a class\n"
+    )
+
+
+def test_letters_of_any_language_and_spaces_of_any_width_are_printed_as_they_are(
+    classifier: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "写真\u3000Aufnahme\u202f10\u00a0Uhr 👩\u200d🔬\x9b\ufeff.png"
+    _photograph(tmp_path / name, 0, 1)
+    capfd.readouterr()
+    assert main(["predict", classifier, str(tmp_path / name)]) == 0
+    assert capfd.readouterr().out.startswith(f"{tmp_path / name}\t".replace("\x9b", r"\x9b"))
+
+
+def test_a_class_that_is_half_a_character_is_written_as_its_code(classifier: str, tmp_path: Path) -> None:
+    source, spoilt = Path(classifier, "model.safetensors").read_bytes(), tmp_path / "spoilt.safetensors"
+    size = 8 + int.from_bytes(source[:8], "little")
+    header = source[8:size].replace(b"green", rb"\\ud8ab")
+    spoilt.write_bytes(len(header).to_bytes(8, "little") + header + source[size:])
+    assert main(["export", str(spoilt), "--format", "torchscript"]) == 0
+    described = json.loads((tmp_path / "model.pt.json").read_text(encoding="utf-8"))
+    assert described["classes"] == ["blue", "\ud8ab", "red"]

@@ -18,7 +18,7 @@ from arelu_meta.backbones.weights import is_stock, read_stock
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.data.provenance import compose
-from arelu_meta.errors import InputError, out_of_memory
+from arelu_meta.errors import InputError, out_of_memory, printable
 
 
 def check_model_config(config: ModelConfig) -> None:
@@ -345,8 +345,9 @@ def _carry_rows(
     if len(pairs) == len(new):
         return Head(False, "head: as the checkpoint has it"), rows
     others = [name for name in new if compose(name) not in known]
-    named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-    return Head(False, f"head: as the checkpoint has it, with new rows for {len(others)} classes ({named})"), rows
+    named = ", ".join(map(printable, others[:3])) + (", …" if len(others) > 3 else "")
+    unknown = "1 class" if len(others) == 1 else f"{len(others)} classes"
+    return Head(False, f"head: as the checkpoint has it, with new rows for {unknown} ({named})"), rows
 
 
 def _without_the_learner(model: nn.Module, old: ModelSpec, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:

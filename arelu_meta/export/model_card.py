@@ -12,6 +12,7 @@ from typing import Any
 from arelu_meta import __version__
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig
+from arelu_meta.errors import printable
 from arelu_meta.runs.results import seen_line
 from arelu_meta.validation import flatten
 
@@ -26,7 +27,7 @@ def escape(text: object) -> str:
     Args:
         text: such as a class's name, which may be anything that a folder can be called.
     """
-    line = " ".join(str(text).split())
+    line = printable(" ".join(str(text).split()))
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|~$:])", r"\\\1", html.escape(line, quote=False))
 
 

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from arelu_meta import __version__
+from arelu_meta.errors import printable
 from arelu_meta.report.figures import explain, render_verdicts
 from arelu_meta.report.page import (
     Block,
@@ -197,7 +198,7 @@ def _detail(text: str) -> str:
 
 def _text(text: str) -> str:
     """Escape what Markdown, or HTML in it, would read as marks."""
-    return _MARKS.sub(r"\\\1", " ".join(text.split())).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
+    return _MARKS.sub(r"\\\1", printable(" ".join(text.split()))).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
 
 
 def _markdown_block(block: Block, html_name: str) -> list[str]:
@@ -213,7 +214,13 @@ def _markdown_block(block: Block, html_name: str) -> list[str]:
             return [f"**{_text(block.title)}** ({_text(block.file)}). {_text(block.alt)}"]
         case Raw():
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
-            return [f"**{_text(block.title)}**", "", fence, *block.text.splitlines(), fence]
+            return [
+                f"**{_text(block.title)}**",
+                "",
+                fence,
+                *[printable(line, "\t") for line in block.text.splitlines()],
+                fence,
+            ]
 
 
 def _table(table: Table) -> list[str]:

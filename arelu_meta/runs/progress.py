@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from arelu_meta.errors import printable
+
 _SECONDS_BETWEEN_LINES = 10.0
 T = TypeVar("T")
 
@@ -108,6 +110,7 @@ class ProgressBar:
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
+        text = printable(text, keep="\n")
         if self._bar is not None:
             self._bar.console.print(text, markup=False)
         else:
@@ -136,10 +139,10 @@ def print_table(title: str, header: list[str], rows: list[list[str]], ruled: Col
         rows: one text a column.
         ruled: indices of the rows below which a line is drawn.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=printable(title), title_justify="left", title_style="bold")
     for index, name in enumerate(header):
         numbers = all(row[index][:1].isdigit() or row[index][:1] in "-+" for row in rows)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        table.add_column(printable(name), justify="right" if numbers else "left", overflow="fold")
     for index, row in enumerate(rows):
-        table.add_row(*[str(cell).replace("[", r"\[") for cell in row], end_section=index in ruled)
+        table.add_row(*[printable(str(cell)).replace("[", r"\[") for cell in row], end_section=index in ruled)
     console().print(table)

@@ -155,7 +155,7 @@ def test_a_checkpoint_goes_on_where_it_was(checkpoint: tuple[str, nn.Module]) ->
         (("ant", "bee", "cat"), (0, 1, 2), "head: as the checkpoint has it"),
         (("cat", "ant", "bee"), (2, 0, 1), "head: as the checkpoint has it"),
         (("bee", "cat"), (1, 2), "head: as the checkpoint has it"),
-        (("bee", "cat", "dog"), (1, 2, None), "head: as the checkpoint has it, with new rows for 1 classes (dog)"),
+        (("bee", "cat", "dog"), (1, 2, None), "head: as the checkpoint has it, with new rows for 1 class (dog)"),
         (("aa", *CLASSES, "z"), (None, 0, 1, 2, None), "head: as the checkpoint has it, with new rows for 2 classes"),
     ],
 )

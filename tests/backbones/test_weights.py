@@ -256,7 +256,7 @@ def test_a_hubs_head_goes_by_the_names_that_its_config_has(
     loaded, _, head = build_with_head(config, ("e", "x", "b"), 3, 64, "finetune")
     wanted = model(image)
     torch.testing.assert_close(loaded.eval()(image), torch.stack([wanted[:, 4], 0 * wanted[:, 0], wanted[:, 1]], 1))
-    assert head.note == "head: as the checkpoint has it, with new rows for 1 classes (x)"
+    assert head.note == "head: as the checkpoint has it, with new rows for 1 class (x)"
 
 
 def test_a_folders_preprocessing_is_the_models(saved: tuple[torch.nn.Module, dict[str, str]], tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def test_a_run_goes_on_though_its_classes_moved_by_one_name(
     again = replace(config, run=replace(config.run, folder=str(tmp_path / "b")))
     again.data.root, again.model.pretrained, again.optim.lr = str(moved), first["folder"], 1e-9
     assert finetune(again)["test_accuracy"] >= 0.7  # of the four classes it knows three
-    assert "head: as the checkpoint has it, with new rows for 1 classes (a)\n" in capsys.readouterr().out
+    assert "head: as the checkpoint has it, with new rows for 1 class (a)\n" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_though_val_and_test_lack_a_class_and_says_so(
