@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.backbones.from_config import build_backbone, zero_head
-from arelu_meta.backbones.saving import ModelSpec, load_model
+from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
 from arelu_meta.config import DataConfig, RunConfig, TaskConfig, UnseenTaskConfig
 from arelu_meta.data.episodes import (
     TensorSampler,
@@ -80,6 +80,7 @@ def evaluate_tasks(
     loaded = [_rival(rival, spec) for rival in rivals]
     _, seed = of_its_run(spec)
     images, task, notes = _images_and_task(spec, asked, checkpoint)
+    notes += [note for rival in rivals if rival not in BASELINES for note in _note_rival(rival, images)]
     pool = load_pool(images, spec.inputs, spec.meta["inverted"]).to(device)
     sampler = TensorSampler(pool, task, f"test {seed}")
     numbers = range(asked.tasks)
@@ -159,9 +160,10 @@ def _images_and_task(spec: ModelSpec, asked: Asked, checkpoint: Path) -> tuple[I
     if wanted is not None:
         task = replace(task, alphabets="one-in-test" if wanted == "one" else "mixed")
     if asked.data is None:
-        splits = load_class_splits(own, task, seed)
-        if wanted is None:
-            check_unchanged(checkpoint, splits.test)
+        splits = load_class_splits(own, replace(task, alphabets=_task_of(spec).alphabets), seed)
+        check_unchanged(checkpoint, splits.test, Provenance.of_header(spec.provenance))
+        if wanted is not None:
+            splits = load_class_splits(own, task, seed)
         return splits.test, task, list(splits.notes) if wanted == "one" else []
     images = _other_images(asked.data, own, seed)
     notes = [*note_copies([images])]
@@ -185,6 +187,15 @@ def _classes_seen(images: ImageSet, spec: ModelSpec, other: bool) -> int | None:
         return len(seen.classes_seen(images))
     named = set(present_classes(images)) & set(spec.classes) if other else set()
     return len(named) or None
+
+
+def _note_rival(rival: str, images: ImageSet) -> list[str]:
+    """Say how many test classes are not unseen to a run that a meta-learner is compared with."""
+    spec = read_spec(rival, "eval.against")[1]
+    seen, classes = _classes_seen(images, spec, other=True), len(present_classes(images))
+    if seen is None:
+        return [f"not known: how many of the {classes} test classes {rival} was trained on, from before version 0.2"]
+    return [f"{seen} of {classes} test classes were seen by {rival}"] if seen else []
 
 
 def _other_images(data: DataConfig, own: DataConfig, seed: int) -> ImageSet:

@@ -70,9 +70,8 @@ def test_images_of(own: DataConfig, seed: int, seen: Provenance, checkpoint: Pat
     """
     splits = load_images(own, seed)
     if not len(seen.tested):
-        check_unchanged(checkpoint, splits.test)
-        return splits.test
-    if np.array_equal(np.unique(splits.test.digests()), seen.tested):
+        check_unchanged(checkpoint, splits.test, seen)
+    if not len(seen.tested) or _are_tested(splits.test, seen):
         return splits.test
     # A run that came from another one was not tested on what that had seen.
     whole = load_images(replace(own, per_class=None, folds=None, fold=None), seed)
@@ -90,16 +89,26 @@ def _changed(what: str) -> InputError:
     )
 
 
-def check_unchanged(checkpoint: Path, images: ImageSet) -> None:
+def _are_tested(images: ImageSet, seen: Provenance) -> bool:
+    return np.array_equal(np.unique(images.digests()), seen.tested)
+
+
+def check_unchanged(checkpoint: Path, images: ImageSet, seen: Provenance) -> None:
     """Refuse a test set that is not the run's any more: the split falls otherwise, into what was trained on.
 
     Args:
         checkpoint: a run folder, or a file in one.
         images: the test set as it is now.
+        seen: what the model's header says; of a model of before 0.2 the names in its folder are compared.
 
     Raises:
         InputError: if it has changed.
     """
+    if len(seen.tested):
+        if not _are_tested(images, seen):
+            there = int(np.isin(seen.tested, images.digests()).sum())
+            raise _changed(f"{there} of {len(seen.tested)} to test on are still there, and {len(images)} are now")
+        return
     file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "split.json"
     try:
         then = json.loads(file.read_text(encoding="utf-8"))["test"]

@@ -1,5 +1,6 @@
 """A saved meta-learner on unseen classes: what it is compared with, and what is said where classes are not unseen."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from arelu_meta import evaluate, metatrain
 from arelu_meta.backbones.saving import load_model
-from arelu_meta.config import DataConfig, MetatrainConfig
+from arelu_meta.config import DataConfig, MetatrainConfig, UnseenTaskConfig
 from arelu_meta.errors import InputError
 from arelu_meta.meta.evaluate_tasks import _backbone_of_start
 
@@ -27,9 +28,9 @@ def photos(tmp_path: Path) -> str:
     return str(tmp_path / "photos")
 
 
-def _run(folder: Path, photos: str, init: Any = None) -> str:
+def _run(folder: Path, photos: str, init: Any = None, seed: int = 3) -> str:
     config = MetatrainConfig()
-    config.run.folder, config.run.seed, config.run.device, config.run.pictures = str(folder), 3, "cpu", False
+    config.run.folder, config.run.seed, config.run.device, config.run.pictures = str(folder), seed, "cpu", False
     config.data.root, config.data.image_size = photos, 8
     config.model.name, config.model.activation, config.model.init = "mnist_linear", "arelu", init
     config.task.ways, config.task.queries = 2, 2
@@ -64,3 +65,35 @@ def test_a_comma_with_no_name_beside_it_is_refused(tmp_path: Path, photos: str) 
     run = _run(tmp_path / "run", photos)
     with pytest.raises(InputError, match=r"^eval\.against: 'centroid,' has a comma with no name beside it"):
         evaluate(run, tasks=4, against="centroid,")
+
+
+def test_test_images_that_were_exchanged_under_the_same_names_are_refused(tmp_path: Path, photos: str) -> None:
+    run = _run(tmp_path / "run", photos)
+    renamed = tmp_path / "photos" / "c"
+    for path in sorted(renamed.iterdir()):
+        path.rename(renamed / f"new-{path.name}")
+    assert evaluate(run, tasks=2)["test_seen"] == 0
+    draw = np.random.default_rng(1)
+    for path in (tmp_path / "photos").rglob("*.png"):
+        Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+    for task in (None, UnseenTaskConfig(alphabets="mixed")):
+        with pytest.raises(
+            InputError, match=r"^checkpoint: the images of its run have changed since \(0 of 12 to test"
+        ):
+            evaluate(run, tasks=2, task=task)
+
+
+def test_what_a_run_is_compared_with_says_how_many_of_the_test_classes_it_was_trained_on(
+    tmp_path: Path, photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = _run(tmp_path / "run", photos), _run(tmp_path / "other", photos, seed=5)
+    tested, trained = set(_classes(run, "test")), set(_classes(other, "train"))
+    assert tested & trained
+    found = evaluate(run, tasks=2, against=f"centroid,{run},{other}")
+    note = f"{len(tested & trained)} of {len(tested)} test classes were seen by {other}"
+    assert found["notes"] == note
+    assert note in capsys.readouterr().out
+
+
+def _classes(run: str, part: str) -> list[str]:
+    return json.loads((Path(run) / "split.json").read_text())[f"{part}_classes"]  # type: ignore[no-any-return]
