@@ -51,7 +51,8 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _attention_slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def attention_slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sigmoid(beta) and the clamped alpha, 0-d: AReLU is (1 + the first) x above zero and the second x below."""
     return torch.sigmoid(_wide(beta.reshape(()))), _wide(_clamp(alpha.reshape(())))
 
 
@@ -74,7 +75,7 @@ def arelu_forward(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor) -> bool:
         Whether x can be read off `out` again to within a rounding, where the host can know without waiting for the
         device: on a CPU; elsewhere True. It cannot where a product left the range of its dtype's normal numbers.
     """
-    sigmoid, negative = _attention_slopes(alpha, beta)
+    sigmoid, negative = attention_slopes(alpha, beta)
     # Adding 0.0 turns an input of -0.0, which is on the positive side, into 0.0.
     y = (torch.where(x >= 0, 1 + sigmoid, negative) * (x + 0.0)).to(x.dtype)
     shows_input = not x.is_cpu or bool((_is_normal(y) | (x == 0)).all())
@@ -102,7 +103,7 @@ def arelu_backward(
     Returns:
         The gradients of x, alpha and beta, of their shapes and dtypes. Summed in float32 at least.
     """
-    sigmoid, negative = _attention_slopes(alpha, beta)
+    sigmoid, negative = attention_slopes(alpha, beta)
     is_negative = ~(kept >= 0) if keeps_input else _came_from_below(kept)
     slopes = torch.where(is_negative, negative, 1 + sigmoid)
     product = _wide(grad) * (_wide(kept) if keeps_input else _wide(kept) / slopes)
@@ -138,7 +139,7 @@ def arelu_double_backward(
     Returns:
         The gradients of y, grad, alpha and beta, of their shapes and dtypes.
     """
-    sigmoid, negative = _attention_slopes(alpha, beta)
+    sigmoid, negative = attention_slopes(alpha, beta)
     positive, d_sigmoid = 1 + sigmoid, _sigmoid_slope(beta)
     to_x, to_alpha, to_beta = to_first[0], to_first[1].reshape(()), to_first[2].reshape(())
     # With x = y / slope: grad_x = grad * slope, grad_alpha = sum(grad * x) below, grad_beta = sum(grad * x) * s' above.
@@ -177,7 +178,7 @@ def gated_forward(
     """
     if activated is None:
         activated = BASES[kind](x)
-    sigmoid, negative = _attention_slopes(alpha, beta)
+    sigmoid, negative = attention_slopes(alpha, beta)
     gate = _wide(t.reshape(()))
     total = (activated + gate * (torch.where(x >= 0, sigmoid, negative) * x)).to(x.dtype)
     # Not left to the sum: 0 * inf is nan, and -0.0 + 0.0 is 0.0.
@@ -200,7 +201,7 @@ def gated_backward(
     Returns:
         The gradients of x, alpha, beta and t, of their shapes and dtypes. Summed in float32 at least.
     """
-    sigmoid, negative = _attention_slopes(alpha, beta)
+    sigmoid, negative = attention_slopes(alpha, beta)
     gate = _wide(t.reshape(()))
     is_positive = x >= 0
     product = _wide(grad) * _wide(x)

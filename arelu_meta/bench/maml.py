@@ -18,8 +18,7 @@ from arelu_meta.data.episodes import Episode, TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.meta.algorithms import adapt, build_maml
 from arelu_meta.meta.engine import Engine, Inner, Learn2learnEngine, VectorizedEngine
-from arelu_meta.meta.head_alone import HeadAlone, head_inputs
-from arelu_meta.meta.inner_loop import loop_of
+from arelu_meta.meta.inner_loop import HeadAlone, head_inputs, loop_of
 from arelu_meta.meta.normalization import set_normalization
 
 

@@ -11,9 +11,9 @@ from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.claims.matching import STEPS, changed, matched
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits, TaskBatch, load_class_splits
+from arelu_meta.meta.engine import VmappedModel
 from arelu_meta.meta.inner_loop import Inner, InnerLoop, inner_of
 from arelu_meta.meta.preparing import make_model, make_sampler
-from arelu_meta.meta.stack import Stack
 
 _TASKS = 4
 
@@ -39,6 +39,7 @@ def matched_inner_rate(ours: MetatrainConfig, theirs: MetatrainConfig) -> float:
     return matched(lambda lr: first_inner_steps(model, tasks, replace(inner, lr=lr)), inner.lr, wanted)
 
 
+@torch.no_grad()
 def first_inner_steps(model: nn.Module, tasks: TaskBatch, inner: Inner) -> tuple[float, float]:
     """Take the first inner steps, and say what they do to the images that they are taken on.
 
@@ -52,18 +53,15 @@ def first_inner_steps(model: nn.Module, tasks: TaskBatch, inner: Inner) -> tuple
         loss; infinite where they overflow.
     """
     moved = deepcopy(model)
-    stack = Stack(moved, InnerLoop(moved, inner), 1)
+    vmapped = VmappedModel(moved, InnerLoop(moved, inner), 1)
     found = []
     for number in range(len(tasks)):
         images, labels = tasks.support_images[number, None], tasks.support_labels[number, None]
-        weights = [weight.detach() for weight in stack.start()]
-        with torch.no_grad():
-            before = stack.logits(weights, images)
+        weights = vmapped.start()
+        before = vmapped.logits(weights, images)
         for step in range(min(STEPS, inner.steps)):
-            weights = [weight.detach().requires_grad_() for weight in weights]
-            weights = stack.step(weights, images, labels, step, second_order=False)
-        with torch.no_grad():
-            found.append(changed(before[0], stack.logits(weights, images)[0], labels[0]))
+            weights = vmapped.step(weights, images, labels, step, second_order=False)
+        found.append(changed(before[0], vmapped.logits(weights, images)[0], labels[0]))
     sizes, losses = zip(*found, strict=True)
     return math.hypot(*sizes) / math.sqrt(len(found)), sum(losses) / len(found)
 

@@ -96,10 +96,11 @@ def check_labels(labels: Tensor, outputs: int) -> None:
         outputs: how many the model has.
 
     Raises:
-        InputError: naming the largest label.
+        InputError: naming the largest label, or a negative one.
     """
-    if int(labels.max()) >= outputs or int(labels.min()) < 0:
-        raise InputError(f"labels: {int(labels.max())} is outside the model's {outputs} outputs")
+    least, most = int(labels.min()), int(labels.max())
+    if most >= outputs or least < 0:
+        raise InputError(f"labels: {least if least < 0 else most} is outside the model's {outputs} outputs")
 
 
 def check_features(model: nn.Module) -> None:

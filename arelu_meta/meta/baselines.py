@@ -44,6 +44,36 @@ def baseline_probabilities(model: nn.Module, tasks: TaskBatch, inner: Inner) -> 
     return torch.stack(found)
 
 
+def class_means(known: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean of each class's features, however many images a class has.
+
+    Args:
+        known: shape (…, images, features).
+        labels: shape (…, images), int64; every class has an image.
+
+    Returns:
+        Shape (…, classes, features).
+    """
+    members = F.one_hot(labels).to(known.dtype).mT
+    return members @ known / members.sum(-1, keepdim=True)
+
+
+def prototype_logits(means: Tensor, asked: Tensor) -> Tensor:
+    """Return minus the squared distances of features to each class's mean.
+
+    Args:
+        means: shape (…, classes, features).
+        asked: shape (…, queries, features).
+
+    Returns:
+        Shape (…, queries, classes).
+
+    Source: Snell et al. 2017, equations 1 and 2.
+    """
+    squares = asked.square().sum(-1, keepdim=True) + means.square().sum(-1)[..., None, :]
+    return 2 * asked @ means.mT - squares
+
+
 def nearest_centroid(support: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
     """Compare features with each class's mean by their cosine.
 
@@ -57,9 +87,7 @@ def nearest_centroid(support: Tensor, labels: Tensor, queries: Tensor) -> Tensor
 
     Source: Gidaris and Komodakis 2018 for cosines and their scale.
     """
-    known = F.normalize(support, dim=1)
-    members = F.one_hot(labels).to(known.dtype).mT
-    means = members @ known / members.sum(1, keepdim=True)
+    means = class_means(F.normalize(support, dim=1), labels)
     return (_COSINE_SCALE * F.normalize(queries, dim=1) @ F.normalize(means, dim=1).mT).softmax(1)
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 
+import torch
 from torch import nn
 
 from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.meta.engine import VmappedModel
 from arelu_meta.meta.inner_loop import InnerLoop
-from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.nonfinite import watching
 from arelu_meta.runs.reproducibility import autocast
 
@@ -30,16 +31,15 @@ def first_nonfinite_step(
     for name, images in (("support", task.support_images), ("query", task.query_images)):
         if not images.isfinite().all():
             return f"the {name} images themselves"
-    stack = Stack(model, loop, 1)
+    vmapped = VmappedModel(model, loop, 1)
     steps = steps if loop.names else 0
-    weights, step = stack.start(), 0
+    weights, step = vmapped.start(), 0
     where = task.support_images.device
     # What cannot run again has said enough.
-    with watching(model) as found, autocast(precision, where), contextlib.suppress(RuntimeError):
+    with torch.no_grad(), watching(model) as found, autocast(precision, where), contextlib.suppress(RuntimeError):
         while step < steps and not found:
-            weights = [weight.detach().requires_grad_() for weight in weights]
-            weights = stack.step(weights, task.support_images, task.support_labels, step, False)
+            weights = vmapped.step(weights, task.support_images, task.support_labels, step, second_order=False)
             step += not found
         if not found:
-            stack.query_logits(weights, task)
+            vmapped.query_logits(weights, task)
     return f"{found[0]} after {step} of {steps} inner steps" if found else None

@@ -9,11 +9,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import RunError, SharedRunError
 from arelu_meta.meta.engine import Engine
-from arelu_meta.meta.shared_averages import averages_in_order
+from arelu_meta.meta.normalization import updates_averages
 from arelu_meta.runs.distributed import Ranks
 
 T = TypeVar("T")
@@ -43,6 +44,8 @@ def shared_meta_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Compute this process's part of a meta-step, and add up all parts: what one process alone would have computed.
 
+    Running averages alone are not quite one process's: they become the mean of the processes'.
+
     Args:
         engine: of the model.
         model: without gradients; afterwards its `.grad` is the whole meta-batch's.
@@ -57,13 +60,14 @@ def shared_meta_gradient(
     if ranks.processes == 1:
         return engine.meta_gradient(draw(own))
     measures = torch.zeros(2, len(tasks), dtype=torch.float64)
-    with averages_in_order(model, ranks):
-        if own:
-            losses, accuracies = engine.meta_gradient(draw(own))
-            measures[:, share_of(range(len(tasks)), *ranks.share)] = torch.stack(
-                [losses.double().cpu(), accuracies.double().cpu()]
-            )
+    if own:
+        losses, accuracies = engine.meta_gradient(draw(own))
+        measures[:, share_of(range(len(tasks)), *ranks.share)] = torch.stack(
+            [losses.double().cpu(), accuracies.double().cpu()]
+        )
     reduce_meta_gradient(model, len(own), len(tasks), ranks)
+    if updates_averages(model):
+        _reduce_averages(model, len(own) / len(tasks), ranks)
     losses, accuracies = ranks.total(measures)
     return losses, accuracies
 
@@ -90,6 +94,20 @@ def reduce_meta_gradient(model: nn.Module, own: int, total: int, ranks: Ranks) -
     *gradients, there = summed.split([part.numel() for part in parts] + [len(learning)])
     for parameter, gradient, count in zip(learning, gradients, there.tolist(), strict=True):
         parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
+
+
+@torch.no_grad()
+def _reduce_averages(model: nn.Module, share: float, ranks: Ranks) -> None:
+    """Give all processes the mean of their running averages, each weighing as its share of the tasks.
+
+    One process would update them task after task; a moving average over so many updates is nearly that. Their counts
+    of batches become the mean, too, so that a checkpoint is the same whichever process wrote it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    averages = [buffer for layer in layers for buffer in layer.buffers()]
+    summed = ranks.total(torch.cat([buffer.flatten() for buffer in averages]) * share)
+    for buffer, mean in zip(averages, summed.split([buffer.numel() for buffer in averages]), strict=True):
+        buffer.copy_((mean if buffer.is_floating_point() else mean.round()).view_as(buffer))
 
 
 def gather_shares(compute: Callable[[Sequence[int]], list[T]], tasks: Sequence[int], ranks: Ranks) -> list[T]:

@@ -4,20 +4,77 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
+from arelu_meta.meta.baselines import baseline_probabilities
 from arelu_meta.meta.blame import first_nonfinite_step
-from arelu_meta.meta.chunking import tasks_at_once
-from arelu_meta.meta.engine import why_not_vectorized
+from arelu_meta.meta.engine import VmappedModel, tasks_at_once, why_not_vectorized
 from arelu_meta.meta.feature_pool import with_features
-from arelu_meta.meta.inner_loop import InnerLoop, saved_loop
-from arelu_meta.meta.stack import adaptation, forgetful_step
+from arelu_meta.meta.inner_loop import InnerLoop, head_that_adapts_alone, saved_loop
 from arelu_meta.runs.progress import ProgressBar
 from arelu_meta.runs.reproducibility import autocast, naming_anomaly
 
 _MOST_TASKS = 32  # at once: memory does not grow with the number of tasks, and the bar moves
+
+
+def adapted_probabilities(
+    model: nn.Module, tasks: TaskBatch, inner_lr: float, inner_steps: int, vectorized: bool = True
+) -> Tensor:
+    """Adapt to each task's support set and classify its queries; the model itself does not change.
+
+    Args:
+        model: in eval mode, which keeps running averages as they are; it adapts as the inner loop says that it
+            carries, at learned rates where there are some.
+        tasks: on the model's device.
+        inner_lr: learning rate of the inner loop, for a model that carries none.
+        inner_steps: inner gradient steps.
+        vectorized: all tasks at once; otherwise one after the other, for a model that vmap cannot do.
+
+    Returns:
+        Shape (tasks, queries, outputs): probabilities.
+
+    Raises:
+        InputError: if a label is outside the model's outputs.
+    """
+    return adaptation(model, tasks, saved_loop(model, inner_lr, inner_steps), inner_steps, vectorized)[-1]
+
+
+@torch.no_grad()
+def adaptation(
+    model: nn.Module, tasks: TaskBatch, loop: InnerLoop, steps: int, vectorized: bool = True, every: bool = False
+) -> Tensor:
+    """Classify the queries of each task after the last inner step, or before the first and after each.
+
+    Args:
+        model: as in `adapted_probabilities`.
+        tasks: on the model's device.
+        loop: what adapts, and at which rates.
+        steps: inner gradient steps.
+        vectorized: all tasks at once; otherwise one after the other.
+        every: after 0, 1, …, `steps` steps; what takes none gives the same each time.
+
+    Returns:
+        Shape (steps + 1 or 1, tasks, queries, outputs): probabilities.
+    """
+    if not vectorized and len(tasks) > 1:
+        return torch.cat([adaptation(model, one, loop, steps, every=every) for one in tasks.split(1)], 1)
+    if loop.inner.algorithm in {"centroid", "logistic"}:
+        return torch.stack([baseline_probabilities(model, tasks, loop.inner)] * (steps + 1 if every else 1))
+    vmapped = VmappedModel(model, loop, len(tasks))
+    found: list[Tensor] = []
+    if loop.inner.algorithm == "protonet":
+        return torch.stack([vmapped.prototype_logits(tasks).softmax(2)] * (steps + 1 if every else 1))
+    if steps and (head := head_that_adapts_alone(model, loop, tasks.support_images[0])):
+        vmapped, tasks = vmapped.on_features(head, tasks, through_support=False)
+    weights = vmapped.start()
+    for step in range(steps + 1):
+        if every or step == steps:
+            found.append(vmapped.query_logits(weights, tasks).softmax(2))
+        if step < steps:
+            weights = vmapped.step(weights, tasks.support_images, tasks.support_labels, step, second_order=False)
+    return torch.stack(found)
 
 
 def task_accuracies(
@@ -120,13 +177,13 @@ def adaptation_curves(
 
 
 def _at_once(model: nn.Module, tasks: TaskBatch, count: int, loop: InnerLoop, precision: str) -> int:
-    """Say how many of `count` tasks are evaluated at once, by the rule of training's engine; two of them are given."""
+    """Return how many of `count` tasks are evaluated at once, as training's engine would; two of them are given."""
     if len(tasks) == 1 or why_not_vectorized(model, tasks.support_images) is not None:
         return 1
 
     def compute(one: TaskBatch) -> object:
         with autocast(precision, one.support_images.device):
-            return forgetful_step(model, loop, one)
+            return adaptation(model, one, loop, steps=1)  # each step's graph goes before the next
 
     return min(_MOST_TASKS, tasks_at_once(compute, tasks, count))
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from arelu_meta.data.episodes import Pool, Sampler, TensorSampler
 from arelu_meta.finetuning.linear_probe import linear_head
 from arelu_meta.meta.algorithms import features
-from arelu_meta.meta.head_alone import HeadAlone
-from arelu_meta.meta.inner_loop import COMPARING, InnerLoop
+from arelu_meta.meta.inner_loop import COMPARING, HeadAlone, InnerLoop
 from arelu_meta.meta.normalization import uses_batch_statistics
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.reproducibility import autocast

@@ -27,10 +27,10 @@ from arelu_meta.data.images import read_folder
 from arelu_meta.data.reading import find_broken
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.meta.algorithms import features
-from arelu_meta.meta.baselines import fit_logistic, nearest_centroid
+from arelu_meta.meta.baselines import class_means, fit_logistic, nearest_centroid, prototype_logits
+from arelu_meta.meta.engine import VmappedModel, Weights
 from arelu_meta.meta.guessing import Guess, Score, guesses, scored_batches
-from arelu_meta.meta.head_alone import head_inputs, head_that_adapts_alone
-from arelu_meta.meta.inner_loop import saved_loop
+from arelu_meta.meta.inner_loop import head_inputs, head_that_adapts_alone, saved_loop
 from arelu_meta.meta.normalization import (
     Statistics,
     given_statistics,
@@ -38,7 +38,6 @@ from arelu_meta.meta.normalization import (
     uses_batch_statistics,
     uses_support_statistics,
 )
-from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.validation import checked
 
@@ -303,8 +302,8 @@ class AdaptedLearner:
             known = features(learner.model, self._images)
         labels = self._labels
         if learner.method == "protonet":
-            centres = torch.stack([known[labels == label].mean(0) for label in range(len(self.classes))])
-            return lambda images: (-torch.cdist(features(learner.model, images), centres).square()).softmax(1)
+            means = class_means(known, labels)
+            return lambda images: prototype_logits(means, features(learner.model, images)).softmax(1)
         if learner.method == "centroid":
             return lambda images: nearest_centroid(known, labels, features(learner.model, images))
         classify = fit_logistic(known, labels)
@@ -312,29 +311,25 @@ class AdaptedLearner:
 
     def _gradient_steps(self) -> Score:
         model, meta = self.learner.model, self.learner.spec.meta
-        stack = Stack(model, saved_loop(model, meta["inner_lr"], meta["inner_steps"]), 1)
-        steps = meta["inner_steps"] if stack.loop.names else 0
-        weights = self._stepped(stack, steps)
         shown = len(self.classes)  # outputs that no support image has stand for nothing
+        vmapped = VmappedModel(model, saved_loop(model, meta["inner_lr"], meta["inner_steps"]), 1)
+        weights = self._stepped(vmapped, meta["inner_steps"])
 
         def score(images: Tensor) -> Tensor:
-            found = stack.logits(weights, images[None])[0].softmax(1)[:, :shown]
+            found = vmapped.logits(weights, images[None])[0].softmax(1)[:, :shown]
             return found / found.sum(1, keepdim=True)
 
         return score
 
-    def _stepped(self, stack: Stack, steps: int) -> list[Tensor]:
+    @torch.no_grad()
+    def _stepped(self, vmapped: VmappedModel, steps: int) -> Weights:
         """Take inner steps; where the head alone takes them, on features that are computed once."""
-        images = self._images
-        if steps and (head := head_that_adapts_alone(stack.original, stack.loop, images[:2])) is not None:
-            with torch.no_grad():
-                known = head_inputs(stack.original, head.path, images)
+        images, model = self._images, vmapped.original
+        if steps and (head := head_that_adapts_alone(model, vmapped.loop, images[:2])) is not None:
+            known = head_inputs(model, head.path, images)
             assert known is not None
-            stack, images = Stack(head, stack.loop, 1), known
-        weights = [weight.detach() for weight in stack.start()]
+            vmapped, images = VmappedModel(head, vmapped.loop, 1), known
+        weights = vmapped.start()
         for step in range(steps):
-            with torch.enable_grad():
-                weights = [weight.requires_grad_() for weight in weights]
-                stepped = stack.step(weights, images[None], self._labels[None], step, False)
-            weights = [weight.detach() for weight in stepped]
+            weights = vmapped.step(weights, images[None], self._labels[None], step, second_order=False)
         return weights

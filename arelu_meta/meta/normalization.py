@@ -93,13 +93,24 @@ def _removed(norm: _BatchNorm) -> nn.Module:
     return nn.Sequential(OrderedDict(_after(norm))) if _after(norm) else nn.Identity()
 
 
+def updates_averages(model: nn.Module) -> bool:
+    """Return True if a model's batch normalisation updates running averages at each call."""
+    return any(
+        isinstance(module, _BatchNorm)
+        and module.training
+        and module.track_running_stats
+        and module.running_mean is not None
+        for module in model.modules()
+    )
+
+
 def uses_batch_statistics(model: nn.Module) -> bool:
-    """Say whether a model normalises by the batch at hand, so that images depend on each other."""
+    """Return True if a model normalises by the batch at hand, so that images depend on each other."""
     return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in model.modules())
 
 
 def uses_support_statistics(model: nn.Module) -> bool:
-    """Say whether a model's queries are to be normalised by their support set."""
+    """Return True if a model's queries are to be normalised by their support set."""
     return any(getattr(module, _MARK, False) for module in model.modules())
 
 

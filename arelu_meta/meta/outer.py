@@ -18,7 +18,6 @@ from arelu_meta.meta.distributed import share_of, shared_meta_gradient
 from arelu_meta.meta.engine import VectorizedEngine, build_engine
 from arelu_meta.meta.inner_loop import attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import train_mode
-from arelu_meta.meta.speed import known_speed
 from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.reproducibility import naming_anomaly
 
@@ -111,7 +110,7 @@ class OuterLoop:
         train_mode(self.model, self.config.meta.normalization)
         with self._attention():
             how = self.engine.settle_chunk(draw(batch))
-        return f"{self.engine.name} engine: {how}; {known_speed(self.ranks.device.type, self.engine.task_chunk or 1)}"
+        return f"{self.engine.name} engine: {how}"
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
         # Fused attention has no second derivative.

@@ -9,8 +9,8 @@ from torch import nn
 
 from arelu_meta.data.episodes import Sampler, TaskBatch
 from arelu_meta.errors import RunError
+from arelu_meta.meta.engine import VmappedModel, Weights
 from arelu_meta.meta.inner_loop import Inner, InnerLoop, attach_loop, support_losses
-from arelu_meta.meta.stack import Stack
 from arelu_meta.runs.reproducibility import autocast
 
 T = TypeVar("T")
@@ -85,8 +85,9 @@ def at_steady_rate(
     )
 
 
+@torch.no_grad()
 def lowers_support_loss(model: nn.Module, tasks: TaskBatch, loop: InnerLoop, steps: int, precision: str) -> bool:
-    """Say whether inner steps lower the mean loss of the support sets that they are taken on.
+    """Return True if inner steps lower the mean loss of the support sets that they are taken on.
 
     Args:
         model: in eval mode; it does not change.
@@ -98,17 +99,14 @@ def lowers_support_loss(model: nn.Module, tasks: TaskBatch, loop: InnerLoop, ste
     before, after = [], []
     for one in tasks.split(1):
         with autocast(precision, one.support_images.device):
-            stack = Stack(model, loop, 1)
-            weights = [weight.detach() for weight in stack.start()]
-            before.append(_support_loss(stack, weights, one))
+            vmapped = VmappedModel(model, loop, 1)
+            weights = vmapped.start()
+            before.append(_support_loss(vmapped, weights, one))
             for step in range(steps):
-                with torch.enable_grad():
-                    weights = [weight.detach().requires_grad_() for weight in weights]
-                    weights = stack.step(weights, one.support_images, one.support_labels, step, False)
-            after.append(_support_loss(stack, weights, one))
+                weights = vmapped.step(weights, one.support_images, one.support_labels, step, second_order=False)
+            after.append(_support_loss(vmapped, weights, one))
     return sum(after) < sum(before)  # false for NaN, too
 
 
-@torch.no_grad()
-def _support_loss(stack: Stack, weights: list[torch.Tensor], task: TaskBatch) -> float:
-    return support_losses(stack.logits(weights, task.support_images).float(), task.support_labels).sum().item()
+def _support_loss(model: VmappedModel, weights: Weights, task: TaskBatch) -> float:
+    return support_losses(model.logits(weights, task.support_images).float(), task.support_labels).sum().item()

@@ -1,202 +1,150 @@
-"""Operators on the stacked tasks of a meta-batch, each task with its own weights: convolution, max-pooling, AReLU.
+"""A model's copy for `torch.vmap` over tasks, with operators of its own where PyTorch's are slow.
 
-`torch.vmap` has rules for all of them; those here compute the same faster where a meta-step spends its time:
+- AReLU multiplies by a slope instead of choosing element by element.
+- Max-pooling gathers its maxima, which costs less than max-pooling's own derivatives.
+- A convolution of the images themselves, as a first layer is, is one product with the images' patches, which are laid
+  out once for all inner steps: as a convolution grouped by tasks it would be slow for so few channels.
 
-- a convolution whose weights all tasks share, as in the first inner step, is one convolution of all images;
-- a convolution's second derivative is two grouped convolutions more, where PyTorch's own formula loops
-  over the groups, that is over the tasks;
-- 2 × 2 max-pooling compares four shifted views instead of walking through windows;
-- AReLU keeps its input, and no mask or product.
-
-Each is differentiable twice, which is what second-order MAML needs. Shapes: T tasks, N images a task.
+All are plain differentiable operators, so that every order of derivative is autograd's.
 """
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, AReLU, arelu
-from arelu_meta.meta.stacked_conv import Conv, Patches, convolve_patches
-from arelu_meta.meta.stacked_geometry import Geometry, output_size, pair
-from arelu_meta.meta.stacked_maps import Pool, Slopes
+from arelu_meta.activations.arelu import AReLU
+from arelu_meta.activations.kernels_torch import attention_slopes
 
-
-def _stacked(tensor: Tensor | None, dim: int | None, tasks: int) -> Tensor | None:
-    """Move the task dimension to the front, or give every task the same tensor."""
-    if tensor is None:
-        return None
-    return tensor.expand(tasks, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+_FEW_WEIGHTS = 64  # that meet a pixel: an output of 5 x 5 grey or 3 x 3 colour pixels
+_MOST_PATCHES = 1 << 19  # elements a task
 
 
-class _VmapConv(torch.autograd.Function):
-    """The convolution as `torch.vmap` sees it."""
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry, kept: Patches) -> Tensor:
-        stride, padding, dilation, groups = geometry
-        return F.conv2d(x, w, bias, stride, padding, dilation, groups)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        raise NotImplementedError("only under vmap")
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry, kept: Patches
-    ) -> tuple[Tensor, int]:
-        x_dim, w_dim, bias_dim, *_ = in_dims
-        tasks = info.batch_size
-        images = _stacked(x, x_dim, tasks)
-        assert images is not None
-        if w_dim is None and bias_dim is None:  # frozen: the same weights for all tasks, and no gradient of them
-            return _VmapConv.forward(images.flatten(0, 1), w, bias, geometry, kept).unflatten(0, (tasks, -1)), 0
-        weights, biases = _stacked(w, w_dim, tasks), _stacked(bias, bias_dim, tasks)
-        assert weights is not None
-        patches = kept.of(images, weights, geometry)
-        if patches is None:
-            return Conv.apply(images, weights, biases, geometry), 0
-        size = output_size(images, weights, geometry)
-        return convolve_patches(patches, weights, biases, [images.shape[1], *size]), 0
-
-
-class _VmapPool(torch.autograd.Function):
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        raise NotImplementedError("only under vmap")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor) -> tuple[Tensor, int]:
-        return Pool.apply(x.movedim(in_dims[0], 0)), 0
-
-
-class _VmapSlopes(torch.autograd.Function):
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(x: Tensor, above: Tensor, below: Tensor) -> Tensor:
-        return torch.where(x >= 0, above, below) * x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        raise NotImplementedError("only under vmap")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, above: Tensor, below: Tensor) -> tuple[Tensor, int]:
-        stacked = [_stacked(part, dim, info.batch_size) for part, dim in zip((x, above, below), in_dims, strict=True)]
-        values, *slopes = stacked
-        assert values is not None
-        shape = (-1, *[1] * (values.dim() - 1))
-        return Slopes.apply(values, *[slope.reshape(shape) for slope in slopes if slope is not None]), 0
-
-
-class _StackedAReLU(nn.Module):
-    """AReLU under vmap, with the parameters of the AReLU that it stands for."""
-
-    def __init__(self, original: AReLU) -> None:
-        super().__init__()
-        self.alpha, self.beta = original.alpha, original.beta
-
+class _AReLU(AReLU):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.alpha.dtype or x.dtype != self.beta.dtype:
-            return arelu(x, self.alpha, self.beta)
-        outside = (self.alpha < ALPHA_MIN) | (self.alpha > ALPHA_MAX)
-        below = torch.where(outside, self.alpha.detach().clamp(ALPHA_MIN, ALPHA_MAX), self.alpha)
-        y: Tensor = _VmapSlopes.apply(x, 1 + torch.sigmoid(self.beta), below)
+            return super().forward(x)
+        added, below = attention_slopes(self.alpha, self.beta)
+        y: Tensor = (below + (x >= 0).to(x.dtype) * (1 + added - below)) * x
         return y
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+class _MaxPool2d(nn.MaxPool2d):
+    def forward(self, x: Tensor) -> Any:
+        if x.dim() != 4 or self.return_indices:
+            return super().forward(x)
+        with torch.no_grad():
+            # With channels innermost PyTorch finds the maxima three times as fast.
+            innermost = x.movedim(1, -1).contiguous().movedim(-1, 1)
+            how = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+            _, places = F.max_pool2d(innermost, *how, return_indices=True)
+        return x.flatten(2).gather(2, places.flatten(2)).unflatten(2, places.shape[2:])
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """Copy a model's structure, not its tensors, with this module's AReLU in place of its own and nothing in place.
+class _Geometry(NamedTuple):
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Kept:
+    """What was laid out so far; a class, since torch copies a dictionary among arguments."""
+
+    def __init__(self) -> None:
+        self.patches: dict[tuple[int, _Geometry], tuple[Tensor, Tensor]] = {}
+
+
+class _Patches(torch.autograd.Function):
+    """Lay the patches of images (N, C, H, W) out as a matrix (C * kH * kW, N * oH * oW); of the same images once."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(images: Tensor, geometry: _Geometry, kept: _Kept) -> Tensor:
+        raise NotImplementedError("only under vmap")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        raise NotImplementedError("only under vmap")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, images: Tensor, geometry: _Geometry, kept: _Kept) -> tuple[Tensor, int]:
+        key = (id(images), geometry)
+        if key not in kept.patches:
+            apart = images.movedim(in_dims[0], 0)
+            patches = F.unfold(apart.flatten(0, 1), *geometry).unflatten(0, (info.batch_size, -1))
+            kept.patches[key] = (
+                images,
+                patches.transpose(1, 2).flatten(2),
+            )  # the images, too, so that their id stays theirs
+        return kept.patches[key][1], 0
+
+
+class _Conv2d(nn.Conv2d):
+    kept: _Kept
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._is_cheaper_as_product(input, weight):
+            plain: Tensor = super()._conv_forward(input, weight, bias)
+            return plain
+        geometry = _Geometry(self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
+        patches, flat = _Patches.apply(input, geometry, self.kept), weight.flatten(1)
+        found: Tensor = flat @ patches if bias is None else torch.addmm(bias[:, None], flat, patches)
+        found = found.unflatten(1, (len(input), *self._size(input)))
+        return found.transpose(0, 1)
+
+    def _is_cheaper_as_product(self, input: Tensor, weight: Tensor) -> bool:
+        if input.device.type != "cpu" or input.dim() != 4 or not torch._C._functorch.is_batchedtensor(input):
+            return False
+        if self.groups != 1 or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        # Autocast has rules of its own that choose the dtype.
+        if torch.is_autocast_enabled("cpu") or torch._C._functorch.get_unwrapped(input).requires_grad:
+            return False
+        outputs, weights = len(weight), weight[0].numel()
+        height, width = self._size(input)
+        return outputs <= weights <= _FEW_WEIGHTS and len(input) * height * width * weights <= _MOST_PATCHES
+
+    def _size(self, input: Tensor) -> tuple[int, int]:
+        padding: tuple[int, int] = self.padding  # type: ignore[assignment]
+        settings = zip(input.shape[2:], self.kernel_size, self.dilation, padding, self.stride, strict=True)
+        height, width = (
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, dilation, pad, stride in settings
+        )
+        return height, width
+
+
+_OWN: dict[type[nn.Module], type[nn.Module]] = {AReLU: _AReLU, nn.MaxPool2d: _MaxPool2d, nn.Conv2d: _Conv2d}
+
+
+class VmappedCopy:
+    """A model's structure, not its tensors, with this module's operators and nothing in place.
 
     Args:
         model: is not changed; its parameters and buffers are the copy's, under the same names.
     """
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    made = copy.deepcopy(model, memo)
-    for module in list(made.modules()):
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]  # what lies before it may be a view here
-        for name, child in module.named_children():
-            if type(child) is AReLU and not _has_hooks(child):
-                setattr(module, name, _StackedAReLU(child))
-    return made
 
+    def __init__(self, model: nn.Module) -> None:
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self._original, self.module = model, copy.deepcopy(model, memo)
+        self._kept = _Kept()
+        for module in self.module.modules():
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False  # type: ignore[assignment]  # what lies before it may be a view here
+            if type(module) in _OWN:
+                module.__class__ = _OWN[type(module)]
+            if isinstance(module, _Conv2d):
+                module.kept = self._kept
 
-class StackedOperators(TorchFunctionMode):
-    """Within `with StackedOperators():`, calls under vmap of conv2d and of 2 × 2 max-pooling are this module's."""
+    def follow_mode(self) -> None:
+        """Put each layer into the mode in which it is in the model."""
+        for mine, original in zip(self.module.modules(), self._original.modules(), strict=True):
+            mine.training = original.training
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._patches = Patches()
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Route a call."""
-        kwargs = kwargs or {}
-        if function is F.conv2d or function is torch.conv2d:
-            found = self._conv2d(*args, **kwargs)
-            if found is not None:
-                return found
-        elif function is F.max_pool2d and _is_two_by_two(*args, **kwargs):
-            x = args[0] if args else kwargs["input"]
-            if _is_stacked(x):
-                return _VmapPool.apply(x)
-        return function(*args, **kwargs)
-
-    def _conv2d(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor | None:
-        if isinstance(padding, str) or input.dim() != 4 or not (_is_stacked(input) or _is_stacked(weight)):
-            return None
-        if not (input.dtype == weight.dtype and (bias is None or bias.dtype == input.dtype)):
-            return None  # autocast: its own rules choose the dtype
-        if torch.is_autocast_enabled(input.device.type):
-            return None
-        geometry = Geometry(pair(stride), pair(padding), pair(dilation), groups)
-        y: Tensor = _VmapConv.apply(input, weight, bias, geometry, self._patches)
-        return y
-
-
-def _is_stacked(tensor: Tensor) -> bool:
-    return bool(torch._C._functorch.is_batchedtensor(tensor))
-
-
-def _is_two_by_two(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> bool:
-    plain = pair(padding) == [0, 0] and pair(dilation) == [1, 1] and not ceil_mode and not return_indices
-    steps = kernel_size if stride is None or stride == [] else stride
-    return plain and pair(kernel_size) == [2, 2] and pair(steps) == [2, 2] and input.dim() >= 3
+    def forget_images(self) -> None:
+        """Let go of the images whose patches were laid out."""
+        self._kept.patches.clear()

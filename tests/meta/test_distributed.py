@@ -98,7 +98,12 @@ def test_two_processes_give_one_processs_meta_gradient(tmp_path: Path) -> None:
             found = torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True)
             for measure in ("losses", "accuracies"):
                 torch.testing.assert_close(found[measure], expected[measure], rtol=1e-10, atol=0)
-            torch.testing.assert_close(found["averages"], expected["averages"], rtol=1e-8, atol=1e-12)
+            if case[0] == 1:  # the other process has no task, and takes this one's averages
+                torch.testing.assert_close(found["averages"], expected["averages"], rtol=1e-8, atol=1e-12)
+            for name, average in found["averages"].items():
+                assert torch.equal(average, torch.load(tmp_path / f"{number}-0.pt")["averages"][name]), name
+                if name.endswith("var"):  # the mean of two processes' is near one process's
+                    torch.testing.assert_close(average, expected["averages"][name], rtol=0.5, atol=0)
             for name, gradient in expected["gradients"].items():
                 if gradient is None:
                     assert found["gradients"][name] is None, name

@@ -9,15 +9,15 @@ from torch import nn
 from arelu_meta import create_backbone
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError
-from arelu_meta.meta import chunking
+from arelu_meta.meta import engine as engine_module
 from arelu_meta.meta.engine import (
     Engine,
     Inner,
     Learn2learnEngine,
     VectorizedEngine,
-    adapted_probabilities,
     build_engine,
 )
+from arelu_meta.meta.evaluation import adapted_probabilities
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization, train_mode
 
 
@@ -118,7 +118,7 @@ def test_little_free_memory_splits_the_meta_batch(monkeypatch: pytest.MonkeyPatc
     model, tasks, inner = _net("mnist_conv", None, 28), _tasks(), Inner(0.05, 2)
     roomy, tight = VectorizedEngine(model, inner), VectorizedEngine(model, inner)
     expected = _gradients(roomy, model, tasks)
-    monkeypatch.setattr(chunking, "_free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(engine_module, "_free_bytes", lambda device: 1 << 20)
     _assert_same(_gradients(tight, model, tasks), expected)
     assert tight.task_chunk == 1
     assert (roomy.task_chunk or 0) >= 3
@@ -128,7 +128,7 @@ def test_tasks_too_large_for_a_processors_cache_are_computed_one_at_a_time(monke
     model, tasks, inner = _net("mnist_conv", None, 28), _tasks(), Inner(0.05, 2)
     together, apart = VectorizedEngine(model, inner), VectorizedEngine(model, inner)
     expected = _gradients(together, model, tasks)
-    monkeypatch.setattr(chunking, "_LARGE_TASK", 1 << 10)
+    monkeypatch.setattr(engine_module, "_LARGE_TASK", 1 << 10)
     _assert_same(_gradients(apart, model, tasks), expected)
     assert apart.task_chunk == 1
     assert (together.task_chunk or 0) >= 3

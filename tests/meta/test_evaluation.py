@@ -13,7 +13,7 @@ from arelu_meta import create_backbone, evaluate, metatrain
 from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
 from arelu_meta.errors import InputError
-from arelu_meta.meta import chunking
+from arelu_meta.meta import engine
 from arelu_meta.meta.evaluation import adaptation_curves, curve_results, task_accuracies
 from arelu_meta.meta.feature_pool import with_features
 from arelu_meta.meta.inner_loop import Inner, attach_loop, saved_loop
@@ -141,10 +141,10 @@ def test_evaluation_takes_as_many_tasks_at_once_as_training_would(monkeypatch: p
 
     together, expected = sizes()
     assert together == 32
-    monkeypatch.setattr(chunking, "_LARGE_TASK", 1 << 10)  # every task counts as large
+    monkeypatch.setattr(engine, "_LARGE_TASK", 1 << 10)  # every task counts as large
     assert sizes() == (1, expected)
     monkeypatch.undo()
-    monkeypatch.setattr(chunking, "_free_bytes", lambda device: 1 << 10)  # a task is larger than all memory
+    monkeypatch.setattr(engine, "_free_bytes", lambda device: 1 << 10)  # a task is larger than all memory
     assert sizes() == (1, expected)
 
 

@@ -17,8 +17,8 @@ from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.meta import inner_loop
 from arelu_meta.meta.engine import Engine, Inner, Learn2learnEngine, VectorizedEngine, build_engine
-from arelu_meta.meta.head_alone import head_that_adapts_alone
-from arelu_meta.meta.inner_loop import attach_loop, step_weights
+from arelu_meta.meta.evaluation import adapted_probabilities
+from arelu_meta.meta.inner_loop import attach_loop, head_that_adapts_alone, step_weights
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization, train_mode
 
 ALGORITHMS = ("maml", "fomaml", "anil", "metasgd", "mamlpp", "reptile", "protonet")
@@ -264,8 +264,6 @@ def test_all_losses_count_alike_at_the_start_and_the_last_alone_when_its_share_i
 
 @pytest.mark.parametrize("normalization", ["support", "group", "none", "frozen"])
 def test_a_query_is_classified_by_itself(normalization: str) -> None:
-    from arelu_meta.meta.engine import adapted_probabilities
-
     model, tasks = _net(normalization).eval(), _tasks()
     alone = TaskBatch(tasks.support_images, tasks.support_labels, tasks.query_images[:, :1], tasks.query_labels[:, :1])
     together = adapted_probabilities(model, tasks, 0.05, 1)
@@ -273,8 +271,6 @@ def test_a_query_is_classified_by_itself(normalization: str) -> None:
 
 
 def test_transductive_queries_are_classified_by_each_other() -> None:
-    from arelu_meta.meta.engine import adapted_probabilities
-
     model, tasks = _net("transductive").eval(), _tasks()
     fewer = TaskBatch(tasks.support_images, tasks.support_labels, tasks.query_images[:, :2], tasks.query_labels[:, :2])
     together = adapted_probabilities(model, tasks, 0.05, 1)

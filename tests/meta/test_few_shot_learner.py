@@ -17,7 +17,7 @@ from arelu_meta.config import ModelConfig
 from arelu_meta.data.episodes import TaskBatch
 from arelu_meta.data.given import Source
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.meta.engine import adapted_probabilities
+from arelu_meta.meta.evaluation import adapted_probabilities
 from arelu_meta.meta.inner_loop import Inner, attach_loop
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization
 

@@ -16,8 +16,7 @@ from arelu_meta.backbones.saving import load_model, read_tensors
 from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.episodes import TaskBatch, TensorSampler, load_class_splits, load_pool
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.meta.evaluation import task_accuracies
-from arelu_meta.meta.stack import adaptation
+from arelu_meta.meta.evaluation import adaptation, task_accuracies
 from arelu_meta.runs.signals import terminated_as_by_ctrl_c
 
 Make = Callable[..., MetatrainConfig]
