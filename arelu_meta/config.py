@@ -36,6 +36,8 @@ DEVICE = r"auto|mps|(cpu|cuda|xpu)(:\d{1,3})?"
 LAST_STAGES = re.compile(r"last-([1-9]\d*)")
 MODE = rf"full|head|activations|gradual|probe|{LAST_STAGES.pattern}"
 LARGEST_IMAGE = 2**12  # pixels a side: 200 MB an image, and a few times that in a network
+MOST_PIXELS = 2**27  # an image: half a gigabyte decoded; the largest cameras and telephones take some 108 million
+RANGE = r"auto|(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)"
 LARGEST_RATE = 1e38  # what float32 holds
 MOST_INNER_STEPS = 1000
 MOST_TASKS = 1_000_000
@@ -146,6 +148,12 @@ class DataConfig(Settings):
         batch_size: images a step.
         per_class: training images a class; default: all that the split leaves. The test set does not depend on it.
         skip_broken: leave out files that are not images, and count them, instead of stopping.
+        max_pixels: the largest image that is read; pixels of 16 bits and more count four times, and an image that is
+            200 times as wide as high, or more, counts 2^27 for each 200.
+        range: of pixels of 16 and 32 bits and floats, LOW-HIGH, as 0-4095 or 0-1, which become black and white; auto
+            decides it once for all images, by the smallest and the largest pixel of all of them, and says so.
+        fit: finetune: how an image becomes a square: crop its middle, pad it, or squash it; pad and squash keep all of
+            it, and the model's file says so to evaluate, predict and export.
         download: let torchvision download a named set that data.root does not hold.
         rotations: meta-training only: every quarter turn of a training class is a class of its own.
         folds: finetune: cross-validate over this many stratified folds; each is the test set once.
@@ -166,6 +174,14 @@ class DataConfig(Settings):
     batch_size: int = setting(32, least=1, read_by=(*FINETUNE, ON_IMAGES, WITH_FOLDERS, "predict", *FINETUNE_STUDIES))
     per_class: int | None = setting(None, least=1, read_by=("finetune", *FINETUNE_STUDIES))
     skip_broken: bool = setting(False, unread_by=("claims mnist", "claims gradients"))
+    max_pixels: int = setting(MOST_PIXELS, least=1, most=2**40, unread_by=("claims mnist", "claims gradients"))
+    range: str = setting(
+        "auto",
+        pattern=RANGE,
+        words="auto, or LOW-HIGH, as 0-255, 0-4095 or 0-1",
+        unread_by=("predict", WITH_FOLDERS, "claims mnist", "claims gradients"),
+    )
+    fit: Literal["crop", "pad", "squash"] = setting("crop", read_by=FINETUNE)
     download: bool = setting(True, unread_by=("predict", WITH_FOLDERS))
     rotations: bool = setting(False, read_by=("metatrain", ON_TASKS))
     folds: int | None = setting(None, least=2, read_by=FINETUNE)

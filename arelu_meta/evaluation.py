@@ -25,6 +25,7 @@ from arelu_meta.data.given import OneImage, tell_skipped
 from arelu_meta.data.images import ImageSet, find_root, load_images, part_folders, read_folder
 from arelu_meta.data.loading import Batches, build_transform
 from arelu_meta.data.provenance import Provenance, compose
+from arelu_meta.data.reading import Reading
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.meta.evaluate_tasks import Asked, evaluate_tasks
@@ -83,11 +84,14 @@ def evaluate(
     started = time.monotonic()
     device = prepare(run)
     own = data is None or (data.root is None and data.name is None)
+    data = data or DataConfig()
     if support is not None or query is not None:
-        found = _evaluate_folders(checkpoint, support, query, device, data or DataConfig())
+        found = _evaluate_folders(checkpoint, support, query, device, data)
         return found | {"seconds": round(time.monotonic() - started, 2)}
     model, spec = load_model(checkpoint)
     model.to(device)
+    if data.range == "auto":
+        data = replace(data, range=spec.inputs.range)  # as its training images were read
     if spec.task == "metatrain":
         asked = Asked(None if own else data, task or UnseenTaskConfig(), tasks, inner_steps, against)
         found = evaluate_tasks(model, spec, asked, device, run, Path(checkpoint))
@@ -133,8 +137,8 @@ def _check_read(config: EvaluateConfig) -> None:
         return  # as `validate` has done
     check_read(config, ON_TASKS if read_spec(Path(config.checkpoint))[1].task == "metatrain" else ON_IMAGES)
     if config.data.root is None and config.data.name is None:
-        for name, default in {"skip_broken": False, "download": True, "rotations": False}.items():
-            if (value := getattr(config.data, name)) is not default:
+        for name in ("skip_broken", "download", "rotations", "range", "max_pixels"):
+            if (value := getattr(config.data, name)) != getattr(DataConfig(), name):
                 raise InputError(
                     f"data.{name}: {value} is read of other images than the run's own; give --data.root or --data.name "
                     f"with it, or leave data.{name} out"
@@ -152,11 +156,12 @@ def _evaluate_folders(
     for where, place in (("support", support), ("query", query)):
         if not Path(place).is_dir():
             raise InputError(f"{where}: {str(place)!r} does not exist; give a folder with one sub-folder a class")
-    images = read_folder(Path(query), Path(query), data.skip_broken, "query")
+    reading = Reading(data.skip_broken, learner.spec.inputs.range, data.max_pixels)
+    images = read_folder(Path(query), Path(query), reading, "query", may_lack=True)
     seen = Provenance.of_header(learner.spec.provenance)
-    adapted = learner.adapt(support, data.skip_broken)
+    adapted = learner.adapt(support, data.skip_broken, data.max_pixels)
     judged = relabel(images, adapted.classes, "query", "of the support's")
-    learned_from = read_folder(Path(support), Path(support), data.skip_broken, "support")
+    learned_from = read_folder(Path(support), Path(support), reading, "support")
     shared = np.isin(images.digests(), learned_from.digests())
     if shared.any():
         raise InputError(
@@ -164,7 +169,7 @@ def _evaluate_folders(
             f"among the support images in {str(support)!r}; give other ones to be judged on"
         )
     paths: list[OneImage] = [Path(query) / name for name in images.names]
-    guesses = adapted.stream(learner.source(paths, "query"), data.batch_size)
+    guesses = adapted.stream(learner.source(paths, "query", max_pixels=data.max_pixels), data.batch_size)
     right = sum(guess.name == judged.classes[judged.labels[guess.place]] for guess in guesses)
     low, high = proportion_interval(right, len(images))
     return {
@@ -228,7 +233,7 @@ def _test_images(data: DataConfig, seen: Provenance) -> ImageSet:
     root = find_root(data.root)
     parts = part_folders(root)
     folder = parts.get("test") or parts.get("validation") or parts.get("train") or root
-    return read_folder(folder, root, data.skip_broken, part="test")
+    return read_folder(folder, root, Reading.of(data), may_lack=True)
 
 
 def relabel(images: ImageSet, classes: list[str], where: str = "data", owner: str = "of the checkpoint's") -> ImageSet:

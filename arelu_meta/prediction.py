@@ -11,7 +11,7 @@ from torch import nn
 
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import DataConfig, PredictConfig, RunConfig
+from arelu_meta.config import MOST_PIXELS, DataConfig, PredictConfig, RunConfig
 from arelu_meta.data.given import Source, centre_crop, gather, tell_skipped
 from arelu_meta.errors import InputError, printable
 from arelu_meta.meta.few_shot_learner import Learner, guesses, scored_batches
@@ -47,6 +47,7 @@ def predict(
     skip_broken: bool = False,
     top_k: int = 1,
     probabilities: bool = False,
+    max_pixels: int = MOST_PIXELS,
 ) -> list[Prediction]:
     """Name the class of every image.
 
@@ -61,6 +62,7 @@ def predict(
         skip_broken: leave out files that are not images.
         top_k: how many of the likeliest classes each prediction ranks.
         probabilities: rank all classes instead.
+        max_pixels: of the largest image that is read, as data.max_pixels.
 
     Returns:
         One prediction an image, in the order given.
@@ -79,12 +81,12 @@ def predict(
     paths = gather([Path(image) for image in images])
     if support is not None:
         learner = Learner.load(checkpoint, str(device))
-        source = learner.source(paths, skip_broken=skip_broken)
-        adapted = learner.adapt(support, skip_broken)
+        source = learner.source(paths, skip_broken=skip_broken, max_pixels=max_pixels)
+        adapted = learner.adapt(support, skip_broken, max_pixels)
         found = list(adapted.stream(source, batch_size, _how_many(top_k, probabilities, adapted.classes)))
     else:
         model, spec = _load_classifier(checkpoint)
-        source = Source(paths, spec.inputs, centre_crop(spec.inputs), skip_broken=skip_broken)
+        source = Source(paths, spec.inputs, centre_crop(spec.inputs), skip_broken=skip_broken, max_pixels=max_pixels)
         suit_layout(model.to(device), device)
         batches = scored_batches(source, lambda batch: model(batch).softmax(1), device, batch_size)
         found = list(guesses(batches, spec.classes, _how_many(top_k, probabilities, spec.classes)))
@@ -123,6 +125,7 @@ def predict_task(config: PredictConfig) -> list[Prediction]:
         config.data.skip_broken,
         config.top_k,
         config.probabilities,
+        config.data.max_pixels,
     )
     rows = _rows(found, config.top_k)
     written = [row | _by_class(one) for row, one in zip(rows, found, strict=True)] if config.probabilities else rows

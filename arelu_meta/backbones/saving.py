@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
 from arelu_meta.backbones.weights import OUR_HEADER, is_stock
-from arelu_meta.config import LARGEST_IMAGE, Init, MetaConfig, TaskConfig
+from arelu_meta.config import LARGEST_IMAGE, RANGE, Init, MetaConfig, TaskConfig
 from arelu_meta.data.loading import InputSpec
 from arelu_meta.data.provenance import Provenance
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, shown
 from arelu_meta.runs.folder import write_atomically
 from arelu_meta.validation import check_value, checked, flags_of
 
@@ -43,6 +44,8 @@ _INPUT_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
     "std": (tuple, {}),
     "interpolation": (Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"], {}),
     "crop_pct": (float, {"least": 0.1, "most": 10}),  # above 1 in a few of timm's models
+    "range": (str, {}),
+    "fit": (Literal["crop", "pad", "squash"], {}),
 }
 
 
@@ -152,6 +155,11 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
             raise InputError(
                 f"{where}: {str(file)!r} is what --run.resume goes on from; the model its run kept is {str(kept)!r}"
             ) from error
+        if is_stock(str(file)):
+            raise InputError(
+                f"{where}: {str(file)!r} is no model of this toolkit; if it holds weights as PyTorch or timm save "
+                "them, arelu-meta finetune --model.pretrained takes it"
+            ) from error
         raise InputError(f"{where}: {str(file)!r} is damaged or no model of this toolkit ({error})") from error
 
 
@@ -211,6 +219,8 @@ def _check_header(spec: ModelSpec) -> None:
         check_value(name, getattr(spec, name), hint, {"limits": limits})
     for name, (hint, limits) in _INPUT_FIELDS.items():
         check_value(f"inputs.{name}", getattr(inputs, name), hint, {"limits": limits})
+    if not re.fullmatch(RANGE, inputs.range):
+        raise InputError(f"inputs.range is {shown(inputs.range)}, and no LOW-HIGH")
     if {len(inputs.mean), len(inputs.std)} != {inputs.channels}:
         raise InputError(f"inputs.mean and inputs.std do not fit {inputs.channels} channels")
     for value in (*inputs.mean, *inputs.std):

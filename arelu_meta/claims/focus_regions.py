@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from arelu_meta.data.images import find_candidates
-from arelu_meta.data.reading import read_image
+from arelu_meta.data.reading import fault_of, read_image
 from arelu_meta.errors import InputError
 
 _COLUMNS = ("image", "x0", "y0", "x1", "y1")
@@ -96,7 +96,7 @@ def _of_masks(folder: Path) -> Regions:
         try:
             mask = read_image(file, 1)
         except OSError as error:
-            raise InputError(f"focus.masks: {str(file)!r} is not a whole image ({error}); remove it") from error
+            raise InputError(f"focus.masks: {str(file)!r} {fault_of(error)}") from error
         if mask.size != image.size:
             raise InputError(
                 f"focus.masks: {str(file)!r} has {mask.size[0]} x {mask.size[1]} pixels and its image "

@@ -25,7 +25,7 @@ from arelu_meta.claims.small_lr_runs import Trial, finetune_config, model_config
 from arelu_meta.claims.small_lr_study import contenders_of
 from arelu_meta.config import ClaimsConfig, DataConfig
 from arelu_meta.data.images import ImageSet, find_candidates, load_images
-from arelu_meta.data.reading import read_image
+from arelu_meta.data.reading import fault_of, read_image
 from arelu_meta.errors import InputError, counted
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
@@ -179,7 +179,7 @@ def _read(file: Path, root: Path) -> Seen:
     try:
         return Seen(str(file.relative_to(root)), read_image(file), None)
     except OSError as error:
-        raise InputError(f"focus.images: {str(file)!r} is not a whole image; remove it") from error
+        raise InputError(f"focus.images: {str(file)!r} {fault_of(error)}") from error
 
 
 def _tested(data: DataConfig, trial: FocusTrial) -> tuple[DataConfig, int]:

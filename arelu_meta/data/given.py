@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from arelu_meta.config import MOST_PIXELS
 from arelu_meta.data.episodes.pool import Pool, to_pixels
 from arelu_meta.data.images import check_encodable, list_files
 from arelu_meta.data.loading import InputSpec, build_transform
-from arelu_meta.data.reading import read_image, to_channels
+from arelu_meta.data.reading import LimitError, fault_of, read_image, to_channels
 from arelu_meta.errors import InputError
 
 OneImage = str | Path | Image.Image | Tensor
@@ -57,6 +58,7 @@ class Source:
         prepare: from a decoded image to the model's tensor.
         where: the flag or argument that named them, for errors.
         skip_broken: leave out files that are not images.
+        max_pixels: of the largest image, see `Reading`.
     """
 
     items: tuple[OneImage, ...]
@@ -64,6 +66,7 @@ class Source:
     prepare: Prepare
     where: str = "images"
     skip_broken: bool = False
+    max_pixels: int = MOST_PIXELS
 
     def __len__(self) -> int:
         return len(self.items)
@@ -81,15 +84,13 @@ class Source:
         if isinstance(item, Tensor):
             return self._normalised(item)
         if isinstance(item, Image.Image):
-            return self.prepare(to_channels(item, self.inputs.channels))
+            return self.prepare(to_channels(item, self.inputs.channels, self.inputs.range))
         try:
-            return self.prepare(read_image(Path(item), self.inputs.channels))
+            return self.prepare(read_image(Path(item), self.inputs.channels, self.inputs.range, self.max_pixels))
         except OSError as error:
-            if self.skip_broken:
+            if self.skip_broken and not isinstance(error, LimitError):
                 return None
-            raise InputError(
-                f"{self.where}: {str(item)!r} is not a whole image; remove it or give --data.skip_broken"
-            ) from error
+            raise InputError(f"{self.where}: {str(item)!r} {fault_of(error)}") from error
 
     def batches(self, size: int, advance: Callable[[int], None] = lambda _: None) -> Iterator[tuple[list[int], Tensor]]:
         """Read images batch by batch; no more than one batch is in memory.
@@ -172,13 +173,14 @@ def tell_skipped(count: int) -> None:
         print(f"files skipped because they are not images: {count}", file=sys.stderr)
 
 
-def in_colour(path: Path) -> bool:
+def in_colour(path: Path, max_pixels: int = MOST_PIXELS) -> bool:
     """Say whether an image file has any colour in it.
 
     Args:
         path: an image.
+        max_pixels: see `Reading`.
     """
-    pixels = np.asarray(read_image(path, 3).resize((32, 32))).astype(int)
+    pixels = np.asarray(read_image(path, 3, max_pixels=max_pixels).resize((32, 32))).astype(int)
     return int(np.ptp(pixels, axis=2).max()) > _GREY
 
 

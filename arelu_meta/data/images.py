@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,16 @@ from PIL import Image
 
 from arelu_meta.config import DataConfig
 from arelu_meta.data.provenance import Provenance, compose
-from arelu_meta.data.reading import check_files, is_candidate, is_of_a_system, read_image
-from arelu_meta.data.sets import ImageSet, Labels, Splits, concatenate, note_passed
+from arelu_meta.data.reading import (
+    Checked,
+    Reading,
+    check_files,
+    choose_range,
+    is_candidate,
+    is_of_a_system,
+    read_image,
+)
+from arelu_meta.data.sets import ImageSet, Labels, Splits, concatenate
 from arelu_meta.data.splitting import fill_splits, note_overlaps, overlapping, split_whole, take_fold, thin
 from arelu_meta.errors import InputError, counted, nearest_names
 
@@ -33,6 +41,7 @@ __all__ = [
     "load_images",
     "part_folders",
     "read_folder",
+    "read_folders",
     "split_whole",
     "training_parts",
 ]
@@ -45,6 +54,9 @@ _WORDS = {
     "validation": f"(val|valid|validation|dev|development){_ENDS}",
     "test": f"(test|tst|eval|evaluation){_ENDS}",
 }
+
+
+_PLAINLY = Reading()
 
 
 def data_home() -> Path:
@@ -142,7 +154,7 @@ def _load(config: DataConfig, seed: int, seen: Provenance | None) -> Splits:
     if name == "folder":
         if config.root is None:
             raise InputError("data.root: missing; data.name folder needs a folder with one sub-folder a class")
-        return load_folder(find_root(config.root), seed, config.skip_broken, seen)
+        return load_folder(find_root(config.root), seed, Reading.of(config), seen)
     if name == "digits":
         return split_whole(load_digits(), seed, mirrored=False, seen=seen)
     if name == "omniglot-small":
@@ -162,13 +174,13 @@ def _is_folder(name: str) -> bool:
     return any((place / name).is_dir() for place in (Path(), data_home()))
 
 
-def load_folder(root: Path, seed: int, skip_broken: bool = False, seen: Provenance | None = None) -> Splits:
+def load_folder(root: Path, seed: int, reading: Reading = _PLAINLY, seen: Provenance | None = None) -> Splits:
     """Load a folder of images: a sub-folder a class, with or without `train`, `val` and `test` above them.
 
     Args:
         root: the folder.
         seed: of the split, where the folder has none.
-        skip_broken: leave out files that are not images.
+        reading: how files are read.
         seen: what the model was trained on before.
 
     Returns:
@@ -180,15 +192,15 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False, seen: Provenan
     """
     parts = training_parts(root)
     if not parts:
-        whole = read_folder(root, root, skip_broken)
+        whole = read_folder(root, root, reading)
         splits = split_whole(whole, seed, seen=seen)
-        notes = (*_note_strays(root), *_note_same_below(whole.names), *splits.notes, *note_passed([whole]))
+        notes = (*_note_strays(root), *_note_same_below(whole.names), *splits.notes, *whole.remarks)
         return replace(splits, skipped=whole.skipped, notes=notes)
     said = []
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
         said.append(f"{parts['test'].name}/ is the test set; validation images are cut from the training images")
-    loaded = {part: read_folder(folder, root, skip_broken, part=part) for part, folder in parts.items()}
+    loaded = read_folders(parts, root, reading)
     classes = loaded["train"].classes
     for part, images in loaded.items():
         for name in images.classes:
@@ -205,7 +217,7 @@ def load_folder(root: Path, seed: int, skip_broken: bool = False, seen: Provenan
     filled = fill_splits(loaded["train"], loaded.get("validation"), loaded.get("test"), seed, seen)
     return replace(
         filled,
-        notes=(*describe_parts(root, parts), *said, *filled.notes, *note_passed(loaded.values())),
+        notes=(*describe_parts(root, parts), *said, *filled.notes, *loaded["train"].remarks),
         skipped=tuple(name for images in loaded.values() for name in images.skipped),
     )
 
@@ -346,59 +358,124 @@ def _leads_back(child: Path, start: Path) -> bool:
     return any(place.resolve().is_relative_to(target) for place in (child.parent, start))
 
 
-def read_folder(folder: Path, root: Path, skip_broken: bool, where: str = "data.root", part: str = "train") -> ImageSet:
+def read_folder(
+    folder: Path, root: Path, reading: Reading, where: str = "data.root", may_lack: bool = False
+) -> ImageSet:
     """Read a folder with one sub-folder a class; images may lie deeper.
 
     Args:
         folder: what holds the classes.
         root: what names are relative to.
-        skip_broken: leave out files that are not images.
+        reading: how files are read.
         where: the flag that named it, for errors.
-        part: what it is for: from one to validate or test on, classes may be absent.
+        may_lack: whether classes may be without an image, as in what is tested on.
 
     Returns:
-        The images; `skipped` lists the files left out, `passed` those that are no images by their ending. Names of
-        classes are composed (NFC): two folders whose names look the same are one class.
+        The images; `skipped` lists the files left out.
 
     Raises:
         InputError: naming the class or the file.
     """
-    found: dict[str, list[Path]] = {}
+    return read_folders({"": folder}, root, reading, where, ("",) if may_lack else ())[""]
+
+
+def read_folders(
+    folders: Mapping[str, Path],
+    root: Path,
+    reading: Reading,
+    where: str = "data.root",
+    may_lack: Collection[str] = ("validation", "test"),
+) -> dict[str, ImageSet]:
+    """Read folders of one data set, each with one sub-folder a class; pixels have the same range in all.
+
+    Args:
+        folders: what holds the classes, by any name.
+        root: what names are relative to.
+        reading: how files are read.
+        where: the flag that named it, for errors.
+        may_lack: the names of those whose classes may be without an image.
+
+    Returns:
+        The images by the same names. Names of classes are composed (NFC): two folders whose names look the same are
+        one class. `skipped` lists the files left out, `remarks` says what was passed over and how pixels are read.
+
+    Raises:
+        InputError: naming the class or the file.
+    """
+    found: dict[str, dict[str, list[Path]]] = {}
     passed: list[Path] = []
-    for child in _class_folders(folder, where):
-        check_encodable(child, where)
-        files, others = list_files(child, where)
-        found.setdefault(compose(child.name), []).extend(files)
-        passed += others
-    for path in itertools.chain(*found.values()):
+    for key, folder in folders.items():
+        classes: dict[str, list[Path]] = {}
+        for child in _class_folders(folder, where):
+            check_encodable(child, where)
+            files, others = list_files(child, where)
+            classes.setdefault(compose(child.name), []).extend(files)
+            passed += others
+        needed = 1 if key in may_lack else 2
+        if len(classes) < needed:
+            raise InputError(
+                f"{where}: {str(folder)!r} has {len(classes)} sub-folders; at least {needed} classes are needed"
+            )
+        found[key] = classes
+    paths = [path for classes in found.values() for files in classes.values() for path in files]
+    for path in paths:
         check_encodable(path, where)
-    needed = 2 if part == "train" else 1
-    if len(found) < needed:
-        raise InputError(f"{where}: {str(folder)!r} has {len(found)} sub-folders; at least {needed} classes are needed")
-    digests = check_files([path for paths in found.values() for path in paths])
-    broken = {path for path, digest in digests.items() if digest is None}
-    if broken and not skip_broken:
-        first = min(broken)
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        fault = "is not a whole image" if os.access(first, os.R_OK) else "may not be read by this user"
-        raise InputError(f"{where}: {str(first)!r}{more} {fault}; remove it or give --data.skip_broken")
-    for name, paths in found.items():
-        found[name] = [path for path in paths if path not in broken]
-        if not found[name] and part == "train":
-            raise InputError(f"{where}: class {name!r} in {str(folder)!r} has no image; every class needs at least one")
-    found = {name: paths for name, paths in found.items() if paths}
-    if not found:
-        raise InputError(f"{where}: {str(folder)!r} holds no image; put some there, or take the folder away")
-    classes = tuple(found)
-    return ImageSet(
-        classes=classes,
-        labels=np.array([label for label, name in enumerate(classes) for _ in found[name]], dtype=np.int64),
-        names=tuple(path.relative_to(root).as_posix() for paths in found.values() for path in paths),
-        read=partial(_read_below, root),
-        skipped=tuple(sorted(path.relative_to(root).as_posix() for path in broken)),
-        known_digests=np.array([digests[path] for paths in found.values() for path in paths], dtype=np.uint64),
-        passed=tuple(path.suffix.lower() or "none" for path in passed),
-    )
+    checked = check_files(paths, reading.max_pixels)
+    broken = {path: one for path, one in checked.items() if one.digest is None}
+    refused = [path for path, one in broken.items() if one.too_large or not reading.skip_broken]
+    if refused:
+        first = min(refused)
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        fault = broken[first].fault
+        if not os.access(first, os.R_OK):
+            fault = "may not be read by this user; remove it or give --data.skip_broken"
+        raise InputError(f"{where}: {str(first)!r}{more} {fault}")
+    range, remarks = _range_of(checked, reading)
+    remarks += _note_passed(passed)
+    read = partial(_read_below, root, range, reading.max_pixels)
+    sets = {}
+    for key, classes in found.items():
+        whole = {name: [path for path in files if path not in broken] for name, files in classes.items()}
+        if absent := [name for name, files in whole.items() if not files]:
+            if key not in may_lack or len(absent) == len(whole):
+                place = str(folders[key])
+                raise InputError(
+                    f"{where}: class {absent[0]!r} in {place!r} has no image; every class needs at least one"
+                )
+            whole = {name: files for name, files in whole.items() if files}
+        kept = [path for files in whole.values() for path in files]
+        skipped = sorted(path for files in classes.values() for path in files if path in broken)
+        sets[key] = ImageSet(
+            classes=tuple(whole),
+            labels=np.repeat(np.arange(len(whole)), [len(files) for files in whole.values()]),
+            names=tuple(path.relative_to(root).as_posix() for path in kept),
+            read=read,
+            skipped=tuple(path.relative_to(root).as_posix() for path in skipped),
+            known_digests=np.array([checked[path].digest for path in kept], dtype=np.uint64),
+            known_sizes=np.array([checked[path].size for path in kept], dtype=np.int64),
+            range=range,
+            remarks=remarks,
+        )
+    return sets
+
+
+def _range_of(checked: Mapping[Path, Checked], reading: Reading) -> tuple[str, tuple[str, ...]]:
+    """Decide the range of pixels of more than 8 bits once for all files, and say so; auto where there are none."""
+    extremes = [one.extremes for one in checked.values() if one.extremes is not None]
+    if not extremes:
+        return "auto", ()
+    low, high = min(one[0] for one in extremes), max(one[1] for one in extremes)
+    chosen = reading.range if reading.range != "auto" else choose_range(low, high)
+    files = counted(len(extremes), "image")
+    said = f"{files} of more than 8 bits, whose pixels go from {low:g} to {high:g}: read as {chosen}"
+    return chosen, (said if reading.range != "auto" else f"{said} (--data.range LOW-HIGH says otherwise)",)
+
+
+def _note_passed(passed: Sequence[Path]) -> tuple[str, ...]:
+    """Say how many files were passed over, and which endings they have; nothing where there are none."""
+    kinds = sorted({path.suffix.lower() or "none" for path in passed})
+    named = ", ".join(kinds[:4]) + (", …" if len(kinds) > 4 else "")
+    return (f"{counted(len(passed), 'file')} passed over: no images by their ending ({named})",) if passed else ()
 
 
 def find_candidates(folder: Path, where: str = "data.root") -> list[Path]:
@@ -459,8 +536,8 @@ def check_encodable(path: Path, where: str) -> None:
         raise InputError(f"{where}: the name {str(path)!r} is not UTF-8; rename it (convmv does)") from error
 
 
-def _read_below(root: Path, name: str) -> Image.Image:
+def _read_below(root: Path, range: str, max_pixels: int, name: str) -> Image.Image:
     try:
-        return read_image(root / name)
+        return read_image(root / name, 3, range, max_pixels)
     except OSError as error:
         raise InputError(f"data.root: {str(root / name)!r} could not be read any more ({error})") from error

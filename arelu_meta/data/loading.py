@@ -1,6 +1,7 @@
 """From decoded images to batches: timm's transforms, and an order that only the seed and the epoch decide."""
 
 import contextlib
+import math
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from arelu_meta.data.images import ImageSet
 from arelu_meta.data.reading import to_channels
 from arelu_meta.errors import InputError
 
+_BEFORE_CROPS = 1.5  # of the model's side: a random crop is cut from that much and scaled
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -31,6 +34,8 @@ class InputSpec:
         std: divided by, one value a channel.
         interpolation: bilinear or bicubic.
         crop_pct: the share of the shorter side that evaluation keeps, from the centre.
+        range: of pixels of more than 8 bits, as its training images were read: LOW-HIGH, or auto where there were none.
+        fit: how an image becomes a square: crop, pad or squash.
     """
 
     image_size: int
@@ -39,6 +44,14 @@ class InputSpec:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    range: str = "auto"
+    fit: str = "crop"
+
+    def crop(self) -> dict[str, Any]:
+        """Return timm's arguments for how evaluation makes a square of an image."""
+        if self.fit == "crop":
+            return {"crop_pct": self.crop_pct}
+        return {"crop_pct": 1.0, "crop_mode": {"pad": "border", "squash": "squash"}[self.fit]}
 
 
 def build_transform(
@@ -66,9 +79,9 @@ def build_transform(
         interpolation=spec.interpolation,
         mean=spec.mean,
         std=spec.std,
-        crop_pct=spec.crop_pct,
+        **spec.crop(),
     )
-    return partial(_transform, transform, spec.channels)
+    return partial(_transform, transform, spec, training)
 
 
 def check_augmentation(name: str) -> None:
@@ -91,8 +104,48 @@ def check_augmentation(name: str) -> None:
         ) from error
 
 
-def _transform(transform: Callable[[Image.Image], Tensor], channels: int, image: Image.Image) -> Tensor:
-    return transform(to_channels(image, channels))
+def _transform(
+    transform: Callable[[Image.Image], Tensor], spec: InputSpec, training: bool, image: Image.Image
+) -> Tensor:
+    image = to_channels(image, spec.channels, spec.range)
+    if spec.fit != "crop" and training:
+        image = _whole_square(image, spec, math.ceil(_BEFORE_CROPS * spec.image_size))
+    elif spec.fit == "pad" and max(image.size) > spec.image_size * min(image.size):  # timm would scale it to nothing
+        image = _whole_square(image, spec, spec.image_size)
+    return transform(image)
+
+
+def _whole_square(image: Image.Image, spec: InputSpec, side: int) -> Image.Image:
+    """Pad or squash an image to a square."""
+    from timm.data.transforms import str_to_pil_interp
+
+    how = str_to_pil_interp(spec.interpolation)
+    if spec.fit == "squash":
+        return image.resize((side, side), how)
+    scale = side / max(image.size)
+    width, height = (max(1, round(scale * one)) for one in image.size)
+    fill = tuple(round(255 * value) for value in spec.mean)
+    square = Image.new(image.mode, (side, side), fill if spec.channels > 1 else fill[0])
+    square.paste(image.resize((width, height), how), ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def note_crop(images: ImageSet, inputs: InputSpec) -> tuple[str, ...]:
+    """Say where the square that is cut from an image leaves out more than a third of it, in more than a tenth of them.
+
+    Args:
+        images: to train on.
+        inputs: what the model takes.
+    """
+    if inputs.fit != "crop" or images.known_sizes is None:
+        return ()
+    wide = int((images.known_sizes.min(1) < 2 / 3 * images.known_sizes.max(1)).sum())
+    if wide <= len(images) / 10:
+        return ()
+    return (
+        f"the square that is cut from the middle leaves out more than a third of {wide} of {len(images)} training "
+        "images; --data.fit pad or squash keeps all of each",
+    )
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):

@@ -8,6 +8,7 @@ from PIL import Image
 from arelu_meta.config import DataConfig
 from arelu_meta.data.images import ImageSet, Splits, data_home, fill_splits, part_folders, read_folder
 from arelu_meta.data.named import NAMED_SETS, load_part, named_root
+from arelu_meta.data.reading import Reading
 from arelu_meta.errors import InputError
 
 NAME = "mnist-m"
@@ -45,7 +46,7 @@ def _photographs(config: DataConfig, part: str) -> ImageSet:
     for home in (named_root(config), data_home()):
         folders = part_folders(home / _PHOTOGRAPHS) if (home / _PHOTOGRAPHS).is_dir() else {}
         if part in folders:
-            return read_folder(folders[part], home / _PHOTOGRAPHS, skip_broken=True)
+            return read_folder(folders[part], home / _PHOTOGRAPHS, Reading(skip_broken=True))
     try:
         return load_part("cifar10", {"train": part == "train"}, config)
     except InputError as error:

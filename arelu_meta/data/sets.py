@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from arelu_meta.data.reading import DIGEST_BYTES, shorten
-from arelu_meta.errors import counted
 
 Labels = NDArray[np.int64]
 Digests = NDArray[np.uint64]
@@ -29,7 +28,9 @@ class ImageSet:
         channels: 1 for grey sets, 3 otherwise.
         skipped: files left out, when the set was read, because they are not images.
         known_digests: shape (images,), uint64: equal for equal images (`digests` computes them where they are None).
-        passed: the endings of files that were passed over when the set was read, one a file: they are of no images.
+        known_sizes: shape (images, 2), int64: width and height of each, where they are known.
+        range: of pixels of more than 8 bits, as its data set's were read; auto where there are none.
+        remarks: what is to be said of how it was read.
     """
 
     classes: tuple[str, ...]
@@ -39,7 +40,9 @@ class ImageSet:
     channels: int = 3
     skipped: tuple[str, ...] = ()
     known_digests: Digests | None = None
-    passed: tuple[str, ...] = ()
+    known_sizes: Labels | None = None
+    range: str = "auto"
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,7 +58,8 @@ class ImageSet:
         """
         digests = None if self.known_digests is None else self.known_digests[indices]
         names = tuple(self.names[index] for index in indices)
-        return replace(self, labels=self.labels[indices], names=names, known_digests=digests)
+        sizes = None if self.known_sizes is None else self.known_sizes[indices]
+        return replace(self, labels=self.labels[indices], names=names, known_digests=digests, known_sizes=sizes)
 
     def digests(self) -> Digests:
         """Return a number an image: of its file's bytes or of its pixels, the same for equal images."""
@@ -171,11 +175,21 @@ def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
     names = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.names]
     read = _ReadAny(tuple(part.read for part in parts))
     skipped = tuple(name for part in parts for name in part.skipped)
-    known = [part.known_digests for part in parts if part.known_digests is not None]
-    digests = np.concatenate(known) if len(known) == len(parts) else None
-    labels = np.array(numbers, dtype=np.int64)
-    passed = tuple(end for part in parts for end in part.passed)
-    return ImageSet(classes, labels, tuple(names), read, parts[0].channels, skipped, digests, passed)
+    digested = [part.known_digests for part in parts if part.known_digests is not None]
+    digests = np.concatenate(digested) if len(digested) == len(parts) else None
+    known = [part.known_sizes for part in parts if part.known_sizes is not None]
+    return ImageSet(
+        classes=classes,
+        labels=np.array(numbers, dtype=np.int64),
+        names=tuple(names),
+        read=read,
+        channels=parts[0].channels,
+        skipped=skipped,
+        known_digests=digests,
+        known_sizes=np.concatenate(known) if len(known) == len(parts) else None,
+        range=parts[0].range,
+        remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
+    )
 
 
 def note_copies(parts: Iterable[ImageSet | None]) -> tuple[str, ...]:
@@ -220,20 +234,6 @@ def note_shared(images: ImageSet, part: str, others: Sequence[ImageSet], other_p
 def _listed(twins: Sequence[tuple[str, str]]) -> str:
     told = ", ".join(f"{one} = {other}" for one, other in twins[:3])
     return told + (", …" if len(twins) > 3 else "")
-
-
-def note_passed(parts: Iterable[ImageSet | None]) -> tuple[str, ...]:
-    """Say how many files were passed over, and which endings they have; nothing where there are none.
-
-    Args:
-        parts: of what was read.
-    """
-    ends = [end for part in parts if part is not None for end in part.passed]
-    if not ends:
-        return ()
-    kinds = sorted(set(ends))
-    named = ", ".join(kinds[:4]) + (", …" if len(kinds) > 4 else "")
-    return (f"{counted(len(ends), 'file')} passed over: no images by their ending ({named})",)
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,18 @@ def describe(spec: ModelSpec, kind: str) -> dict[str, Any]:
     """
     inputs, side = spec.inputs, spec.inputs.image_size
     resized = math.floor(side / inputs.crop_pct)
+    fill = ", ".join(str(round(255 * value)) for value in inputs.mean)
+    square = {
+        "crop": [
+            f"resize the shorter side to {resized} px ({inputs.interpolation})",
+            f"cut {side} × {side} px from the centre",
+        ],
+        "pad": [
+            f"resize the longer side to {side} px ({inputs.interpolation})",
+            f"pad to {side} × {side} px with {fill}",
+        ],
+        "squash": [f"resize to {side} × {side} px ({inputs.interpolation}), whatever the shape was"],
+    }[inputs.fit]
     return {
         "format": kind,
         "model": spec.name,
@@ -186,13 +198,13 @@ def describe(spec: ModelSpec, kind: str) -> dict[str, Any]:
             "interpolation": inputs.interpolation,
             "mean": list(inputs.mean),
             "std": list(inputs.std),
-            "crop_pct": inputs.crop_pct,
+            **inputs.crop(),
         },
         "steps": [
-            "decode, turn upright as the EXIF says, scale 16 bits a channel to 8, lay what is transparent over white",
+            "decode, turn upright as the EXIF says, scale 16 bits a channel to 8, lay what is transparent over white"
+            + ("" if inputs.range == "auto" else f"; grey of more than 8 bits: {inputs.range} becomes 0-255"),
             f"convert to {'RGB' if inputs.channels == 3 else 'grey'}",
-            f"resize the shorter side to {resized} px ({inputs.interpolation})",
-            f"cut {side} × {side} px from the centre",
+            *square,
             "divide by 255, subtract mean, divide by std, channel by channel",
         ],
         "spec": without_paths(spec),

@@ -190,7 +190,7 @@ def prepare(model: nn.Module, spec: ModelSpec) -> nn.Module:
         "mean": inputs.mean,
         "std": inputs.std,
         "interpolation": inputs.interpolation,
-        "crop_pct": inputs.crop_pct,
+        **inputs.crop(),
     }
     model.register_state_dict_post_hook(_unshare)
     return model

@@ -31,6 +31,7 @@ from arelu_meta.data.loading import (
     build_transform,
     check_augmentation,
     choose_workers,
+    note_crop,
     unlabelled_batches,
 )
 from arelu_meta.errors import InputError
@@ -128,7 +129,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         splits, model, spec, head = _checked(config, folder)
     if head.new and config.model.head_init == "auto":  # whether a checkpoint's fits, only the classes say
         config = replace(config, model=replace(config.model, head_init=new_head_init(config)))
-    config = settle_rates(config, len(splits.train))
+    config = replace(settle_rates(config, len(splits.train)), data=replace(config.data, range=splits.train.range))
     if config.train.sync_bn:
         model = convert_sync_batchnorm(model)  # torch's own conversion would drop activations that a norm holds
     model.to(ranks.device)
@@ -138,8 +139,8 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     spec = replace(spec, mirrored=splits.mirrored, config=asdict(config), provenance=seen.as_header())
     splits = replace(
         splits,
-        train=keep_decoded(splits.train, config.data.cache),
-        validation=keep_decoded(splits.validation, config.data.cache),
+        train=keep_decoded(splits.train, config.data.cache, splits.validation),
+        validation=keep_decoded(splits.validation, config.data.cache, splits.train),
     )
     notes = [_start_head(config, model, spec, splits, ranks, head)] if folder.resumed is None else []
     if folder.resumed is not None:
@@ -166,6 +167,11 @@ def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Modu
         _image_size(config),
         "finetune",
         partial(unlabelled_batches, splits.train),
+    )
+    inputs = replace(spec.inputs, range=splits.train.range, fit=config.data.fit)
+    spec, splits = (
+        replace(spec, inputs=inputs),
+        replace(splits, notes=(*splits.notes, *note_crop(splits.train, inputs))),
     )
     set_drop_rate(model, config.model.drop_rate)
     still = keeps_features(config.train.mode) or config.train.freeze_bn is True

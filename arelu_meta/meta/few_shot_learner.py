@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, load_model
-from arelu_meta.config import ModelConfig
+from arelu_meta.config import MOST_PIXELS, ModelConfig
 from arelu_meta.data.given import (
     GivenImages,
     OneImage,
@@ -24,7 +24,7 @@ from arelu_meta.data.given import (
     whole_image,
 )
 from arelu_meta.data.images import read_folder
-from arelu_meta.data.reading import find_broken
+from arelu_meta.data.reading import Reading, find_broken
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.baselines import class_means, fit_logistic, nearest_centroid, prototype_logits
@@ -106,7 +106,7 @@ class Learner:
         return str(self.spec.meta.get("normalization", "frozen"))
 
     @checked
-    def adapt(self, support: Support, skip_broken: bool = False) -> "AdaptedLearner":
+    def adapt(self, support: Support, skip_broken: bool = False, max_pixels: int = MOST_PIXELS) -> "AdaptedLearner":
         """Learn classes from a few images of each; the learner itself does not change.
 
         Each class weighs the same, however many images it has. Where batch normalisation takes its statistics of the
@@ -118,6 +118,7 @@ class Learner:
                 whose classes are then called "0", "1" …  Files and Pillow images may have any size; tensors must have
                 the model's, uint8 or floats from 0 to 1.
             skip_broken: leave out files that are not images.
+            max_pixels: of the largest image that is read, as data.max_pixels.
 
         Returns:
             What tells these classes apart.
@@ -126,7 +127,7 @@ class Learner:
             InputError: if there are fewer than 2 classes, one without an image, more than the model has outputs for,
                 or images that do not fit.
         """
-        classes, source, labels = self._read(support, skip_broken)
+        classes, source, labels = self._read(support, Reading(skip_broken, self.spec.inputs.range, max_pixels))
         if self.method == "maml" and len(classes) > self.spec.num_classes:
             raise InputError(
                 f"support: it has {len(classes)} classes, the model was trained for {self.spec.num_classes} ways; "
@@ -135,29 +136,40 @@ class Learner:
         images = torch.stack([image for place in range(len(source)) if (image := source.read(place)) is not None])
         return AdaptedLearner(self, classes, images.to(self.device), labels.to(self.device))
 
-    def source(self, images: GivenImages, where: str = "images", skip_broken: bool = False) -> Source:
+    def source(
+        self,
+        images: GivenImages,
+        where: str = "images",
+        skip_broken: bool = False,
+        max_pixels: int = MOST_PIXELS,
+    ) -> Source:
         """Make images ready to be read as this model takes them.
 
         Args:
             images: files, folders, Pillow images or tensors.
             where: the flag or argument that named them, for errors.
             skip_broken: leave out files that are not images.
+            max_pixels: of the largest image that is read, as data.max_pixels.
         """
         meta_trained = self.spec.task == "metatrain"
         inputs = self.spec.inputs
         prepare = whole_image(inputs, self.spec.meta["inverted"]) if meta_trained else centre_crop(inputs)
-        return Source(gather(images, where), inputs, prepare, where, skip_broken)
+        return Source(gather(images, where), inputs, prepare, where, skip_broken, max_pixels)
 
-    def _read(self, support: Support, skip_broken: bool) -> tuple[list[str], Source, Tensor]:
+    def _read(self, support: Support, reading: Reading) -> tuple[list[str], Source, Tensor]:
         if isinstance(support, str | Path):
             folder = Path(support)
             if not folder.is_dir():
                 raise InputError(f"support: {str(folder)!r} does not exist; give a folder with one sub-folder a class")
-            found = read_folder(folder, folder, skip_broken, "support")
+            found = read_folder(folder, folder, reading, "support")
             tell_skipped(len(found.skipped))
             paths = [folder / name for name in found.names]
-            self._tell_colour(paths)
-            return list(found.classes), self.source(paths, "support"), torch.from_numpy(found.labels)
+            self._tell_colour(paths, reading.max_pixels)
+            return (
+                list(found.classes),
+                self.source(paths, "support", max_pixels=reading.max_pixels),
+                torch.from_numpy(found.labels),
+            )
         if isinstance(support, tuple) and [isinstance(part, Tensor) for part in support] == [True, True]:
             images, labels = support
             _check_labels(images, labels)
@@ -168,25 +180,27 @@ class Learner:
                 f"support: a {type(support).__name__}; give a folder, the images of each class by its name, or a "
                 "tensor with labels"
             )
-        by_class = {str(name): _whole_ones(images, str(name), skip_broken) for name, images in support.items()}
+        by_class = {str(name): _whole_ones(images, str(name), reading) for name, images in support.items()}
         if len(by_class) < 2:
             raise InputError(f"support: {len(by_class)} classes; give the images of at least 2")
         counts = torch.tensor([len(images) for images in by_class.values()])
         items = [image for images in by_class.values() for image in images]
-        return list(by_class), self.source(items, "support"), torch.arange(len(by_class)).repeat_interleave(counts)
+        source = self.source(items, "support", max_pixels=reading.max_pixels)
+        return list(by_class), source, torch.arange(len(by_class)).repeat_interleave(counts)
 
-    def _tell_colour(self, paths: list[Path]) -> None:
+    def _tell_colour(self, paths: list[Path], max_pixels: int) -> None:
         """Say that a grey model does not see colours, which may be all that tells classes apart."""
-        if self.spec.inputs.channels == 1 and (count := sum(map(in_colour, paths))):
+        if self.spec.inputs.channels == 1 and (count := sum(in_colour(path, max_pixels) for path in paths)):
             print(
                 f"support: {count} images are in colour; the model takes grey ones and sees none of it", file=sys.stderr
             )
 
 
-def _whole_ones(images: GivenImages, name: str, skip_broken: bool) -> tuple[OneImage, ...]:
+def _whole_ones(images: GivenImages, name: str, reading: Reading) -> tuple[OneImage, ...]:
     """List a class's images, without files that are not images where these are to be left out."""
     given = gather(images, f"support: class {name!r}")
-    broken = set(find_broken([image for image in given if isinstance(image, Path)])) if skip_broken else set()
+    files = [image for image in given if isinstance(image, Path)]
+    broken = set(find_broken(files, reading.max_pixels)) if reading.skip_broken else set()
     found = tuple(image for image in given if not isinstance(image, Path) or image not in broken)
     tell_skipped(len(broken))
     if not found:

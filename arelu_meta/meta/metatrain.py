@@ -52,6 +52,7 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
         import_learn2learn()
     splits = note_seen(load_class_splits(config.data, config.task, config.run.seed), seen)
     folder.check_split(splits.describe())
+    config = replace(config, data=replace(config.data, range=splits.train.range))
     check_patience(config, splits)
     model, spec, notes = make_model(config, splits)
     splits = replace(splits, notes=(*splits.notes, *notes))

@@ -56,6 +56,7 @@ def make_model(config: MetatrainConfig, splits: ClassSplits) -> tuple[nn.Module,
     check_act_lr(model, inner_of(config.meta))
     train_mode(model, config.meta.normalization)
     classes = splits.describe()["train_classes"]
+    spec = replace(spec, inputs=replace(spec.inputs, range=splits.train.range))
     spec = replace(spec, classes=classes, meta=_meta_of(config, splits), config=asdict(config))
     return model, spec, [f"head: new, {head.note}" if head.new else head.note] if head.note else []
 

@@ -22,7 +22,7 @@ DECIDES_NOTHING = (
     *("run.detect_anomaly", "run.deterministic", "data.workers", "data.cache", "data.download", "meta.task_chunk"),
     *("data.root", "train.channels_last"),  # images are compared one by one; the order of memory is the device's
 )
-_RESOLVED_LATER = (("model.head_init", "auto"),)  # once a checkpoint's classes are known
+_RESOLVED_LATER = (("model.head_init", "auto"), ("data.range", "auto"))  # once classes and pixels are known
 _LENGTHS = ("train.epochs", "meta.steps")
 _RATES = ("optim.lr", "optim.head_lr", "optim.act_lr")  # a run that diverged goes on at a smaller one
 

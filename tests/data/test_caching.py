@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,3 +43,14 @@ def test_auto_leaves_a_set_alone_that_would_not_fit(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(caching, "_MOST_BYTES", 20 * 8 * 4 * 3)
     assert keep_decoded(images, "auto") is not images
     assert keep_decoded(images, False) is images
+
+
+def test_auto_counts_pixels_before_it_decodes_and_both_sets_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    images = replace(_images(reads), known_sizes=np.array([(10_000, 12_000)] * 20))
+    assert decoded_bytes(images) == 20 * 10_000 * 12_000 * 3
+    assert keep_decoded(images) is images
+    small = replace(_images(reads), known_sizes=np.array([(8, 4)] * 20))
+    assert keep_decoded(small, "auto", beside=images) is small
+    assert reads == []
+    assert keep_decoded(small, "auto", beside=small) is not small

@@ -1,9 +1,11 @@
 import itertools
 import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from arelu_meta.data.images import (
     split_whole,
 )
 from arelu_meta.data.named import load_digits
+from arelu_meta.data.reading import Reading
 from arelu_meta.data.splitting import take_fold
 from arelu_meta.errors import InputError
 
@@ -251,7 +254,7 @@ def test_a_file_that_is_no_image_is_named_with_the_number_of_others(spoilt: Path
 
 
 def test_skip_broken_leaves_broken_files_out_and_lists_them(spoilt: Path) -> None:
-    splits = load_folder(spoilt, seed=0, skip_broken=True)
+    splits = load_folder(spoilt, seed=0, reading=Reading(skip_broken=True))
     assert splits.skipped == ("rose/broken.jpg", "tulip/empty.png")
     assert splits.describe()["skipped"] == ["rose/broken.jpg", "tulip/empty.png"]
     assert len(_all_names(splits)) == 16
@@ -263,7 +266,10 @@ def test_skip_broken_counts_the_parts_of_a_split_folder_together(spoilt: Path, t
     for part in ("train", "test"):
         _tree(root / part, rose=6, tulip=6)
         (root / part / "rose" / "broken.jpg").write_text("a note")
-    assert load_folder(root, 0, skip_broken=True).skipped == ("train/rose/broken.jpg", "test/rose/broken.jpg")
+    assert load_folder(root, 0, reading=Reading(skip_broken=True)).skipped == (
+        "train/rose/broken.jpg",
+        "test/rose/broken.jpg",
+    )
 
 
 def test_a_class_whose_every_image_is_broken_is_a_class_without_an_image(tmp_path: Path) -> None:
@@ -271,7 +277,7 @@ def test_a_class_whose_every_image_is_broken_is_a_class_without_an_image(tmp_pat
     (tmp_path / "weed").mkdir()
     (tmp_path / "weed" / "note.jpg").write_text("a note")
     with pytest.raises(InputError, match=r"class 'weed' .* has no image"):
-        load_folder(tmp_path, seed=0, skip_broken=True)
+        load_folder(tmp_path, seed=0, reading=Reading(skip_broken=True))
 
 
 def test_an_image_that_vanishes_after_it_was_found_is_named(tmp_path: Path) -> None:
@@ -482,7 +488,7 @@ def test_a_name_whose_letters_a_file_system_took_apart_is_the_same_class(tmp_pat
 @pytest.mark.parametrize(("folds", "images", "needed"), [(2, 3, 4), (3, 2, 3), (5, 4, 5)])
 def test_a_class_that_is_too_small_for_the_folds_is_named(tmp_path: Path, folds: int, images: int, needed: int) -> None:
     def pooled(tulips: int) -> Splits:
-        whole = read_folder(_tree(tmp_path / str(tulips), rose=20, tulip=tulips), tmp_path, skip_broken=False)
+        whole = read_folder(_tree(tmp_path / str(tulips), rose=20, tulip=tulips), tmp_path, Reading())
         return Splits(whole, whole.subset([]), whole.subset([]))
 
     with pytest.raises(InputError, match=rf"data\.folds: {folds} is more than class 'tulip' .* at least {needed} im"):
@@ -490,6 +496,68 @@ def test_a_class_that_is_too_small_for_the_folds_is_named(tmp_path: Path, folds:
     for fold in range(1, folds + 1):
         parts = take_fold(pooled(needed), folds, fold, seed=0)
         assert all(_counts(part)["tulip"] for part in (parts.train, parts.validation, parts.test))
+
+
+# -- pixels of more than 8 bits ----------------------------------------------------------------------------------------
+
+
+def _deep(root: Path, **values: Sequence[float]) -> Path:
+    """Write a folder of 4 images a class, of two halves each: black, and one of these values."""
+    for name, tops in values.items():
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            shares = any(isinstance(top, float) for top in tops)
+            kind: type[Any] = np.float32 if shares else np.uint16 if min(tops) >= 0 else np.int32
+            pixels = np.array([[0, tops[number % len(tops)]]], dtype=kind)
+            Image.fromarray(pixels).save(root / name / f"{number}.tif")
+    return root
+
+
+def _whites(splits: Splits) -> set[int]:
+    parts = (splits.train, splits.validation, splits.test)
+    return {part[index][0].getpixel((1, 0))[0] for part in parts for index in range(len(part))}  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("values", "range", "whites"),
+    [
+        ({"dark": [200], "light": [4000]}, "0-4095", {12, 249}),  # 12 bits in 16
+        ({"dark": [250], "light": [300]}, "0-1023", {62, 74}),
+        ({"dark": [0.5], "light": [1.02]}, "0-1", {127, 255}),
+        ({"cold": [-1000, 3000], "warm": [3000]}, "-1000-3000", {0, 255}),
+    ],
+)
+def test_pixels_of_more_than_8_bits_have_one_range_in_all_of_a_data_set(
+    tmp_path: Path, values: dict[str, Sequence[float]], range: str, whites: set[int]
+) -> None:
+    splits = load_folder(_deep(tmp_path, **values), seed=0)
+    assert {part.range for part in (splits.train, splits.validation, splits.test)} == {range}
+    assert _whites(splits) == whites
+    said = rf"8 images of more than 8 bits, whose pixels go from \S+ to \S+: read as {range} \(--data\.range"
+    assert any(re.match(said, note) for note in splits.notes)
+
+
+def test_the_parts_of_a_data_set_have_the_same_range_and_a_declared_one_is_kept(tmp_path: Path) -> None:
+    _deep(tmp_path / "train", dark=[200], light=[4000])
+    _deep(tmp_path / "test", dark=[60], light=[100])
+    assert load_folder(tmp_path, seed=0).test.range == "0-4095"
+    declared = load_images(DataConfig(root=str(tmp_path), range="0-200"), 0)
+    assert _whites(declared) == {76, 127, 255}
+    with pytest.raises(InputError, match=r"data\.range: '9-3' is not allowed; give LOW-HIGH, the lower first"):
+        load_images(DataConfig(root=str(tmp_path), range="9-3"), 0)
+
+
+def test_a_plain_8_bit_set_has_no_range_and_nothing_is_said(tmp_path: Path) -> None:
+    splits = load_folder(_tree(tmp_path, rose=6, tulip=6), seed=0)
+    assert (splits.train.range, splits.notes) == ("auto", ())
+
+
+def test_an_image_beyond_the_limit_is_not_left_out_as_if_it_were_none(tmp_path: Path) -> None:
+    _tree(tmp_path, rose=6, tulip=6)
+    Image.new("RGB", (50, 50)).save(tmp_path / "rose" / "large.png")
+    with pytest.raises(InputError, match=r"large\.png' has 50 x 50 pixels; at most .* give --data\.max_pixels 2500"):
+        load_folder(tmp_path, 0, Reading(skip_broken=True, max_pixels=2499))
+    assert len(_all_names(load_folder(tmp_path, 0, Reading(max_pixels=2500)))) == 13
 
 
 # -- per_class --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 
 from arelu_meta.data.images import ImageSet
-from arelu_meta.data.loading import Batches, InputSpec, build_transform
+from arelu_meta.data.loading import Batches, InputSpec, build_transform, note_crop
 from arelu_meta.errors import InputError
 
 COLOUR = InputSpec(32, 3, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0), "bilinear")
@@ -178,3 +179,38 @@ def test_an_images_augmentation_does_not_depend_on_its_batch_and_leaves_the_gene
     assert states() == before
     assert len({tuple(row) for row in found.values()}) == 12
     assert by_image(12) == by_image(2) == found
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("fit", "sees"), [("crop", False), ("pad", True), ("squash", True)])
+@pytest.mark.parametrize("training", [True, False])
+def test_pad_and_squash_keep_what_stands_at_the_edge_of_a_wide_image(
+    fit: str, sees: bool, training: bool, channels: int
+) -> None:
+    spec = InputSpec(32, channels, (0.5,) * channels, (0.5,) * channels, "bilinear", 0.9, fit=fit)
+    image = Image.new("L" if channels == 1 else "RGB", (96, 32), "black")
+    image.paste("white", (0, 0, 12, 32))
+    transform = build_transform(spec, training, mirrored=False)
+    found = torch.stack([transform(image) for _ in range(8)]).amax()
+    assert (float(found) > 0.8) == sees
+    assert transform(image).shape == (channels, 32, 32)
+
+
+def test_a_very_thin_image_is_padded_and_squashed_too() -> None:
+    for fit in ("pad", "squash"):
+        for training in (True, False):
+            spec = InputSpec(32, 3, (0.5,) * 3, (0.5,) * 3, "bilinear", fit=fit)
+            assert build_transform(spec, training)(Image.new("RGB", (3000, 10))).shape == (3, 32, 32)
+
+
+def test_what_the_crop_leaves_out_is_said_where_it_is_more_than_a_third_of_many_images() -> None:
+    sizes = np.array([(160, 90)] * 5 + [(40, 30)] * 5)
+    images = ImageSet(("a", "b"), np.zeros(10, dtype=np.int64), tuple("0123456789"), _read_nothing, known_sizes=sizes)
+    assert "more than a third of 5 of 10 training images; --data.fit pad" in note_crop(images, COLOUR)[0]
+    assert note_crop(images, replace(COLOUR, fit="pad")) == ()
+    assert note_crop(images.subset([0, *range(5, 10)]), COLOUR) != ()
+    assert note_crop(images.subset(range(5, 10)), COLOUR) == ()
+
+
+def _read_nothing(name: str) -> Image.Image:
+    raise AssertionError(name)

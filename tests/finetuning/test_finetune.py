@@ -16,9 +16,11 @@ from timm.layers import convert_sync_batchnorm
 from arelu_meta import evaluate, finetune, swap_activations
 from arelu_meta.activations.arelu import GatedAReLU
 from arelu_meta.backbones.saving import load_model, read_tensors
-from arelu_meta.config import FinetuneConfig, RunConfig
+from arelu_meta.config import DataConfig, FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError, RunError
+from arelu_meta.export.export import describe
 from arelu_meta.finetuning.finetune import _check_sync
+from arelu_meta.prediction import predict
 from arelu_meta.runs.distributed import Ranks
 
 Make = Callable[..., FinetuneConfig]
@@ -284,6 +286,37 @@ def test_a_run_goes_on_though_val_and_test_lack_a_class_and_says_so(
     said = capsys.readouterr().out
     assert "read from seg_train/ (training), seg_dev/ (validation), seg_test/ (test)" in said
     assert "no validation image of 1 of 3 classes (d); no test image of 1 of 3 classes (b)" in said
+
+
+def test_what_reads_the_images_of_a_run_goes_with_its_model(
+    digits: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Range and fit: evaluate, predict, the run that resumes and the exported file's description do the same."""
+    random = np.random.default_rng(0)
+    for name, tops in {"dark": (100, 900), "light": (2600, 4000)}.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = random.integers(*tops, (16, 40)).astype(np.uint16)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{index}.png")
+    config = digits(
+        "run", data_root=str(tmp_path / "images"), data_per_class=None, data_fit="pad", train_epochs=20, optim_lr=0.01
+    )
+    results = finetune(config)
+    assert results["test_accuracy"] == 1
+    assert "24 images of more than 8 bits, whose pixels go from" in capsys.readouterr().out
+    assert "range: 0-4095" in (tmp_path / "run" / "config.yaml").read_text()
+    _, spec = load_model(tmp_path / "run")
+    assert (spec.inputs.range, spec.inputs.fit) == ("0-4095", "pad")
+    assert describe(spec, "onnx")["preprocessing"]["crop_mode"] == "border"
+    assert any("0-4095 becomes 0-255" in step for step in describe(spec, "onnx")["steps"])
+    assert evaluate(tmp_path / "run")["test_accuracy"] == 1
+    other = tmp_path / "other" / "dark"  # alone, its 600 would be the white of 10 bits
+    other.mkdir(parents=True)
+    Image.fromarray(np.full((16, 40), 600, dtype=np.uint16)).save(other / "a.png")
+    assert evaluate(tmp_path / "run", DataConfig(root=str(other.parent)))["test_accuracy"] == 1
+    assert predict(tmp_path / "run", [other / "a.png"])[0].name == "dark"
+    config.run.resume = "auto"
+    assert finetune(config)["test_accuracy"] == 1
 
 
 def _coloured(root: Path, colours: dict[str, tuple[int, int, int]]) -> Path:

@@ -24,10 +24,12 @@ from arelu_meta.data.images import (
     find_root,
     load_images,
     read_folder,
+    read_folders,
     training_parts,
 )
 from arelu_meta.data.named import NAMED_SETS, load_digits, load_part
-from arelu_meta.data.sets import note_copies, note_passed
+from arelu_meta.data.reading import Reading
+from arelu_meta.data.sets import note_copies
 from arelu_meta.errors import InputError, nearest_names
 
 _HELD_OUT_IMAGES = 0.2
@@ -53,7 +55,7 @@ def load_class_splits(config: DataConfig, task: TaskConfig, seed: int) -> ClassS
         if part is not None:
             check_class_sizes(part, task, f" to {use} on")
     parts = [splits.train, splits.validation, splits.test]
-    return replace(splits, notes=(*splits.notes, *note_copies(parts), *note_passed([splits.train])))
+    return replace(splits, notes=(*splits.notes, *note_copies(parts), *splits.train.remarks))
 
 
 def _load_divided(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:
@@ -109,8 +111,8 @@ def load_whole(config: DataConfig) -> list[ImageSet]:
     root = find_root(config.root or "")
     folders = training_parts(root)
     if not folders:
-        return [read_folder(root, root, config.skip_broken)]
-    return [read_folder(folder, root, config.skip_broken, part=part) for part, folder in folders.items()]
+        return [read_folder(root, root, Reading.of(config))]
+    return list(read_folders(folders, root, Reading.of(config)).values())
 
 
 def _refuse_name(config: DataConfig) -> None:

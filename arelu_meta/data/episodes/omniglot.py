@@ -6,9 +6,9 @@ import numpy as np
 
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes.splits import ClassSplits, alphabet_of, alphabet_sizes, of_classes, present_classes
-from arelu_meta.data.images import ImageSet, concatenate, find_root, read_folder
+from arelu_meta.data.images import ImageSet, concatenate, find_root, read_folders
 from arelu_meta.data.provenance import compose
-from arelu_meta.data.reading import is_candidate, is_of_a_system
+from arelu_meta.data.reading import Reading, is_candidate, is_of_a_system
 from arelu_meta.errors import InputError
 
 _SMALL = ("images_background_small1", "images_background_small2")
@@ -35,7 +35,7 @@ def load_alphabets(config: DataConfig, task: TaskConfig, seed: int) -> ClassSpli
         InputError: if the data is missing, or a part has too few characters.
     """
     folders = _folders_of(config)
-    sets = [read_alphabets(folder, config.skip_broken) for folder in folders]
+    sets = [read_alphabets(folder, Reading.of(config)) for folder in folders]
     if len(sets) == 1:
         known, tested = _divide_alphabets(sets[0], seed)
     else:
@@ -52,15 +52,15 @@ def read_all_alphabets(config: DataConfig) -> ImageSet:
     Args:
         config: name, root, skip_broken.
     """
-    return concatenate([read_alphabets(folder, config.skip_broken) for folder in _folders_of(config)])
+    return concatenate([read_alphabets(folder, Reading.of(config)) for folder in _folders_of(config)])
 
 
-def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
+def read_alphabets(folder: Path, reading: Reading) -> ImageSet:
     """Read ALPHABET/CHARACTER/*.png: a class is a character of one alphabet.
 
     Args:
         folder: holds the alphabets.
-        skip_broken: leave out files that are not images.
+        reading: how files are read.
 
     Returns:
         Grey images, classes named ALPHABET/CHARACTER.
@@ -77,7 +77,7 @@ def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
                 )
     if not alphabets:
         raise InputError(f"data.root: {str(folder)!r} holds no alphabet; give ALPHABET/CHARACTER/IMAGE")
-    parts = [read_folder(alphabet, folder, skip_broken) for alphabet in alphabets]
+    parts = list(read_folders({one.name: one for one in alphabets}, folder, reading, may_lack=()).values())
     first = np.cumsum([0, *(len(part.classes) for part in parts)])
     return ImageSet(
         classes=tuple(
@@ -91,7 +91,9 @@ def read_alphabets(folder: Path, skip_broken: bool) -> ImageSet:
         channels=1,
         skipped=tuple(name for part in parts for name in part.skipped),
         known_digests=np.concatenate([part.digests() for part in parts]),
-        passed=tuple(end for part in parts for end in part.passed),
+        known_sizes=np.concatenate([part.known_sizes for part in parts if part.known_sizes is not None]),
+        range=parts[0].range,
+        remarks=parts[0].remarks,
     )
 
 
