@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from arelu_meta.backbones.swap import SwapReport, swap_activations, unswap
     from arelu_meta.evaluation import evaluate
     from arelu_meta.finetuning.finetune import finetune
+    from arelu_meta.finetuning.freezing import set_trainable
+    from arelu_meta.finetuning.optimizer import parameter_groups
     from arelu_meta.meta.few_shot_learner import Learner
     from arelu_meta.meta.metatrain import metatrain
 
@@ -34,6 +36,8 @@ __all__ = [
     "fold",
     "list_activations",
     "metatrain",
+    "parameter_groups",
+    "set_trainable",
     "swap_activations",
     "unswap",
 ]
@@ -50,6 +54,8 @@ _HOMES = {
     "swap_activations": "arelu_meta.backbones.swap",
     "unswap": "arelu_meta.backbones.swap",
     "evaluate": "arelu_meta.evaluation",
+    "parameter_groups": "arelu_meta.finetuning.optimizer",
+    "set_trainable": "arelu_meta.finetuning.freezing",
     "finetune": "arelu_meta.finetuning.finetune",
     "metatrain": "arelu_meta.meta.metatrain",
     "Learner": "arelu_meta.meta.few_shot_learner",

@@ -34,7 +34,8 @@ META_STUDIES = ("claims small-lr --pipeline maml", "claims meta")
 
 DEVICE = r"auto|mps|(cpu|cuda|xpu)(:\d{1,3})?"
 LAST_STAGES = re.compile(r"last-([1-9]\d*)")
-MODE = rf"full|head|activations|gradual|probe|{LAST_STAGES.pattern}"
+MODE = rf"full|head|activations|norm|bias|gradual|probe|{LAST_STAGES.pattern}"
+MODES = "full, head, activations, norm, bias, gradual, probe or last-N, as last-2"
 LARGEST_IMAGE = 2**12  # pixels a side: 200 MB an image, and a few times that in a network
 MOST_PIXELS = 2**27  # an image: half a gigabyte decoded; the largest cameras and telephones take some 108 million
 RANGE = r"auto|(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)"
@@ -265,7 +266,8 @@ class TrainConfig(Settings):
     Args:
         epochs: passes over the training images.
         mode: full (every parameter); head (a linear probe: the rest stays as it is, statistics too); activations (the
-            scalars of the activations and the head); last-N (the last N stages and the head); gradual (the head first,
+            scalars of the activations and the head); norm (scale and shift of normalisation, and the head); bias (all
+            biases and the head); last-N (the last N stages and the head); gradual (the head first,
             then a stage more at a time, all by half of the training); probe (scikit-learn's logistic regression on the
             frozen features, no gradient steps).
         repeats: how many seeds, from run.seed on.
@@ -289,7 +291,9 @@ class TrainConfig(Settings):
     """
 
     epochs: int = setting(20, least=1)
-    mode: str = setting("full", pattern=MODE, words="full, head, activations, gradual, probe or last-N, as last-2")
+    mode: str = setting(
+        "full", pattern=MODE, words="full, head, activations, norm, bias, gradual, probe or last-N, as last-2"
+    )
     repeats: int = setting(1, least=1)
     freeze_bn: bool | Literal["auto"] = "auto"
     sync_bn: bool = False

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.calibration import reestimate_batch_norm
 from arelu_meta.backbones.create import check_model_name, create_backbone, load_backbone, size_argument
+from arelu_meta.backbones.heads import heads_of, zero_head
 from arelu_meta.backbones.initialization import OPENED, is_gate_that_learns
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
@@ -218,32 +219,6 @@ def check_gates(model: nn.Module, open_gates: float | None) -> None:
             f"optim.open_gates: {open_gates} opens the gates of preserve, and this model has none that learns; "
             "give --model.activation arelu --model.init preserve with it"
         )
-
-
-def heads_of(model: nn.Module) -> list[nn.Module]:
-    """List a model's heads: timm models have one or, where distilled, two.
-
-    Args:
-        model: with timm's `get_classifier`.
-    """
-    classifier = model.get_classifier()  # type: ignore[operator]
-    return list(classifier) if isinstance(classifier, tuple | list) else [classifier]
-
-
-def zero_head(model: nn.Module) -> None:
-    """Start a new head on pretrained features at zero, so that its noise does not shake them in the first steps.
-
-    Args:
-        model: with timm's `get_classifier`; its head is changed in place.
-
-    Source: the fine-tuning of Kolesnikov et al. 2020 (Big Transfer).
-    """
-    for head in heads_of(model):
-        for module in head.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.zeros_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
 
 def inputs_of(model: nn.Module, channels: int, image_size: int | None) -> InputSpec:

@@ -9,15 +9,8 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from arelu_meta.backbones.from_config import (
-    Head,
-    build_with_head,
-    check_forward,
-    check_gates,
-    check_model_config,
-    heads_of,
-    zero_head,
-)
+from arelu_meta.backbones.from_config import Head, build_with_head, check_forward, check_gates, check_model_config
+from arelu_meta.backbones.heads import heads_of, zero_head
 from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.networks import PAPER_NETS

@@ -8,6 +8,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from arelu_meta.config import LAST_STAGES, TrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters, head_parameters
+from arelu_meta.validation import checked
+
+_SMALL = ("norm", "bias")  # modes whose few parameters lie all over the backbone
 
 
 def keeps_features(mode: str) -> bool:
@@ -19,21 +22,22 @@ def keeps_features(mode: str) -> bool:
     return mode in ("head", "probe")
 
 
-def stages(model: nn.Module) -> list[list[str]]:
+def stages(model: nn.Module, head: str | None = None) -> list[list[str]]:
     """Divide a backbone's parameters into stages, from the stem on.
 
     Args:
         model: a timm model, whose own groups are taken (those of layer-wise decay, coarse), or another one, whose
             children are its stages.
+        head: the path of the head; default: as `heads_of` finds it.
 
     Returns:
         Parameters' names, stage by stage; the head's are left out, and a last norm belongs to the stage before it.
     """
     parameters = dict(model.named_parameters())
-    head = {id(parameter) for parameter in head_parameters(model)}
+    of_head = {id(parameter) for parameter in head_parameters(model, head)}
     found: list[list[str]] = []
     for names in _groups(model, parameters):
-        names = [name for name in names if id(parameters[name]) not in head]
+        names = [name for name in names if id(parameters[name]) not in of_head]
         if found and names and all(parameters[name].ndim < 2 for name in names):
             found[-1] += names
         elif names:
@@ -79,18 +83,50 @@ def unfrozen_stages(mode: str, stage_count: int, epoch: int, epochs: int) -> int
     return stage_count if mode == "full" else 0
 
 
-def set_learning(model: nn.Module, config: TrainConfig, epoch: int | None = None) -> None:
+@checked
+def set_trainable(model: nn.Module, mode: str, head: str | None = None) -> dict[str, tuple[int, int]]:
+    """Let those parameters of a model learn that a mode of `--train.mode` trains, and no others.
+
+    Only `requires_grad` is set: in one's own loop, `model.eval()` for what must not move its statistics is one's own.
+
+    Args:
+        model: any module; changed in place.
+        mode: full, head, activations (their scalars and the head), norm (scale and shift of normalisation, and the
+            head), bias (biases and the head), last-N (the last N stages and the head).
+        head: the path of the head; default: what timm's `get_classifier` gives, else the last linear layer.
+
+    Returns:
+        For backbone, activations and head: how many parameters there are, and how many of them learn.
+
+    Raises:
+        InputError: if the mode is not known, or the model has not what it trains.
+
+    Example:
+        >>> from arelu_meta import create_backbone, set_trainable
+        >>> model = create_backbone("mnist_conv", num_classes=10, in_chans=1, activation="arelu")
+        >>> set_trainable(model, "activations")
+        {'backbone': (12520, 0), 'activations': (6, 6), 'head': (410, 410)}
+    """
+    allowed = "full, head, activations, norm, bias or last-N"
+    if mode not in ("full", "head", "activations", "norm", "bias") and not LAST_STAGES.fullmatch(mode):
+        raise InputError(f"mode: {mode!r} is not known; give {allowed}")
+    set_learning(model, TrainConfig(mode=mode), head=head)
+    return count_learning(model, head)
+
+
+def set_learning(model: nn.Module, config: TrainConfig, epoch: int | None = None, head: str | None = None) -> None:
     """Let those parameters learn that a mode trains, and no others.
 
     Args:
         model: changed in place.
         config: mode, epochs, freeze_bn.
         epoch: from 1; None lets all learn that do so in any epoch.
+        head: the path of the head; default: as `heads_of` finds it.
 
     Raises:
         InputError: if there are fewer stages than the mode asks for, or no activation that learns.
     """
-    divided = stages(model)
+    divided = stages(model, head)
     count = unfrozen_stages(config.mode, len(divided), config.epochs if epoch is None else epoch, config.epochs)
     if count > len(divided):
         raise InputError(
@@ -106,13 +142,35 @@ def set_learning(model: nn.Module, config: TrainConfig, epoch: int | None = None
     parameters = dict(model.named_parameters())
     model.requires_grad_(False)
     learning = [parameters[name] for names in divided[len(divided) - count :] for name in names]
-    learning += head_parameters(model) + (scalars if config.mode == "activations" else [])
+    learning += head_parameters(model, head) + (scalars if config.mode == "activations" else [])
+    learning += _small_parameters(model, config.mode)
     for parameter in learning:
         parameter.requires_grad_(True)
-    if config.freeze_bn is True:
+    if config.freeze_bn is True and config.mode not in _SMALL:
         for norm in _batch_norms(model):
             for parameter in norm.parameters(recurse=False):
                 parameter.requires_grad_(False)
+
+
+def _small_parameters(model: nn.Module, mode: str) -> list[nn.Parameter]:
+    """List what the modes norm and bias train beside the head: scale and shift of normalisation, or all biases."""
+    if mode not in _SMALL:
+        return []
+    owners = [module for module in model.modules() if mode == "bias" or _is_norm(module)]
+    found = [
+        parameter
+        for owner in owners
+        for name, parameter in owner.named_parameters(recurse=False)
+        if name == "bias" or (mode == "norm" and name == "weight")
+    ]
+    if not found:
+        raise InputError(f"train.mode: {mode!r} needs a model that has such parameters, and this one has none")
+    return found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Return True for what normalises: torch's and timm's layers, by their name, whatever acts behind them."""
+    return "Norm" in type(module).__name__ or isinstance(module, _BatchNorm)
 
 
 def set_training(model: nn.Module, config: TrainConfig) -> None:
@@ -175,20 +233,21 @@ def _batch_norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def count_learning(model: nn.Module) -> dict[str, tuple[int, int]]:
+def count_learning(model: nn.Module, head: str | None = None) -> dict[str, tuple[int, int]]:
     """Count parameters by what they are for.
 
     Args:
         model: as `set_learning` left it.
+        head: the path of the head; default: as `heads_of` finds it.
 
     Returns:
         For backbone, activations and head: how many there are, and how many of them learn.
     """
-    head = {id(parameter) for parameter in head_parameters(model)}
+    of_head = {id(parameter) for parameter in head_parameters(model, head)}
     scalars = {id(parameter) for parameter in activation_parameters(model)}
     counts = {"backbone": [0, 0], "activations": [0, 0], "head": [0, 0]}
     for parameter in model.parameters():
-        key = "activations" if id(parameter) in scalars else "head" if id(parameter) in head else "backbone"
+        key = "activations" if id(parameter) in scalars else "head" if id(parameter) in of_head else "backbone"
         counts[key][0] += parameter.numel()
         counts[key][1] += parameter.numel() * parameter.requires_grad
     return {name: (whole, learning) for name, (whole, learning) in counts.items() if whole}

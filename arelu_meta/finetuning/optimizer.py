@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.from_config import heads_of
+from arelu_meta.backbones.heads import heads_of
 from arelu_meta.config import OptimConfig
 from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.validation import checked
 
 _OF_ITS_SHAPE = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # as most optimisers call what they keep of a parameter
 _FROM_CONFIG = ("lr", "initial_lr", "weight_decay")
@@ -31,13 +32,14 @@ def check_optimizer_name(name: str) -> None:
         raise InputError(f"optim.name: {name!r} needs second derivatives; give one that steps by gradients, as adamw")
 
 
-def head_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """List the head's parameters.
+def head_parameters(model: nn.Module, head: str | None = None) -> list[nn.Parameter]:
+    """List the head's parameters; a distilled model has two heads.
 
     Args:
-        model: with timm's `get_classifier`; a distilled model has two heads.
+        model: any module.
+        head: its path; default: as `heads_of` finds it.
     """
-    return [parameter for head in heads_of(model) for parameter in head.parameters()]
+    return [parameter for one in heads_of(model, head) for parameter in one.parameters()]
 
 
 def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -69,28 +71,53 @@ def peak_rate(config: OptimConfig) -> float:
     return config.lr
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+@checked
+def parameter_groups(
+    model: nn.Module,
+    lr: float,
+    act_lr: float | None = None,
+    head_lr: float | None = None,
+    weight_decay: float = 1e-4,
+    layer_decay: float | None = None,
+    head: str | None = None,
+) -> list[dict[str, Any]]:
     """Divide the trainable parameters into head, activations' scalars and backbone, each with its learning rate.
 
     Args:
-        model: parameters that need no gradient are left out.
-        config: the rates; the decay of the rate by layer; the weight decay, from which 1-D parameters and those that
-            the model or a part of it names itself (timm's `no_weight_decay`, as position embeddings) are spared.
+        model: any module; parameters that need no gradient are left out.
+        lr: the learning rate.
+        act_lr: that of the activations' scalars (alpha, beta, t); default: lr.
+        head_lr: that of the head; default: lr.
+        weight_decay: of weights; 1-D parameters, and those that the model or a part of it names itself (timm's
+            `no_weight_decay`, as position embeddings), are spared.
+        layer_decay: each layer of a timm model below the head learns at this share of the rate of the layer above it.
+        head: the path of the head; default: what timm's `get_classifier` gives, else the last linear layer.
 
     Returns:
         Groups for a PyTorch optimiser, each with a `group_name`; empty ones are left out.
+
+    Raises:
+        InputError: if the model has no head that could be told, or no layers that timm knows of for a layer_decay.
+
+    Example:
+        >>> import torch
+        >>> from arelu_meta import create_backbone, parameter_groups
+        >>> model = create_backbone("mnist_conv", num_classes=10, in_chans=1, activation="arelu")
+        >>> groups = parameter_groups(model, lr=0.03, act_lr=3e-4)
+        >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
+        >>> sorted({(group["group_name"], group["lr"]) for group in groups})
+        [('activations', 0.0003), ('backbone', 0.03), ('head', 0.03)]
     """
-    lr = peak_rate(config)
-    head = {id(parameter) for parameter in head_parameters(model)}
+    of_head = {id(parameter) for parameter in head_parameters(model, head)}
     scalars = {id(parameter) for parameter in activation_parameters(model)}
-    rates = {"head": config.head_lr or lr, "activations": config.act_lr or lr, "backbone": lr}
+    rates = {"head": head_lr or lr, "activations": act_lr or lr, "backbone": lr}
     spared = _spared(model)
-    scales = _layer_scales(model, config.layer_decay)
+    scales = _layer_scales(model, layer_decay)
     groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {}
     for full_name, parameter in model.named_parameters():
         if parameter.requires_grad:
             key = id(parameter)
-            name = "activations" if key in scalars else "head" if key in head else "backbone"
+            name = "activations" if key in scalars else "head" if key in of_head else "backbone"
             decays = parameter.ndim > 1 and full_name not in spared
             groups.setdefault((name, decays, scales.get(key, 1.0)), []).append(parameter)
     return [
@@ -98,7 +125,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
             "group_name": name,
             "params": parameters,
             "lr": rates[name] * scale,
-            "weight_decay": config.weight_decay if decays else 0.0,
+            "weight_decay": weight_decay if decays else 0.0,
         }
         for (name, decays, scale), parameters in groups.items()
     ]
@@ -140,9 +167,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     from timm.optim import create_optimizer_v2
 
     check_optimizer_name(config.name)
+    rates = (peak_rate(config), config.act_lr, config.head_lr)
+    groups = parameter_groups(model, *rates, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
     try:
         return create_optimizer_v2(  # type: ignore[no-any-return]
-            parameter_groups(model, config),
+            groups,
             opt=config.name,
             lr=peak_rate(config),
             weight_decay=config.weight_decay,

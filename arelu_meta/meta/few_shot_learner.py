@@ -53,7 +53,7 @@ class Learner:
 
     Example:
         >>> from arelu_meta import Learner
-        >>> flowers = Learner.load("tf_efficientnet_lite0").adapt("support")  # support/daisy/1.jpg, support/tulip/…
+        >>> flowers = Learner.load("tf_efficientnet_lite0").adapt("support")  # doctest: +SKIP
         >>> [(guess.name, guess.probability) for guess in flowers.predict(["photo.jpg"])]  # doctest: +SKIP
 
     Args:

@@ -10,10 +10,12 @@ from arelu_meta.finetuning.freezing import (
     count_learning,
     set_drop_rate,
     set_learning,
+    set_trainable,
     set_training,
     stages,
     unfrozen_stages,
 )
+from arelu_meta.finetuning.optimizer import parameter_groups
 from arelu_meta.validation import validate
 
 
@@ -157,3 +159,41 @@ def test_a_drop_rate_drops_before_the_head_in_training_alone(name: str) -> None:
 def test_a_drop_rate_of_a_model_without_dropout_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.drop_rate: 0\.5 is of dropout before the head"):
         set_drop_rate(create_backbone("conv4_32"), 0.5)
+
+
+def test_small_modes_train_what_they_name_and_the_head_and_hold_what_else_there_is(model: nn.Module) -> None:
+    counts = set_trainable(model, "norm")
+    assert 0 < counts["backbone"][1] < counts["backbone"][0] / 10
+    norms = {path for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert {name.rpartition(".")[0] for name in _learning(model)} == {*norms, "fc"}
+    set_trainable(model, "bias")
+    assert {name.rpartition(".")[2] for name in _learning(model) - {"fc.weight"}} == {"bias"}
+
+
+def test_what_norm_and_bias_train_is_trained_though_statistics_are_held(model: nn.Module) -> None:
+    config = TrainConfig(mode="norm", freeze_bn=True)
+    set_learning(model, config)
+    set_training(model, config)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.weight.requires_grad and not norm.training for norm in norms)
+
+
+def test_a_module_of_ones_own_has_groups_and_modes_with_its_head_found_or_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    swap_activations(net, "arelu", example=torch.zeros(1, 3, 3, 3))
+    assert set_trainable(net, "activations") == {"backbone": (112, 0), "activations": (2, 2), "head": (10, 10)}
+    assert set_trainable(net, "head", head="0")["head"] == (112, 112)
+    set_trainable(net, "full")
+    groups = parameter_groups(net, lr=0.1, act_lr=0.01, head_lr=0.2)
+    assert {(group["group_name"], group["lr"]) for group in groups} == {
+        ("backbone", 0.1),
+        ("activations", 0.01),
+        ("head", 0.2),
+    }
+    with pytest.raises(InputError, match=r"^head: 'fc' is no module of the model"):
+        set_trainable(net, "head", head="fc")
+    with pytest.raises(InputError, match=r"^head: the model has no linear layer"):
+        parameter_groups(nn.Sequential(nn.Conv2d(3, 4, 3)), lr=0.1)
+    with pytest.raises(InputError, match=r"^mode: 'probe' is not known; give full, head"):
+        set_trainable(net, "probe")

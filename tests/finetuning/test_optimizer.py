@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -18,6 +20,11 @@ from arelu_meta.finetuning.optimizer import (
 from arelu_meta.meta.inner_loop import Inner, attach_loop
 
 
+def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    rates = (peak_rate(config), config.act_lr, config.head_lr)
+    return parameter_groups(model, *rates, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+
+
 @pytest.fixture
 def model() -> nn.Module:
     backbone = create_backbone("mnist_conv", num_classes=7)
@@ -26,13 +33,13 @@ def model() -> nn.Module:
 
 
 def test_every_parameter_is_in_exactly_one_group(model: nn.Module) -> None:
-    grouped = [id(p) for group in parameter_groups(model, OptimConfig(lr=0.1)) for p in group["params"]]
+    grouped = [id(p) for group in _groups(model, OptimConfig(lr=0.1)) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 
 
 def test_head_and_scalars_have_learning_rates_of_their_own(model: nn.Module) -> None:
     rates = {}
-    for group in parameter_groups(model, OptimConfig(lr=0.1, head_lr=0.2, act_lr=0.3)):
+    for group in _groups(model, OptimConfig(lr=0.1, head_lr=0.2, act_lr=0.3)):
         for parameter in group["params"]:
             rates[id(parameter)] = group["lr"]
     assert {rates[id(p)] for p in head_parameters(model)} == {0.2}
@@ -42,11 +49,11 @@ def test_head_and_scalars_have_learning_rates_of_their_own(model: nn.Module) -> 
 
 
 def test_without_rates_of_their_own_all_groups_learn_at_lr(model: nn.Module) -> None:
-    assert {group["lr"] for group in parameter_groups(model, OptimConfig(lr=0.05))} == {0.05}
+    assert {group["lr"] for group in _groups(model, OptimConfig(lr=0.05))} == {0.05}
 
 
 def test_weight_decay_spares_one_dimensional_parameters(model: nn.Module) -> None:
-    for group in parameter_groups(model, OptimConfig(lr=0.1, weight_decay=0.5)):
+    for group in _groups(model, OptimConfig(lr=0.1, weight_decay=0.5)):
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0)
 
@@ -61,7 +68,7 @@ def test_frozen_parameters_are_left_out(model: nn.Module) -> None:
     model.requires_grad_(False)
     for parameter in head_parameters(model):
         parameter.requires_grad_(True)
-    groups = parameter_groups(model, OptimConfig(lr=0.1))
+    groups = _groups(model, OptimConfig(lr=0.1))
     assert {group["group_name"] for group in groups} == {"head"}
 
 
@@ -133,7 +140,7 @@ def test_layers_farther_from_the_head_learn_more_slowly_and_scalars_with_their_l
     backbone = timm.create_model("test_resnet", num_classes=4)
     swap_activations(backbone, "arelu", init="preserve", example=torch.zeros(1, 3, 64, 64))
     rates: dict[int, float] = {}
-    for group in parameter_groups(backbone, OptimConfig(lr=0.1, act_lr=0.2, layer_decay=0.5)):
+    for group in _groups(backbone, OptimConfig(lr=0.1, act_lr=0.2, layer_decay=0.5)):
         rates |= {id(parameter): group["lr"] for parameter in group["params"]}
     named = {name: rates[id(parameter)] for name, parameter in backbone.named_parameters()}
     assert named["fc.weight"] == pytest.approx(0.1)
@@ -146,14 +153,14 @@ def test_layers_farther_from_the_head_learn_more_slowly_and_scalars_with_their_l
 
 def test_layer_decay_of_a_model_that_names_no_layers_is_refused_not_ignored() -> None:
     with pytest.raises(InputError, match=r"optim\.layer_decay: 0\.5 needs a timm model"):
-        parameter_groups(create_backbone("conv4", num_classes=4), OptimConfig(lr=0.1, layer_decay=0.5))
+        _groups(create_backbone("conv4", num_classes=4), OptimConfig(lr=0.1, layer_decay=0.5))
 
 
 def test_what_a_model_names_itself_is_spared_from_weight_decay() -> None:
     backbone = timm.create_model("test_vit", num_classes=4)
     spared = {id(p) for name, p in backbone.named_parameters() if name in backbone.no_weight_decay() and p.ndim > 1}
     assert spared
-    for group in parameter_groups(backbone, OptimConfig(lr=0.1, weight_decay=0.5)):
+    for group in _groups(backbone, OptimConfig(lr=0.1, weight_decay=0.5)):
         for parameter in group["params"]:
             if id(parameter) in spared:
                 assert group["weight_decay"] == 0
@@ -163,7 +170,7 @@ def test_learned_rates_of_an_inner_loop_are_spared_from_weight_decay() -> None:
     backbone = create_backbone("mnist_linear", num_classes=4, in_chans=1, img_size=8)
     loop = attach_loop(backbone, Inner(0.1, 2, algorithm="metasgd"))
     rates = {id(p) for p in loop.parameters() if p.ndim > 1}
-    groups = parameter_groups(backbone, OptimConfig(lr=0.1, weight_decay=0.5))
+    groups = _groups(backbone, OptimConfig(lr=0.1, weight_decay=0.5))
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert rates
     assert {decays[key] for key in rates} == {0}
@@ -172,4 +179,4 @@ def test_learned_rates_of_an_inner_loop_are_spared_from_weight_decay() -> None:
 
 def test_a_rate_that_was_not_looked_for_is_refused() -> None:
     with pytest.raises(InputError, match=r"optim\.lr: 'auto' is not allowed here"):
-        parameter_groups(timm.create_model("test_vit"), OptimConfig(lr="auto"))
+        _groups(timm.create_model("test_vit"), OptimConfig(lr="auto"))
