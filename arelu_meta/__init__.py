@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from arelu_meta.finetuning.freezing import set_trainable
     from arelu_meta.finetuning.optimizer import parameter_groups
     from arelu_meta.meta.few_shot_learner import Learner
+    from arelu_meta.meta.engine import meta_gradient
     from arelu_meta.meta.metatrain import metatrain
 
 __version__ = "0.2.0.dev0"
@@ -35,6 +36,7 @@ __all__ = [
     "finetune",
     "fold",
     "list_activations",
+    "meta_gradient",
     "metatrain",
     "parameter_groups",
     "set_trainable",
@@ -57,6 +59,7 @@ _HOMES = {
     "parameter_groups": "arelu_meta.finetuning.optimizer",
     "set_trainable": "arelu_meta.finetuning.freezing",
     "finetune": "arelu_meta.finetuning.finetune",
+    "meta_gradient": "arelu_meta.meta.engine",
     "metatrain": "arelu_meta.meta.metatrain",
     "Learner": "arelu_meta.meta.few_shot_learner",
 }
