@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from arelu_meta.finetuning.finetune import finetune
     from arelu_meta.finetuning.freezing import set_trainable
     from arelu_meta.finetuning.optimizer import parameter_groups
-    from arelu_meta.meta.few_shot_learner import Learner
     from arelu_meta.meta.engine import meta_gradient
+    from arelu_meta.meta.few_shot_learner import Learner
     from arelu_meta.meta.metatrain import metatrain
 
 __version__ = "0.2.0.dev0"
