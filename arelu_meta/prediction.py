@@ -73,7 +73,7 @@ def predict(
         RunError: if a prediction is NaN or infinite.
     """
     listed = list(images) if isinstance(images, tuple) else images
-    read = DataConfig(batch_size=batch_size, skip_broken=skip_broken)
+    read = DataConfig(batch_size=batch_size, skip_broken=skip_broken, max_pixels=max_pixels)
     config = PredictConfig(checkpoint, listed, support, None, top_k, probabilities, data=read)  # type: ignore[arg-type]
     config.run = config.run if run is None else run
     validate(config)
