@@ -246,8 +246,10 @@ def test_where_the_first_epoch_becomes_nan_the_time_is_told_all_the_same(monkeyp
 def _few_shot_folder(root: Path, images: int) -> Path:
     for name in "abcdefghij":
         (root / name).mkdir(parents=True)
-        for number in range(images):
-            Image.new("L", (8, 8), 20 * number).save(root / name / f"{number}.png")
+        for number in range(images):  # no two alike: no query is a copy of a support image
+            image = Image.new("L", (8, 8), 5 * number)
+            image.putpixel((0, 0), 20 * ord(name) % 251)
+            image.save(root / name / f"{number}.png")
     return root
 
 
