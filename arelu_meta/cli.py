@@ -88,7 +88,7 @@ TASKS: dict[str, Task] = {
         configs.ActivationsConfig, "arelu_meta.activations.commands:activations_task", "every activation by name"
     ),
     "claims": Task(
-        configs.ClaimsConfig, "arelu_meta.claims.task:claims_task", "the paper's claims as studies, judged", ("study",)
+        configs.ClaimsConfig, "arelu_meta.claims.study:claims_task", "the paper's claims as studies, judged", ("study",)
     ),
     "sweep": Task(
         configs.SweepConfig, "arelu_meta.sweep.sweep:sweep_task", "many runs, on this machine or a cluster", ("spec",)

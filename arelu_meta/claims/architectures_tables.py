@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.outcome import Heatmap, Outcome, Table
 from arelu_meta.claims.small_lr_tables import FEWEST_RATES, ORIGINAL, Runs, course_curves, edge_notes, is_ours, spread
+from arelu_meta.claims.tables import Heatmap, Outcome, Table
 from arelu_meta.errors import counted
 from arelu_meta.statistics import Comparison, compare, judge
 

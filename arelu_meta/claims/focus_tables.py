@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.outcome import Outcome, Picture, Table
 from arelu_meta.claims.small_lr_tables import ORIGINAL, is_ours, spread, start_notes
+from arelu_meta.claims.tables import Outcome, Picture, Table
 from arelu_meta.errors import counted
 from arelu_meta.statistics import Comparison, compare, judge
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.outcome import (
+from arelu_meta.claims.plain_nets import SMALLEST
+from arelu_meta.claims.tables import (
     Curves,
     Heatmap,
     Outcome,
@@ -17,7 +18,6 @@ from arelu_meta.claims.outcome import (
     described,
     mean_series,
 )
-from arelu_meta.claims.plain_nets import SMALLEST
 from arelu_meta.statistics import Comparison, compare, judge
 
 OURS, STANDARD = "arelu", "relu"

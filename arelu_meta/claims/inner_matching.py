@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec
-from arelu_meta.claims.matching import STEPS, changed, matched
+from arelu_meta.claims.matched_learning_rate import STEPS, changed, matched
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import ClassSplits, TaskBatch, load_class_splits
 from arelu_meta.meta.engine import VmappedModel

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from arelu_meta.claims.in_memory_training import make_network
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.small_nets import make_network
 from arelu_meta.config import DataConfig, OptimConfig, TaskConfig
 from arelu_meta.data.episodes import Pool, TensorSampler, load_class_splits, load_pool, load_whole
 from arelu_meta.data.images import ImageSet, concatenate

@@ -10,7 +10,8 @@ import numpy as np
 
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.meta_runs import ALL, WAYS
-from arelu_meta.claims.outcome import (
+from arelu_meta.claims.small_lr_tables import spread
+from arelu_meta.claims.tables import (
     Curves,
     Heatmap,
     Outcome,
@@ -19,7 +20,6 @@ from arelu_meta.claims.outcome import (
     described,
     mean_series,
 )
-from arelu_meta.claims.small_lr_tables import spread
 from arelu_meta.errors import counted
 from arelu_meta.statistics import Comparison, compare, judge
 

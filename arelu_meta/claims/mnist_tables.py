@@ -12,7 +12,7 @@ import numpy as np
 
 from arelu_meta.activations.registry import ALIASES
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Table, described, mean_series
+from arelu_meta.claims.tables import Curves, Heatmap, Outcome, Table, described, mean_series
 from arelu_meta.statistics import Comparison, compare, compare_published, correct, judge
 
 OURS, STANDARD = "arelu", "relu"

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arelu_meta.activations.registry import create_activation
+from arelu_meta.claims.in_memory_training import accuracy, epoch_order, make_optimizer
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.small_nets import accuracy, epoch_order, make_optimizer
 from arelu_meta.claims.tensors import Tensors, scaled
 
 WIDTH = 64

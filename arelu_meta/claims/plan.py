@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from arelu_meta.claims.ledger import Ledger
-from arelu_meta.claims.outcome import Outcome
 from arelu_meta.claims.running import Work
+from arelu_meta.claims.tables import Outcome
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 from arelu_meta.claims.inner_matching import matched_inner_rate
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.matching import NoMatchError, matched_rate
+from arelu_meta.claims.matched_learning_rate import NoMatchError, matched_rate
 from arelu_meta.claims.running import one_thread, probe
 from arelu_meta.claims.scratch import run_apart
 from arelu_meta.claims.small_lr_tables import MATCHED, ORIGINAL

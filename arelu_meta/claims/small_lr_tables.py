@@ -6,8 +6,8 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.matching import STEPS
-from arelu_meta.claims.outcome import Curves, Heatmap, Outcome, Table, mean_series
+from arelu_meta.claims.matched_learning_rate import STEPS
+from arelu_meta.claims.tables import Curves, Heatmap, Outcome, Table, mean_series
 from arelu_meta.statistics import Comparison, area_over_rates, compare, judge, rate_equivalent
 
 ORIGINAL, MATCHED = "original", "matched:"

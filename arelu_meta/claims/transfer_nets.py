@@ -8,9 +8,9 @@ from torch import nn
 
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.swap import swap_activations
+from arelu_meta.claims.in_memory_training import accuracy, make_optimizer, train_epoch
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.small_lr_tables import ORIGINAL
-from arelu_meta.claims.small_nets import accuracy, make_optimizer, train_epoch
 from arelu_meta.claims.tensors import Tensors, scaled
 from arelu_meta.claims.transfer_data import PairData
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.outcome import Outcome
 from arelu_meta.claims.small_lr_tables import conclude as conclude_pair
+from arelu_meta.claims.tables import Outcome
 from arelu_meta.statistics import judge
 
 

@@ -10,15 +10,15 @@ import yaml
 
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.claims import (
-    architectures_study,
-    focus_study,
-    gradients_study,
-    meta_study,
-    mnist_study,
+    architectures,
+    focus,
+    gradients,
+    maml,
+    mnist,
+    small_lr,
     small_lr_runs,
-    small_lr_study,
+    transfer,
     transfer_nets,
-    transfer_study,
 )
 from arelu_meta.claims.plain_nets import PlainNet
 from arelu_meta.claims.recipes import resolve
@@ -68,10 +68,10 @@ def _config(words: str) -> ClaimsConfig:
 
 def _trials(config: ClaimsConfig) -> list[Any]:
     if config.study == "transfer":
-        small, large = transfer_study.list_trials(config, read_pairs(config.pairs))
+        small, large = transfer.list_trials(config, read_pairs(config.pairs))
         return [*small, *(trial for trials in large.values() for trial in trials)]
-    modules = {"mnist": mnist_study, "gradients": gradients_study, "meta": meta_study, "small-lr": small_lr_study}
-    modules |= {"architectures": architectures_study, "focus": focus_study}
+    modules = {"mnist": mnist, "gradients": gradients, "meta": maml, "small-lr": small_lr}
+    modules |= {"architectures": architectures, "focus": focus}
     return list(modules[config.study].list_trials(config))
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from arelu_meta.claims import gradients_study
-from arelu_meta.claims.gradients_study import list_trials
+from arelu_meta.claims import gradients
+from arelu_meta.claims.gradients import list_trials
 from arelu_meta.claims.gradients_tables import conclude
 from arelu_meta.claims.plain_nets import SMALLEST, GradientTrial, PlainNet, build, gain, gradient_norms, train
 from arelu_meta.claims.recipes import depths, resolve
-from arelu_meta.claims.task import claims_task
+from arelu_meta.claims.study import claims_task
 from arelu_meta.claims.tensors import Tensors, load_tensors
 from arelu_meta.cli import main, parse
 from arelu_meta.config import DataConfig
@@ -171,7 +171,7 @@ def test_a_study_of_gradients_ends_with_rows_verdicts_and_a_page_and_goes_on_whe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "study"
-    work, calls = gradients_study.work, []
+    work, calls = gradients.work, []
 
     def killed(shelf: Any, device: str, trials: Any) -> Any:
         calls.append(trials)
@@ -179,10 +179,10 @@ def test_a_study_of_gradients_ends_with_rows_verdicts_and_a_page_and_goes_on_whe
             raise KeyboardInterrupt
         return work(shelf, device, trials)
 
-    monkeypatch.setattr(gradients_study, "work", killed)
+    monkeypatch.setattr(gradients, "work", killed)
     with pytest.raises(KeyboardInterrupt, match="3 of 8 runs are finished"):
         claims_task(parse("claims", [*_SMALL, str(folder)]))
-    monkeypatch.setattr(gradients_study, "work", work)
+    monkeypatch.setattr(gradients, "work", work)
     results = claims_task(parse("claims", [*_SMALL, str(folder), "--run.resume", "auto"]))
     assert "5 of 8 runs to do" in capsys.readouterr().out
     rows = list(csv.DictReader((folder / "runs.csv").read_text().splitlines()))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from arelu_meta.claims.inputs import check_inputs, inputs_of
 from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.task import claims_task
+from arelu_meta.claims.study import claims_task
 from arelu_meta.cli import parse
 from arelu_meta.errors import InputError
 

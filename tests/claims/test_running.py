@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from arelu_meta.claims.in_memory_training import Trial, train_one
 from arelu_meta.claims.ledger import Ledger, Row, key_of, write_rows
-from arelu_meta.claims.mnist_study import work
+from arelu_meta.claims.mnist import work
 from arelu_meta.claims.running import announce, describe_seconds, probe, run_missing
-from arelu_meta.claims.small_nets import Trial, train_one
 from arelu_meta.claims.tensors import load_tensors, shelved
 from arelu_meta.config import DataConfig
 from arelu_meta.errors import InputError

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from arelu_meta.claims import small_lr_runs, small_lr_study
+from arelu_meta.claims import small_lr, small_lr_runs
 from arelu_meta.claims.recipes import resolve
+from arelu_meta.claims.small_lr import list_trials
 from arelu_meta.claims.small_lr_runs import finetune_config
-from arelu_meta.claims.small_lr_study import list_trials
 from arelu_meta.claims.small_lr_tables import conclude
 from arelu_meta.cli import parse
 from arelu_meta.config import DataConfig, FinetuneConfig, TaskConfig
@@ -256,7 +256,7 @@ def _few_shot_folder(root: Path, images: int) -> Path:
 def _maml_plan(root: Path, rates: str) -> Any:
     words = ["small-lr", "--pipeline", "maml", "--model.name", "mnist_linear", "--data.root", str(root)]
     config = resolve(parse("claims", [*words, "--optim.lr", rates, "--train.repeats", "2"]))
-    return small_lr_study.plan(config, torch.device("cpu"))
+    return small_lr.plan(config, torch.device("cpu"))
 
 
 def test_where_no_task_is_left_to_choose_a_rate_by_one_rate_alone_is_tried(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from arelu_meta.claims import meta_runs
+from arelu_meta.claims.maml import list_trials
 from arelu_meta.claims.meta_runs import ALL, DIVIDED, MetaTrial, run
-from arelu_meta.claims.meta_study import list_trials
 from arelu_meta.claims.meta_tables import conclude
 from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.task import claims_task
+from arelu_meta.claims.study import claims_task
 from arelu_meta.cli import main, parse
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes import load_class_splits

@@ -18,8 +18,8 @@ from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import one_thread, side_by_side
+from arelu_meta.claims.small_lr import contenders_of, distinct, small_rate
 from arelu_meta.claims.small_lr_runs import model_config
-from arelu_meta.claims.small_lr_study import contenders_of, distinct, small_rate
 from arelu_meta.claims.tensors import Shelf, opened, shelved
 from arelu_meta.claims.transfer_data import PRETRAINED, PairData, backbone_config, load_pair, read_pairs
 from arelu_meta.claims.transfer_nets import Trial, transfer

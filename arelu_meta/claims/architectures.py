@@ -14,8 +14,8 @@ from arelu_meta.claims.architectures_tables import conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
+from arelu_meta.claims.small_lr import contenders_of
 from arelu_meta.claims.small_lr_runs import Trial, estimate, model_config, work
-from arelu_meta.claims.small_lr_study import contenders_of
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.data.images import load_images
 from arelu_meta.errors import InputError

@@ -12,10 +12,10 @@ import yaml
 from arelu_meta.claims.amounts import thinned
 from arelu_meta.claims.inputs import check_inputs, image_folders, inputs_of
 from arelu_meta.claims.ledger import Ledger, write_rows
-from arelu_meta.claims.outcome import Outcome, print_outcome
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import resolve
 from arelu_meta.claims.running import announce, run_missing
+from arelu_meta.claims.tables import Outcome, print_outcome
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError, counted
 from arelu_meta.runs.environment import environment
@@ -25,13 +25,13 @@ from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.validation import validate
 
 _MODULES = {
-    "mnist": "arelu_meta.claims.mnist_study",
-    "small-lr": "arelu_meta.claims.small_lr_study",
-    "gradients": "arelu_meta.claims.gradients_study",
-    "transfer": "arelu_meta.claims.transfer_study",
-    "architectures": "arelu_meta.claims.architectures_study",
-    "meta": "arelu_meta.claims.meta_study",
-    "focus": "arelu_meta.claims.focus_study",
+    "mnist": "arelu_meta.claims.mnist",
+    "small-lr": "arelu_meta.claims.small_lr",
+    "gradients": "arelu_meta.claims.gradients",
+    "transfer": "arelu_meta.claims.transfer",
+    "architectures": "arelu_meta.claims.architectures",
+    "meta": "arelu_meta.claims.maml",
+    "focus": "arelu_meta.claims.focus",
 }
 
 _NOTHING_JUDGED = (

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from arelu_meta.claims import mnist_study, small_nets, task
-from arelu_meta.claims.mnist_study import list_trials
+from arelu_meta.claims import in_memory_training, mnist
+from arelu_meta.claims.mnist import list_trials
 from arelu_meta.claims.mnist_tables import conclude, published
 from arelu_meta.claims.recipes import RECIPES, numbers, resolve
-from arelu_meta.claims.task import claims_task
+from arelu_meta.claims.study import claims_task
 from arelu_meta.cli import main, parse
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, RunError
@@ -57,7 +57,7 @@ def test_a_study_ends_with_rows_verdicts_tables_and_a_page(study: Path) -> None:
 def test_a_finished_study_says_so_and_trains_nothing(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(small_nets, "build", None)
+    monkeypatch.setattr(in_memory_training, "build", None)
     found = claims_task(parse("claims", [*_SMALL, str(study), "--run.resume", "auto"]))
     assert found == _results(study)
     assert "finished already" in capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_finished_study_that_is_widened_and_then_stopped_is_not_taken_for_fini
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(mnist_study, "estimate", interrupted)
+        patched.setattr(mnist, "estimate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             claims_task(parse("claims", words))
     assert claims_task(parse("claims", words))["seeds"] == [0, 1, 2, 3]
@@ -105,7 +105,7 @@ def test_who_interrupts_the_estimate_is_told_how_to_go_on_with_the_study(
     def interrupted(*_: object) -> float:
         raise KeyboardInterrupt("/tmp/gone/checkpoints/step-000004.pt is written")
 
-    monkeypatch.setattr(mnist_study, "estimate", interrupted)
+    monkeypatch.setattr(mnist, "estimate", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"^while the time was being estimated; 0 of 12 runs .* --run.resume"):
         claims_task(parse("claims", [*_SMALL, str(tmp_path / "study")]))
 
@@ -130,7 +130,7 @@ def test_a_study_keeps_its_folder_to_itself(tmp_path: Path, monkeypatch: pytest.
         thread.join()
         raise RunError("that is enough")
 
-    monkeypatch.setattr(task, "run_missing", meanwhile)
+    monkeypatch.setattr("arelu_meta.claims.study.run_missing", meanwhile)
     with pytest.raises(RunError, match="that is enough"):
         claims_task(config)
     assert len(refused) == 1

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from arelu_meta.claims.amounts import epochs
+from arelu_meta.claims.in_memory_training import Trial, stackable, train_one, train_stacked
 from arelu_meta.claims.ledger import Row
 from arelu_meta.claims.mnist_tables import conclude
 from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import activation_names, names, numbers, seeds
 from arelu_meta.claims.running import cores, one_thread
-from arelu_meta.claims.small_nets import Trial, stackable, train_one, train_stacked
 from arelu_meta.claims.tensors import Shelf, Tensors, load_tensors, opened, shelved
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, nearest_names

@@ -21,8 +21,8 @@ from arelu_meta.claims.plan import Plan
 from arelu_meta.claims.recipes import names, numbers, seeds
 from arelu_meta.claims.running import side_by_side
 from arelu_meta.claims.scratch import run_apart
+from arelu_meta.claims.small_lr import contenders_of
 from arelu_meta.claims.small_lr_runs import Trial, finetune_config, model_config
-from arelu_meta.claims.small_lr_study import contenders_of
 from arelu_meta.config import ClaimsConfig, DataConfig
 from arelu_meta.data.images import ImageSet, find_candidates, load_images
 from arelu_meta.data.reading import fault_of, read_image

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from arelu_meta.claims.small_nets import Trial, build, epoch_order, train_one, train_stacked
+from arelu_meta.claims.in_memory_training import Trial, build, epoch_order, train_one, train_stacked
 from arelu_meta.claims.tensors import Tensors, load_tensors, shelved
 from arelu_meta.config import DataConfig
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.networks import mnist_linear
-from arelu_meta.claims.matching import NoMatchError, first_steps, matched, solve
+from arelu_meta.claims.matched_learning_rate import NoMatchError, first_steps, matched, solve
 from arelu_meta.config import FinetuneConfig, OptimConfig
 
 
