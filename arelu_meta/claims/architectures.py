@@ -1,25 +1,36 @@
 """The study `architectures`: does an activation help mainstream networks, trained from scratch on the same budget?"""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
-from arelu_meta.claims.amounts import amount, epochs, resplit
-from arelu_meta.claims.architectures_tables import conclude
-from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import names, numbers, seeds
-from arelu_meta.claims.running import side_by_side
-from arelu_meta.claims.small_lr import contenders_of
-from arelu_meta.claims.small_lr_runs import Trial, estimate, model_config, work
+from arelu_meta.claims.small_lr import (
+    FEWEST_RATES,
+    ORIGINAL,
+    Runs,
+    Trial,
+    contenders_of,
+    course_curves,
+    edge_notes,
+    estimate,
+    is_ours,
+    model_config,
+    spread,
+    work,
+)
+from arelu_meta.claims.study import Plan, Row, amount, epochs, read_names, read_numbers, resplit, seeds_of, side_by_side
+from arelu_meta.claims.tables import Heatmap, Outcome, Table
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.data.images import load_images
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, counted
 from arelu_meta.finetuning.optimizer import check_optimizer_name
+from arelu_meta.statistics import Comparison, compare, judge
 
 
 @contextmanager
@@ -41,7 +52,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         work=partial(work, config),
         processes=side_by_side(config.processes, device),
         seconds=lambda missing: _seconds(config, missing),
-        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin, ratio),
+        conclude=lambda log, folder: conclude(log.of_all(trials), config.margin, ratio),
         headline=(
             f"{config.model.name} from scratch on {config.data.root or config.data.name or 'digits'}, "
             f"{config.data.image_size} px: {config.model.activation}, {config.optim.name}, learning rates "
@@ -61,7 +72,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
         raise InputError(
             f"model.activation: {config.model.activation!r} leaves nothing to compare; give two, as original,arelu"
         )
-    optimizers, models = names("optim.name", config.optim.name), names("model.name", config.model.name)
+    optimizers, models = read_names("optim.name", config.optim.name), read_names("model.name", config.model.name)
     if len(optimizers) > 1:
         raise InputError("optim.name: architectures takes one optimiser a study; give one")
     check_optimizer_name(optimizers[0])
@@ -83,7 +94,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
             length=config.train.epochs or 1,
         )
         for seed, model, lr, contender in itertools.product(
-            seeds(config), models, numbers("optim.lr", config.optim.lr), contenders
+            seeds_of(config), models, read_numbers("optim.lr", config.optim.lr), contenders
         )
     ]
 
@@ -91,7 +102,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
 def _check_networks(config: ClaimsConfig) -> None:
     """Refuse a network that cannot train on such images, before the first run."""
     images = load_images(config.data, config.run.seed).train
-    for name in names("model.name", config.model.name):
+    for name in read_names("model.name", config.model.name):
         model, spec = build_backbone(
             model_config(name, False, "original"), images.classes, images.channels, config.data.image_size, "finetune"
         )
@@ -104,3 +115,130 @@ def _seconds(config: ClaimsConfig, trials: Any) -> float:
     for trial in trials:
         by_model.setdefault(trial.model, []).append(trial)
     return sum(estimate(config, some) for some in by_model.values())
+
+
+def conclude(rows: Sequence[Row], margin: float, resplit: float = 0.0) -> Outcome:
+    """Judge finished runs.
+
+    Args:
+        rows: one a read-out, with `model`, `contender`, `lr`, `seed`, `step`, `accuracy`, `validation_accuracy` and
+            `test_accuracy`.
+        margin: differences within so many points do not count.
+        resplit: as in `compare`.
+
+    Returns:
+        A claim over all networks a contender, which is judged, one a network, which is described (with one network it
+        is judged), their table, and curves a network. Where there are several learning rates, each contender is read at
+        the one that is best on validation images.
+    """
+    networks = list(dict.fromkeys(row["model"] for row in rows))
+    runs = {name: Runs([row for row in rows if row["model"] == name]) for name in networks}
+    first = runs[networks[0]]
+    reference = ORIGINAL if ORIGINAL in first.contenders else first.contenders[0]
+    best = {name: {one: runs[name].best_rate(one) for one in first.contenders} for name in networks}
+    tested = {name: {one: runs[name].test(one, best[name][one]) for one in first.contenders} for name in networks}
+    images = {name: runs[name].images(reference, best[name][reference]) for name in networks}
+    comparisons = list(_comparisons(tested, images, first.contenders, reference, margin, resplit))
+    return Outcome(
+        judge(comparisons),
+        [_table(tested, best, first.contenders, reference)],
+        [course_curves(runs[name], best[name], name) for name in networks],
+        [_map(runs, best)] if len(first.rates) == 1 else [_map(runs, best), *_rates(runs)],
+        notes=_notes(runs, best),
+    )
+
+
+Tested = dict[str, dict[str, dict[int, float]]]
+"""Test accuracy in per cent, by network, contender and seed."""
+
+
+def _comparisons(
+    tested: Tested,
+    images: dict[str, int | None],
+    contenders: list[str],
+    reference: str,
+    margin: float,
+    resplit: float,
+) -> Iterator[Comparison]:
+    nothing_of_ours, several = not any(map(is_ours, contenders)), len(tested) > 1
+    all_images = [number for number in images.values() if number is not None]
+    for one in contenders:
+        if one == reference:
+            continue
+        judged = is_ours(one) or nothing_of_ours
+        if several:
+            ours, theirs = (_over_networks(tested, name) for name in (one, reference))
+            yield compare(
+                f"{one} against {reference} over {len(tested)} networks",
+                ours,
+                theirs,
+                margin,
+                images=sum(all_images) or None,
+                resplit=resplit,
+                primary=judged,
+            )
+        for network, found in tested.items():
+            yield compare(
+                f"{one} against {reference} in {network}",
+                found[one],
+                found[reference],
+                margin,
+                images=images[network],
+                resplit=resplit,
+                primary=judged and not several,
+            )
+
+
+def _over_networks(tested: Tested, contender: str) -> dict[int, float]:
+    """Average over networks, seed by seed: the seeds are the pairs, for networks are not drawn at random."""
+    shared = set.intersection(*(set(found[contender]) for found in tested.values()))
+    return {seed: float(np.mean([found[contender][seed] for found in tested.values()])) for seed in sorted(shared)}
+
+
+def _table(tested: Tested, best: dict[str, dict[str, float]], contenders: list[str], reference: str) -> Table:
+    rows = []
+    for network, found in tested.items():
+        means = {one: np.mean([*found[one].values()]) for one in contenders}
+        others = [one for one in contenders if one != reference]
+        rows.append(
+            [
+                network,
+                *(f"{spread(found[one])} (at {best[network][one]:g})" for one in contenders),
+                *(f"{means[one] - means[reference]:+.1f}" for one in others),
+            ]
+        )
+    return Table(
+        "Test accuracy in per cent, from scratch",
+        ["network", *contenders, *(f"{one} − {reference}" for one in contenders if one != reference)],
+        rows,
+        "Mean ± standard deviation over seeds, at the learning rate that is best on validation images.",
+    )
+
+
+def _map(runs: dict[str, Runs], best: dict[str, dict[str, float]]) -> Heatmap:
+    contenders = next(iter(runs.values())).contenders
+    values: list[list[float | None]] = [
+        [float(np.mean([*one.test(name, best[network][name]).values()])) for name in contenders]
+        for network, one in runs.items()
+    ]
+    return Heatmap("Test accuracy (%)", "activation", "network", contenders, list(runs), values)
+
+
+def _rates(runs: dict[str, Runs]) -> Iterator[Heatmap]:
+    for network, one in runs.items():
+        values: list[list[float | None]] = [
+            [float(np.mean([*one.test(name, lr).values()])) for lr in one.rates] for name in one.contenders
+        ]
+        rates = [f"{lr:g}" for lr in one.rates]
+        yield Heatmap(f"{network}: test accuracy (%)", "learning rate", "activation", rates, one.contenders, values)
+
+
+def _notes(runs: dict[str, Runs], best: dict[str, dict[str, float]]) -> list[str]:
+    notes = ["The pairs are seeds; that other networks would do alike is not said by the interval over these."]
+    if 1 < len(next(iter(runs.values())).rates) < FEWEST_RATES:
+        notes.append("Of two rates the better one on validation images is read; none is called the best.")
+    lost = sum(one.diverged(name, lr) for one in runs.values() for name in one.contenders for lr in one.rates)
+    at_edge = [name for name, one in runs.items() if edge_notes(one, best[name])]
+    if at_edge:
+        notes.append(f"A best rate is the largest or smallest that was tried in {', '.join(at_edge)}: look beyond it.")
+    return [*notes, f"{counted(lost, 'run')} became NaN, counted as accuracy 0."] if lost else notes

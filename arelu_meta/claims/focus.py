@@ -1,37 +1,59 @@
 """The study `focus`: does a network with an activation look at the object, by Grad-CAM?"""
 
-from collections.abc import Iterator, Sequence
+import base64
+import csv
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.saving import load_model, read_spec
-from arelu_meta.claims.amounts import amount, resplit
-from arelu_meta.claims.focus_maps import Seen, import_grad_cam, last_map, look
-from arelu_meta.claims.focus_regions import read_regions
-from arelu_meta.claims.focus_tables import conclude
-from arelu_meta.claims.ledger import Row
-from arelu_meta.claims.plan import Plan
-from arelu_meta.claims.recipes import names, numbers, seeds
-from arelu_meta.claims.running import side_by_side
-from arelu_meta.claims.scratch import run_apart
-from arelu_meta.claims.small_lr import contenders_of
-from arelu_meta.claims.small_lr_runs import Trial, finetune_config, model_config
+from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
+from arelu_meta.claims.small_lr import (
+    ORIGINAL,
+    Trial,
+    contenders_of,
+    finetune_config,
+    is_ours,
+    model_config,
+    spread,
+    start_notes,
+)
+from arelu_meta.claims.study import (
+    Plan,
+    Row,
+    amount,
+    read_names,
+    read_numbers,
+    resplit,
+    run_apart,
+    seeds_of,
+    side_by_side,
+)
+from arelu_meta.claims.tables import Outcome, Picture, Table
 from arelu_meta.config import ClaimsConfig, DataConfig
 from arelu_meta.data.images import ImageSet, find_candidates, load_images
+from arelu_meta.data.loading import InputSpec, build_transform
 from arelu_meta.data.reading import fault_of, read_image
-from arelu_meta.errors import InputError, counted
+from arelu_meta.errors import InputError, MissingExtraError, counted
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.checkpoints import digest_of
 from arelu_meta.runs.origin import of_its_run
 from arelu_meta.runs.reproducibility import choose_device
+from arelu_meta.statistics import Comparison, compare, judge
 
 _SHOWN = 5  # images in the strip
 _WORST: Row = {"image": "", "explained": "", "right": False, "entropy": 1.0, "inside": 0.0, "area": None}
@@ -80,7 +102,7 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
         work=partial(work, config),
         processes=side_by_side(config.processes, device),
         seconds=partial(estimate, config),
-        conclude=lambda ledger, folder: conclude(ledger.of_all(trials), config.margin, folder, ratio),
+        conclude=lambda log, folder: conclude(log.of_all(trials), config.margin, folder, ratio),
         headline=_headline(config, trials),
     )
 
@@ -91,8 +113,8 @@ def list_trials(config: ClaimsConfig) -> list[FocusTrial]:
     Raises:
         InputError: naming the unknown model, activation, start, optimiser or run, or where nothing is compared.
     """
-    models, rates = names("model.name", config.model.name), numbers("optim.lr", config.optim.lr)
-    optimizers = names("optim.name", config.optim.name)
+    models, rates = read_names("model.name", config.model.name), read_numbers("optim.lr", config.optim.lr)
+    optimizers = read_names("optim.name", config.optim.name)
     if len(models) > 1 or len(rates) > 1 or len(optimizers) > 1:
         raise InputError("model.name, optim.name, optim.lr: focus takes one of each a study; give one of each")
     first = FocusTrial(
@@ -122,11 +144,11 @@ def list_trials(config: ClaimsConfig) -> list[FocusTrial]:
     own = model_config(models[0], first.pretrained, "original")
     model, spec = build_backbone(own, ("a", "b"), 3, config.data.image_size, "finetune")
     last_map(model, spec.inputs)
-    return [replace(first, contender=name, seed=seed) for seed in seeds(config) for name in contenders]
+    return [replace(first, contender=name, seed=seed) for seed in seeds_of(config) for name in contenders]
 
 
 def _of_runs(text: str, first: FocusTrial) -> list[FocusTrial]:
-    folders = names("focus.runs", text)
+    folders = read_names("focus.runs", text)
     if len(folders) < 2:
         raise InputError(f"focus.runs: {text!r} leaves nothing to compare; give two folders, as a,b")
     trials = []
@@ -149,6 +171,21 @@ def _headline(config: ClaimsConfig, trials: Sequence[FocusTrial]) -> str:
         f"Grad-CAM on {where}, {trials[0].count} at the most, of {trials[0].model} fine-tuned on {trials[0].data}: "
         f"{contenders}, {amount(config)}, {counted(trials[0].length, 'epoch')}, {config.train.repeats} seeds"
     )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image to look at.
+
+    Args:
+        name: its path below the folder, or its place in a named set.
+        image: decoded.
+        label: its class's name, or None where nobody says.
+    """
+
+    name: str
+    image: Image.Image
+    label: str | None
 
 
 def images_of(config: ClaimsConfig, trial: FocusTrial) -> list[Seen]:
@@ -248,3 +285,401 @@ def estimate(config: ClaimsConfig, trials: Sequence[FocusTrial]) -> float:
     started = perf_counter()
     work(config, [short])
     return (perf_counter() - started) * sum(trial.length if not trial.run else 1 for trial in trials)
+
+
+_PICTURE_SIDE = 128  # pixels of a picture in the strip
+Map = NDArray[np.float32]
+
+
+def import_grad_cam() -> Any:
+    """Import the package grad-cam.
+
+    Raises:
+        MissingExtraError: with the command that installs it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pytorch_grad_cam
+    except ImportError as error:
+        raise MissingExtraError(
+            f"grad-cam: cannot be imported ({error}); the study focus needs it: pip install arelu-meta[focus]"
+        ) from error
+    return pytorch_grad_cam
+
+
+def last_map(model: nn.Module, inputs: InputSpec) -> nn.Module:
+    """Find the module that hands on the last map of features with more than one pixel.
+
+    Args:
+        model: a classifier.
+        inputs: what it takes.
+
+    Raises:
+        InputError: if there is none, as in a transformer or a network of linear layers.
+    """
+    last: list[nn.Module] = []
+
+    def look(module: nn.Module, _: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
+        width = getattr(model, "num_features", None)
+        channels_last = output.dim() == 4 and output.shape[-1] == width != output.shape[1]
+        if channels_last or (output.dim() == 3 and output.shape[1] > 1):
+            last.clear()  # tokens: the maps before them are not what decides
+        elif output.dim() == 4 and min(output.shape[2:]) > 1:
+            last[:] = [module]
+
+    hooks = [module.register_forward_hook(look) for module in model.modules() if module is not model]
+    try:
+        with torch.no_grad():
+            size = (1, inputs.channels, inputs.image_size, inputs.image_size)
+            model.eval()(torch.zeros(size, device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not last:
+        raise InputError(
+            f"model.name: a {type(model).__name__} at {inputs.image_size} px has no map of features of more than one "
+            "pixel for Grad-CAM; give a convolutional network, or a larger data.image_size"
+        )
+    return last[0]
+
+
+Regions = Callable[[str, Image.Image], Image.Image | None]
+"""From an image's name and the image to a grey picture of its size, white where the object is; None if unknown."""
+
+
+def look(model: nn.Module, spec: ModelSpec, seen: Sequence[Seen], regions: Regions | None, shown: int) -> list[Row]:
+    """Measure a classifier's focus on images.
+
+    Args:
+        model: on the device to compute on; in evaluation mode afterwards.
+        spec: of the model.
+        seen: the images.
+        regions: where the objects are, or None.
+        shown: of how many images to keep pictures.
+
+    Returns:
+        One row an image: `image`, `explained` (the class: its own where the model knows it, else the likeliest),
+        `right` (whether that is the likeliest; None where the image's own is not known), `entropy` (of the map, as a
+        share of an even map's), `inside` (share of the map's energy inside the object) and `area` (of the object in
+        what the model sees; both None where it is not known), and for the first ones `picture` and `overlay` (JPEG in
+        base64).
+
+    Source: Selvaraju et al. 2017, Grad-CAM, through the package grad-cam.
+    """
+    package = import_grad_cam()
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    transform, device = build_transform(spec.inputs, training=False), next(model.parameters()).device
+    plain = replace(spec.inputs, channels=1, mean=(0.0,), std=(1.0,))
+    masked = build_transform(plain, training=False)
+    model.eval().requires_grad_(True)
+    rows = []
+    with package.GradCAM(model=model, target_layers=[last_map(model, spec.inputs)]) as cam:
+        for number, one in enumerate(seen):
+            tensor = transform(one.image)[None].to(device)
+            with torch.no_grad():
+                likeliest = int(model(tensor).argmax())
+            known = one.label in spec.classes
+            target = spec.classes.index(str(one.label)) if known else likeliest
+            found: Map = cam(input_tensor=tensor, targets=[ClassifierOutputTarget(target)])[0]
+            region = None if regions is None else regions(one.name, one.image)
+            inside = None if region is None else masked(region)[0].numpy() > 0.5
+            row: Row = {
+                "image": one.name,
+                "explained": spec.classes[target],
+                "right": likeliest == target if known else None,
+                "entropy": entropy(found),
+                **share_inside(found, inside),
+            }
+            if number < shown:
+                row |= _pictures(one.image, spec.inputs, found)
+            rows.append(row)
+    return rows
+
+
+def entropy(found: Map) -> float:
+    """Give a map's entropy as a share of that of an even map: 0 is a single point, 1 is everywhere.
+
+    Args:
+        found: at least 0; an empty map shows no place before another and counts as even.
+    """
+    total = float(found.sum(dtype=np.float64))
+    if total <= 0:
+        return 1.0
+    shares = found.astype(np.float64).ravel() / total
+    shares = shares[shares > 0]
+    return max(0.0, float(-(shares * np.log(shares)).sum() / math.log(found.size)))
+
+
+def share_inside(found: Map, inside: NDArray[np.bool_] | None) -> dict[str, float | None]:
+    """Give the share of a map's energy inside the object, and the object's area, which an even map would have.
+
+    Args:
+        found: at least 0; an empty map counts as even.
+        inside: of the same shape; None or empty where the object is not known or not in sight.
+    """
+    if inside is None or not inside.any():
+        return {"inside": None, "area": None}
+    area, total = float(inside.mean()), float(found.sum(dtype=np.float64))
+    return {"inside": float(found[inside].sum(dtype=np.float64)) / total if total > 0 else area, "area": area}
+
+
+def _pictures(image: Image.Image, inputs: InputSpec, found: Map) -> dict[str, str]:
+    """Draw what the model sees, and the map over it."""
+    import cv2
+    from pytorch_grad_cam.utils.image import show_cam_on_image
+
+    as_seen = build_transform(replace(inputs, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3), training=False)
+    pixels = as_seen(image).permute(1, 2, 0).clamp(0, 1).numpy()
+    over = show_cam_on_image(pixels, found, use_rgb=True, colormap=cv2.COLORMAP_INFERNO)
+    return {"picture": _encoded((pixels * 255).astype(np.uint8)), "overlay": _encoded(over)}
+
+
+def _encoded(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((_PICTURE_SIDE, _PICTURE_SIDE)).save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+_COLUMNS = ("image", "x0", "y0", "x1", "y1")
+
+
+def read_regions(boxes: str | None, masks: str | None) -> Regions | None:
+    """Read where the objects are.
+
+    Args:
+        boxes: a CSV with the columns image, x0, y0, x1, y1, in pixels.
+        masks: a folder of pictures.
+
+    Returns:
+        None where neither is given.
+
+    Raises:
+        InputError: if both are given, or a file is missing or is not what it should be.
+    """
+    if boxes is not None and masks is not None:
+        raise InputError(f"focus.masks: {masks!r} does not go with focus.boxes; give one of them")
+    if boxes is not None:
+        return _of_boxes(Path(boxes).expanduser())
+    return None if masks is None else _of_masks(Path(masks).expanduser())
+
+
+def _of_boxes(path: Path) -> Regions:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(
+                    f"focus.boxes: {str(path)!r} has no column {missing[0]!r}; give the columns {','.join(_COLUMNS)}"
+                )
+            by_image: dict[str, list[tuple[float, ...]]] = {}
+            for number, row in enumerate(reader, 2):
+                by_image.setdefault(_key(str(row["image"])), []).append(_box(path, number, row))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"focus.boxes: {str(path)!r} cannot be read as a CSV ({error}); give another") from error
+
+    def region(name: str, image: Image.Image) -> Image.Image | None:
+        found = by_image.get(_key(name))
+        if found is None:
+            return None
+        drawn = Image.new("L", image.size)
+        for x0, y0, x1, y1 in found:
+            if x0 >= image.width or y0 >= image.height:
+                raise InputError(
+                    f"focus.boxes: {x0:g},{y0:g},{x1:g},{y1:g} in {str(path)!r} lies outside {name!r} of "
+                    f"{image.width} x {image.height} pixels; give boxes in pixels of the images as they lie there"
+                )
+            # Pillow counts the last pixel in; a box ends before it.
+            corners = (round(x0), round(y0), max(round(x0), round(x1) - 1), max(round(y0), round(y1) - 1))
+            ImageDraw.Draw(drawn).rectangle(corners, fill=255)
+        return drawn
+
+    return region
+
+
+def _box(path: Path, line: int, row: dict[str, str]) -> tuple[float, ...]:
+    try:
+        x0, y0, x1, y1 = (float(row[name]) for name in _COLUMNS[1:])
+    except (TypeError, ValueError):
+        x0 = y0 = x1 = y1 = math.nan
+    if not (0 <= x0 < x1 < math.inf and 0 <= y0 < y1 < math.inf):
+        shown = ",".join(str(row[name]) for name in _COLUMNS[1:])
+        raise InputError(
+            f"focus.boxes: {shown!r} in line {line} of {str(path)!r} is no box; give 0 <= x0 < x1 and 0 <= y0 < y1"
+        )
+    return x0, y0, x1, y1
+
+
+def _of_masks(folder: Path) -> Regions:
+    if not folder.is_dir():
+        raise InputError(f"focus.masks: {str(folder)!r} is no folder; give one with a picture an image")
+    files = {_key(str(path.relative_to(folder).with_suffix(""))): path for path in find_candidates(folder)}
+
+    def region(name: str, image: Image.Image) -> Image.Image | None:
+        file = files.get(_key(str(PurePath(name).with_suffix(""))))
+        if file is None:
+            return None
+        try:
+            mask = read_image(file, 1)
+        except OSError as error:
+            raise InputError(f"focus.masks: {str(file)!r} {fault_of(error)}") from error
+        if mask.size != image.size:
+            raise InputError(
+                f"focus.masks: {str(file)!r} has {mask.size[0]} x {mask.size[1]} pixels and its image "
+                f"{image.size[0]} x {image.size[1]}; give masks of the images' size"
+            )
+        values = np.asarray(mask)
+        return Image.fromarray(((values * 2.0 > values.max()) * 255).astype(np.uint8))
+
+    return region
+
+
+def _key(name: str) -> str:
+    return PurePath(name.replace("\\", "/")).as_posix()
+
+
+_STRIP = "focus.png"
+_PANEL = 1.5  # inches
+INSIDE, SPREAD = "inside", "entropy"
+
+
+class Runs:
+    """Networks by contender and seed.
+
+    Args:
+        rows: one an image, those of a network in the same order for all contenders of a seed.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.by: dict[str, dict[int, list[Row]]] = {}
+        for row in rows:
+            self.by.setdefault(row["contender"], {}).setdefault(row["seed"], []).append(row)
+        self.contenders = list(self.by)
+        self.given = bool(rows[0]["run"])  # by a person, so there is one of each, and the images are the pairs
+        self.boxed = any(row["inside"] is not None and not row.get("diverged") for row in rows)
+
+    def focus(self, contender: str) -> dict[int, float]:
+        """Give the number that is judged, larger for a better focus, in per cent: by image or else by seed."""
+        name, sign = (INSIDE, 100.0) if self.boxed else (SPREAD, -100.0)
+        runs = self.by[contender]
+        if self.given:
+            rows = next(iter(runs.values()))
+            return {place: sign * row[name] for place, row in enumerate(rows) if row[name] is not None}
+        return {seed: sign * value for seed, rows in runs.items() if (value := mean_of(rows, name)) is not None}
+
+    def means(self, contender: str, name: str) -> dict[int, float]:
+        """Give each seed's mean over images in per cent."""
+        found = {seed: mean_of(rows, name) for seed, rows in self.by[contender].items()}
+        return {seed: 100 * value for seed, value in found.items() if value is not None}
+
+
+def mean_of(rows: Sequence[Row], name: str) -> float | None:
+    """Average a column over the images that have it.
+
+    Args:
+        rows: of one network.
+        name: of the column.
+    """
+    values = [float(row[name]) for row in rows if row.get(name) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def conclude(rows: Sequence[Row], margin: float, folder: Path, resplit: float = 0.0) -> Outcome:
+    """Judge finished networks, and draw their strip into the folder.
+
+    Args:
+        rows: as `focus_study.work` returns them, with the trial's columns.
+        margin: differences within so many points do not count.
+        folder: of the study.
+        resplit: as in `compare`.
+    """
+    runs = Runs(rows)
+    reference = ORIGINAL if ORIGINAL in runs.contenders else runs.contenders[0]
+    comparisons = list(_comparisons(runs, reference, margin, resplit))
+    strip = _strip(runs, folder)
+    return Outcome(judge(comparisons), [_table(runs)], images=strip, notes=_notes(runs))
+
+
+def _comparisons(runs: Runs, reference: str, margin: float, resplit: float) -> Iterator[Comparison]:
+    what = "energy inside the object" if runs.boxed else "entropy (less is ahead)"
+    nothing_of_ours = runs.given or not any(map(is_ours, runs.contenders))
+    for name in runs.contenders:
+        ours, theirs = runs.focus(name), runs.focus(reference)
+        if name != reference and len(set(ours) & set(theirs)) > 1:
+            found = compare(
+                f"Grad-CAM of {name} against {reference}, {what}",
+                ours,
+                theirs,
+                margin,
+                resplit=resplit,
+                primary=is_ours(name) or nothing_of_ours,
+            )
+            yield replace(found, runs="images") if runs.given else found
+
+
+def _table(runs: Runs) -> Table:
+    rows: list[list[Any]] = []
+    for name in runs.contenders:
+        images = max(len(found) for found in runs.by[name].values())
+        cells: list[Any] = [name, *(spread(runs.means(name, column)) for column in (INSIDE, "area", SPREAD, "right"))]
+        rows.append([*cells, spread(runs.means(name, "test_accuracy")), images])
+    columns = ["network", "energy inside", "area of the object", "entropy", "right on these images", "test accuracy"]
+    return Table(
+        "How the networks' Grad-CAM is focused, in per cent",
+        [*columns, "images"],
+        rows,
+        "Energy inside: the share of the map inside the object, which for a map that is even everywhere is the "
+        "object's area. Entropy: of the map, as a share of an even map's; lower is more focused, wherever that is. "
+        "Means over images, ± standard deviation over seeds.",
+    )
+
+
+def _strip(runs: Runs, folder: Path) -> list[Picture]:
+    """Draw the first seed's images, a row each: as the networks see it, then each network's map."""
+    first = {name: [row for row in next(iter(runs.by[name].values())) if "overlay" in row] for name in runs.contenders}
+    drawn = {name: rows for name, rows in first.items() if rows}
+    if not drawn:
+        return []
+    from matplotlib.figure import Figure
+
+    images, names = next(iter(drawn.values())), list(drawn)
+    figure = Figure(figsize=(_PANEL * (len(names) + 1), _PANEL * len(images) + 0.4), layout="constrained")
+    axes = figure.subplots(len(images), len(names) + 1, squeeze=False)
+    for place, image in enumerate(images):
+        pictures = [image["picture"], *(drawn[name][place]["overlay"] for name in names)]
+        for column, (title, picture) in enumerate(zip(["image", *names], pictures, strict=True)):
+            axis = axes[place][column]
+            axis.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))))
+            axis.set_axis_off()
+            if place == 0:
+                axis.set_title(title, fontsize=8, parse_math=False)
+    figure.savefig(folder / _STRIP, dpi=110)
+    told = "; ".join(f"{row['image']}, explained as {row['explained']}" for row in images)
+    alt = (
+        f"A row an image ({told}); a column each for the image and the Grad-CAM of {', '.join(names)}, bright is high."
+    )
+    return [Picture("Grad-CAM side by side", alt, _STRIP)]
+
+
+def _notes(runs: Runs) -> list[str]:
+    pairs = (
+        "The pairs are images of one network each: that another training would do alike is not said."
+        if runs.given
+        else "The pairs are seeds, each the mean over its images; a run's own class is explained where it is known."
+    )
+    notes = [
+        pairs,
+        *start_notes(runs.contenders),
+        "A map shows what moves the class's score; that it lies on the object does not prove a right reason.",
+        "An image without colours over it has an empty map, since nothing raises the score; it counts as even.",
+    ]
+    if not runs.boxed:
+        notes.append(
+            "Without boxes or masks nobody knows where the object is: low entropy is a small spot, right or not."
+        )
+    lost = sum(bool(rows[0].get("diverged")) for found in runs.by.values() for rows in found.values())
+    return [*notes, f"{counted(lost, 'run')} became NaN, counted as the worst."] if lost else notes

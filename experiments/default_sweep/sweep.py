@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arelu_meta.claims.ledger import Ledger, key_of
+from arelu_meta.claims.study import ResultsLog, key_of
 from arelu_meta.config import DataConfig, FinetuneConfig, Keep, ModelConfig, RunConfig, TrainConfig
 from arelu_meta.errors import RunError, counted
 from arelu_meta.finetuning.defaults import default_rate
@@ -124,19 +124,19 @@ def sweep_defaults(config: DefaultsConfig) -> None:
         RunError: if it cannot be written.
     """
     path = Path(config.results)
-    ledger = Ledger(path, "results")
+    log = ResultsLog(path, "results")
     listed = list(points(config))
     for number, point in enumerate(listed, 1):
-        if point not in ledger and not config.table:
+        if point not in log and not config.table:
             print(f"{number}/{len(listed)} {key_of(point)}", flush=True)
             row = run_point(point)
             path.parent.mkdir(parents=True, exist_ok=True)
-            ledger.append(point, [row])
+            log.append(point, [row])
     for data in config.data:
         title = f"{data}, {config.image_size} px: test accuracy (%), mean of the seeds that have ended (their number)"
-        print_table(title, ["way", *(f"{lr:g}" for lr in RATES)], table(config, ledger, data))
-        print(verdict(config, ledger, data), flush=True)
-        print_table(f"{data}: all runs that are there, likewise", *everything(config, ledger, data))
+        print_table(title, ["way", *(f"{lr:g}" for lr in RATES)], table(config, log, data))
+        print(verdict(config, log, data), flush=True)
+        print_table(f"{data}: all runs that are there, likewise", *everything(config, log, data))
 
 
 def _default_config() -> FinetuneConfig:
@@ -180,25 +180,25 @@ def run_point(point: Point) -> dict[str, Any]:
         shutil.rmtree(folder)
 
 
-def _found(config: DefaultsConfig, ledger: Ledger, data: str) -> dict[tuple[str, float], list[float]]:
+def _found(config: DefaultsConfig, log: ResultsLog, data: str) -> dict[tuple[str, float], list[float]]:
     """List the test accuracies that are there, in per cent, by way and rate."""
     found: dict[tuple[str, float], list[float]] = {cell: [] for cell in points_of(config, data, 0)}
     for seed in range(config.seeds):
         for cell, point in points_of(config, data, seed).items():
-            if point in ledger:
-                found[cell] += [100 * row["test_accuracy"] for row in ledger.of(point)]
+            if point in log:
+                found[cell] += [100 * row["test_accuracy"] for row in log.of(point)]
     return found
 
 
-def table(config: DefaultsConfig, ledger: Ledger, data: str) -> list[list[str]]:
+def table(config: DefaultsConfig, log: ResultsLog, data: str) -> list[list[str]]:
     """List a set's means, one row a way and one column a rate.
 
     Args:
         config: the sweep.
-        ledger: the runs that have ended.
+        log: the runs that have ended.
         data: the set.
     """
-    found, listed = _found(config, ledger, data), points_of(config, data, 0)
+    found, listed = _found(config, log, data), points_of(config, data, 0)
     return [
         [
             f"{way}, {counted(listed[way, rates[0]].epochs, 'epoch')}",
@@ -208,26 +208,26 @@ def table(config: DefaultsConfig, ledger: Ledger, data: str) -> list[list[str]]:
     ]
 
 
-def everything(config: DefaultsConfig, ledger: Ledger, data: str) -> tuple[list[str], list[list[str]]]:
+def everything(config: DefaultsConfig, log: ResultsLog, data: str) -> tuple[list[str], list[list[str]]]:
     """Lay out a set's means of all runs that have ended, those of other defaults' sweeps among them.
 
     Args:
         config: the sweep; its seeds and size.
-        ledger: the runs that have ended.
+        log: the runs that have ended.
         data: the set.
 
     Returns:
         The columns' titles, and a row for what the defaults choose and for plain training at each number of epochs and
         each train.keep.
     """
-    listed = [Point(**json.loads(key)) for key in ledger.rows]
+    listed = [Point(**json.loads(key)) for key in log.rows]
     listed = [one for one in listed if (one.data, one.image_size) == (data, config.image_size)]
     listed = [one for one in listed if one.seed < config.seeds]
     rates = sorted({one.lr for one in listed})
     rows = []
     for plain, epochs, keep in sorted({(one.plain, one.epochs, one.keep) for one in listed}):
         alike = [one for one in listed if (one.plain, one.epochs, one.keep) == (plain, epochs, keep)]
-        found = [[100 * ledger.of(one)[0]["test_accuracy"] for one in alike if one.lr == lr] for lr in rates]
+        found = [[100 * log.of(one)[0]["test_accuracy"] for one in alike if one.lr == lr] for lr in rates]
         way = "plain" if plain else "defaults"
         rows.append([f"{way}, {counted(epochs, 'epoch')}, {keep}", *map(_mean_and_number, found)])
     return ["way", *(f"{lr:g}" for lr in rates)], rows
@@ -237,15 +237,15 @@ def _mean_and_number(found: list[float]) -> str:
     return f"{sum(found) / len(found):.1f} ({len(found)})" if found else ""
 
 
-def verdict(config: DefaultsConfig, ledger: Ledger, data: str) -> str:
+def verdict(config: DefaultsConfig, log: ResultsLog, data: str) -> str:
     """Say how far the defaults are from the best of the twelve, or how many runs are missing.
 
     Args:
         config: the sweep.
-        ledger: the runs that have ended.
+        log: the runs that have ended.
         data: the set.
     """
-    found = _found(config, ledger, data)
+    found = _found(config, log, data)
     missing = sum(config.seeds - len(accuracies) for accuracies in found.values())
     if missing:
         return f"{data}: {missing} of {config.seeds * len(found)} runs are missing: no verdict"

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from arelu_meta.claims.amounts import thinned
-from arelu_meta.claims.recipes import resolve
+from arelu_meta.claims.study import resolve, thinned
 from arelu_meta.cli import parse
 
 

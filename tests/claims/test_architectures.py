@@ -3,10 +3,8 @@ from typing import Any
 
 import pytest
 
-from arelu_meta.claims.architectures import list_trials
-from arelu_meta.claims.architectures_tables import conclude
-from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.study import claims_task
+from arelu_meta.claims.architectures import conclude, list_trials
+from arelu_meta.claims.study import claims_task, resolve
 from arelu_meta.cli import main, parse
 
 

@@ -16,15 +16,13 @@ from arelu_meta.claims import (
     maml,
     mnist,
     small_lr,
-    small_lr_runs,
     transfer,
-    transfer_nets,
 )
-from arelu_meta.claims.plain_nets import PlainNet
-from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.small_lr_tables import MATCHED
-from arelu_meta.claims.tensors import Tensors
-from arelu_meta.claims.transfer_data import read_pairs
+from arelu_meta.claims.gradients import PlainNet
+from arelu_meta.claims.in_memory_training import Tensors
+from arelu_meta.claims.small_lr import MATCHED
+from arelu_meta.claims.study import resolve
+from arelu_meta.claims.transfer import read_pairs
 from arelu_meta.cli import parse
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.finetuning.defaults import settle, settle_rates
@@ -77,13 +75,13 @@ def _trials(config: ClaimsConfig) -> list[Any]:
 
 def _settings(config: ClaimsConfig, trial: Any) -> dict[str, Any]:
     """Resolve all that decides a run's figures, but what its contender is."""
-    if not isinstance(trial, small_lr_runs.Trial):
+    if not isinstance(trial, small_lr.Trial):
         return {name: value for name, value in asdict(trial).items() if name not in CONTENDER}
     made: Any
     if trial.pipeline == "maml":
-        made = settle_head(small_lr_runs.metatrain_config(config, trial, Path("run")))
+        made = settle_head(small_lr.metatrain_config(config, trial, Path("run")))
     else:
-        made = settle_rates(settle(small_lr_runs.finetune_config(config, trial, Path("run"))), images=100)
+        made = settle_rates(settle(small_lr.finetune_config(config, trial, Path("run"))), images=100)
     assert made.optim.act_lr in (None, made.optim.lr)
     found = {name: value for name, value in flatten(made).items() if name not in OWN}
     # A trial of a study on a folder takes its images from the study's own config.
@@ -112,12 +110,12 @@ def test_what_is_compared_is_all_that_a_run_resolves(tmp_path: Path) -> None:
     written = []
     for name in ("original", "arelu:preserve"):
         trial = next(one for one in _trials(config) if one.contender == "original")
-        made = small_lr_runs.finetune_config(config, replace(trial, contender=name), tmp_path / name.replace(":", "-"))
+        made = small_lr.finetune_config(config, replace(trial, contender=name), tmp_path / name.replace(":", "-"))
         finetune(made)
         found = yaml.safe_load((Path(str(made.run.folder)) / "config.yaml").read_text())
         flat = {f"{group}.{field}": value for group, fields in found.items() for field, value in fields.items()}
         written.append({field: value for field, value in flat.items() if field not in OWN})
-    assert written[0]["optim.clip_grad"] == small_lr_runs.UNCLIPPED
+    assert written[0]["optim.clip_grad"] == small_lr.UNCLIPPED
     assert all(one == written[0] for one in written)
 
 
@@ -127,8 +125,8 @@ def test_no_contender_is_clipped_or_held_or_slowed_by_the_defaults(pretrained: b
         f"small-lr --model.pretrained {str(pretrained).lower()} --model.activation original,arelu:preserve"
     )
     for trial in _trials(config):
-        made = settle_rates(settle(small_lr_runs.finetune_config(config, trial, Path("run"))), 100)
-        assert (made.optim.clip_grad, made.train.freeze_bn) == (small_lr_runs.UNCLIPPED, False)
+        made = settle_rates(settle(small_lr.finetune_config(config, trial, Path("run"))), 100)
+        assert (made.optim.clip_grad, made.train.freeze_bn) == (small_lr.UNCLIPPED, False)
         assert made.optim.act_lr in (None, made.optim.lr)
 
 
@@ -136,7 +134,7 @@ def test_all_contenders_of_a_seed_begin_with_the_same_weights() -> None:
     states = []
     for name in ("original", "gelu", "prelu", "arelu:paper", "arelu:preserve"):
         torch.manual_seed(0)
-        config = small_lr_runs.model_config("test_resnet", False, name)
+        config = small_lr.model_config("test_resnet", False, name)
         states.append(build_backbone(config, ("a", "b"), 3, 32, "finetune")[0].state_dict())
     for state in states[1:]:
         assert states[0].keys() <= state.keys()
@@ -145,8 +143,8 @@ def test_all_contenders_of_a_seed_begin_with_the_same_weights() -> None:
 
 def test_all_contenders_of_a_seed_begin_with_the_same_weights_in_the_small_networks_too() -> None:
     data = Tensors(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4), *_nothing(), 4)
-    trial = transfer_nets.Trial("a-to-b", "mnist_conv", "original", "sgd", 0.1, 0, 1, 1, None, 32)
-    models = [transfer_nets.build(replace(trial, contender=name), data) for name in ("original", "prelu", "arelu:fit")]
+    trial = transfer.Trial("a-to-b", "mnist_conv", "original", "sgd", 0.1, 0, 1, 1, None, 32)
+    models = [transfer.build(replace(trial, contender=name), data) for name in ("original", "prelu", "arelu:fit")]
     plain = []
     for name in ("relu", "pau", "arelu", "maxout"):
         torch.manual_seed(0)

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from arelu_meta import statistics
-from arelu_meta.claims.mnist_tables import conclude as conclude_mnist
-from arelu_meta.claims.small_lr_tables import conclude as conclude_small_lr
+from arelu_meta.claims.mnist import conclude as conclude_mnist
+from arelu_meta.claims.small_lr import conclude as conclude_small_lr
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from arelu_meta.claims.focus_maps import entropy, last_map, share_inside
-from arelu_meta.claims.focus_regions import read_regions
-from arelu_meta.claims.focus_tables import conclude
+from arelu_meta.claims.focus import conclude, entropy, last_map, read_regions, share_inside
 from arelu_meta.claims.study import claims_task
 from arelu_meta.cli import main, parse
 from arelu_meta.data.loading import InputSpec

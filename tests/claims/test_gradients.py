@@ -7,12 +7,20 @@ import pytest
 import torch
 
 from arelu_meta.claims import gradients
-from arelu_meta.claims.gradients import list_trials
-from arelu_meta.claims.gradients_tables import conclude
-from arelu_meta.claims.plain_nets import SMALLEST, GradientTrial, PlainNet, build, gain, gradient_norms, train
-from arelu_meta.claims.recipes import depths, resolve
-from arelu_meta.claims.study import claims_task
-from arelu_meta.claims.tensors import Tensors, load_tensors
+from arelu_meta.claims.gradients import (
+    SMALLEST,
+    GradientTrial,
+    PlainNet,
+    build,
+    conclude,
+    gain,
+    gradient_norms,
+    list_trials,
+    read_depths,
+    train,
+)
+from arelu_meta.claims.in_memory_training import Tensors, load_tensors
+from arelu_meta.claims.study import claims_task, resolve
 from arelu_meta.cli import main, parse
 from arelu_meta.config import DataConfig
 from arelu_meta.errors import InputError
@@ -220,8 +228,8 @@ def test_the_other_studies_do_not_read_a_depth() -> None:
 
 
 def test_depths_are_read_once_each_from_few_to_many() -> None:
-    assert depths("20, 5,5") == [5, 20]
-    assert depths(7) == [7]
+    assert read_depths("20, 5,5") == [5, 20]
+    assert read_depths(7) == [7]
 
 
 def test_the_first_seed_of_everything_runs_first() -> None:

@@ -3,8 +3,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from arelu_meta.claims.in_memory_training import Trial, build, epoch_order, train_one, train_stacked
-from arelu_meta.claims.tensors import Tensors, load_tensors, shelved
+from arelu_meta.claims.in_memory_training import (
+    Tensors,
+    Trial,
+    build,
+    epoch_order,
+    load_tensors,
+    shelved,
+    train_one,
+    train_stacked,
+)
 from arelu_meta.config import DataConfig
 
 

@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from arelu_meta.backbones.networks import conv4_32, mnist_linear
-from arelu_meta.claims.inner_matching import first_inner_steps, matched_inner_rate
-from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.small_lr import list_trials
-from arelu_meta.claims.small_lr_runs import metatrain_config
-from arelu_meta.claims.study import claims_task
+from arelu_meta.claims.matched_learning_rate import first_inner_steps, matched_inner_rate
+from arelu_meta.claims.small_lr import list_trials, metatrain_config
+from arelu_meta.claims.study import claims_task, resolve
 from arelu_meta.cli import parse
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.episodes import TaskBatch, load_class_splits

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arelu_meta.claims.inputs import check_inputs, inputs_of
-from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.study import claims_task
+from arelu_meta.claims import transfer
+from arelu_meta.claims.study import check_inputs, claims_task, digests_of, inputs_of, resolve
 from arelu_meta.cli import parse
 from arelu_meta.errors import InputError
 
@@ -60,7 +59,7 @@ def test_other_boxes_behind_the_same_path_are_noticed_and_another_path_is_not_he
     root, boxes = _images(tmp_path / "images"), tmp_path / "boxes.csv"
 
     def found(*words: str) -> dict[str, str]:
-        return inputs_of(resolve(parse("claims", ["focus", "--data.root", str(root), *words])))
+        return digests_of(inputs_of(resolve(parse("claims", ["focus", "--data.root", str(root), *words]))))
 
     boxes.write_text("image,x0,y0,x1,y1\nyes/0.png,0,0,4,4\n")
     before = found("--focus.boxes", str(boxes))
@@ -75,10 +74,10 @@ def test_other_boxes_behind_the_same_path_are_noticed_and_another_path_is_not_he
 def test_a_folder_that_a_pair_of_transfer_names_is_remembered(tmp_path: Path) -> None:
     root = _images(tmp_path / "photographs")
     config = resolve(parse("claims", ["transfer", "--pairs", f"mnist-to-mnist-m,imagenet-to-{root}"]))
-    before = inputs_of(config)
+    before = digests_of(transfer.inputs_of(config))
     assert list(before) == [f"pairs: 'imagenet-to-{root}'"]
     (root / "yes/0.png").unlink()
-    assert inputs_of(config) != before
+    assert digests_of(transfer.inputs_of(config)) != before
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}"])

@@ -5,12 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from arelu_meta.claims import meta_runs
-from arelu_meta.claims.maml import list_trials
-from arelu_meta.claims.meta_runs import ALL, DIVIDED, MetaTrial, run
-from arelu_meta.claims.meta_tables import conclude
-from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.study import claims_task
+from arelu_meta.claims import maml
+from arelu_meta.claims.maml import ALL, DIVIDED, MetaTrial, conclude, list_trials, run
+from arelu_meta.claims.study import claims_task, resolve
 from arelu_meta.cli import main, parse
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.episodes import load_class_splits
@@ -34,13 +31,13 @@ def test_runs_are_the_authors_set_up_over_sets_shots_and_activations_each_on_all
     assert (honest.data, honest.activation, honest.seed) == ("omniglot-small", "tanh", 1)
     assert (honest.variant, honest.lr, honest.steps) == ("authors", 0.005, 100)
     assert honest.task == TaskConfig(ways=5, shots=5, queries=5)
-    assert (meta_runs.INNER_STEPS, meta_runs.BATCH_TASKS) == (5, 32)
+    assert (maml.INNER_STEPS, maml.BATCH_TASKS) == (5, 32)
 
 
 def test_the_authors_run_trains_on_all_ten_digits_and_the_honest_one_never_on_those_it_is_judged_on() -> None:
     splits = load_class_splits(_DIGITS, _ONE.task, _ONE.seed)
-    (everything,) = meta_runs._pools(replace(_ONE, classes=ALL), _DIGITS)
-    trained, unseen = meta_runs._pools(_ONE, _DIGITS)
+    (everything,) = maml._pools(replace(_ONE, classes=ALL), _DIGITS)
+    trained, unseen = maml._pools(_ONE, _DIGITS)
     assert everything.labels.unique().tolist() == list(range(10))
     assert not set(trained.labels.tolist()) & set(unseen.labels.tolist())
     assert len(unseen.labels.unique()) == 5
@@ -49,7 +46,7 @@ def test_the_authors_run_trains_on_all_ten_digits_and_the_honest_one_never_on_th
 
 
 def test_every_meta_batch_is_read_out_and_nothing_else_is_computed_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meta_runs, "adaptation_curves", None)
+    monkeypatch.setattr(maml, "adaptation_curves", None)
     rows = run(replace(_ONE, classes=ALL, tasks=0), _DIGITS, _CPU)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from arelu_meta.claims.in_memory_training import Trial, train_one
-from arelu_meta.claims.ledger import Ledger, Row, key_of, write_rows
+from arelu_meta.claims.in_memory_training import Trial, load_tensors, shelved, train_one
 from arelu_meta.claims.mnist import work
-from arelu_meta.claims.running import announce, describe_seconds, probe, run_missing
-from arelu_meta.claims.tensors import load_tensors, shelved
+from arelu_meta.claims.study import ResultsLog, Row, announce, describe_seconds, key_of, probe, run_missing, write_rows
 from arelu_meta.config import DataConfig
 from arelu_meta.errors import InputError
 
@@ -43,67 +41,67 @@ def _nothing_done() -> None:
 def test_a_study_stopped_half_way_goes_on_with_what_is_left(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     with pytest.raises(KeyboardInterrupt, match=r"2 of 5 runs are finished .* --run\.resume auto"):
-        run_missing(Ledger(path), _TRIALS, _work_until_c, processes=1)
+        run_missing(ResultsLog(path), _TRIALS, _work_until_c, processes=1)
     assert _done == ["a", "b"]
-    run_missing(Ledger(path), _TRIALS, _work, processes=1)
+    run_missing(ResultsLog(path), _TRIALS, _work, processes=1)
     assert _done == ["a", "b", "c", "d", "e"]
-    run_missing(Ledger(path), _TRIALS, _work, processes=1)
+    run_missing(ResultsLog(path), _TRIALS, _work, processes=1)
     assert _done == ["a", "b", "c", "d", "e"]
 
 
 def test_a_line_cut_off_by_a_kill_is_dropped_and_its_run_done_again(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    run_missing(Ledger(path), _TRIALS, _work, processes=1)
+    run_missing(ResultsLog(path), _TRIALS, _work, processes=1)
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     _done.clear()
-    run_missing(Ledger(path), _TRIALS, _work, processes=1)
+    run_missing(ResultsLog(path), _TRIALS, _work, processes=1)
     assert _done == ["e"]
     assert path.read_bytes() == whole
 
 
 def test_a_group_of_which_a_part_is_done_runs_the_rest_alone(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "runs.jsonl")
-    run_missing(ledger, [[_Trial("a")]], _work, processes=1)
-    run_missing(ledger, [[_Trial("a"), _Trial("b")]], _work, processes=1)
+    log = ResultsLog(tmp_path / "runs.jsonl")
+    run_missing(log, [[_Trial("a")]], _work, processes=1)
+    run_missing(log, [[_Trial("a"), _Trial("b")]], _work, processes=1)
     assert _done == ["a", "b"]
 
 
 def test_the_rows_of_several_runs_come_in_the_order_of_the_runs_with_their_own_columns(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "runs.jsonl")
-    ledger.append(_Trial("a", 1), [{"epoch": 1}, {"epoch": 2}])
-    ledger.append(_Trial("b"), [{"epoch": 1}])
-    assert ledger.of_all([_Trial("b"), _Trial("a", 1)]) == [
+    log = ResultsLog(tmp_path / "runs.jsonl")
+    log.append(_Trial("a", 1), [{"epoch": 1}, {"epoch": 2}])
+    log.append(_Trial("b"), [{"epoch": 1}])
+    assert log.of_all([_Trial("b"), _Trial("a", 1)]) == [
         {"name": "b", "seed": 0, "epoch": 1},
         {"name": "a", "seed": 1, "epoch": 1},
         {"name": "a", "seed": 1, "epoch": 2},
     ]
     with pytest.raises(KeyError):
-        ledger.of_all([_Trial("c")])
+        log.of_all([_Trial("c")])
 
 
 def test_what_a_process_beside_this_one_noted_stays(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    ours, theirs = Ledger(path), Ledger(path)
-    for ledger, name in ((ours, "a"), (theirs, "b"), (ours, "c"), (theirs, "d")):
-        ledger.append(_Trial(name), [{"epoch": 1}])
-    assert [row["name"] for row in Ledger(path).of_all(_Trial(name) for name in "abcd")] == ["a", "b", "c", "d"]
+    ours, theirs = ResultsLog(path), ResultsLog(path)
+    for log, name in ((ours, "a"), (theirs, "b"), (ours, "c"), (theirs, "d")):
+        log.append(_Trial(name), [{"epoch": 1}])
+    assert [row["name"] for row in ResultsLog(path).of_all(_Trial(name) for name in "abcd")] == ["a", "b", "c", "d"]
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text("nonsense\n")
     with pytest.raises(InputError, match=r"^run\.folder: .*runs\.jsonl' is damaged"):
-        Ledger(tmp_path / "runs.jsonl")
+        ResultsLog(tmp_path / "runs.jsonl")
 
 
 def test_processes_share_the_runs_and_give_the_curves_of_one_after_the_other(tmp_path: Path) -> None:
     data = load_tensors(DataConfig(name="digits"), 0, side=28).share(0.1)
     first = Trial("digits", "mnist_linear", "arelu", "authors", "sgd", 0.1, 0, epochs=2)
     trials = [replace(first, seed=seed) for seed in range(4)]
-    ledger = Ledger(tmp_path / "runs.jsonl")
+    log = ResultsLog(tmp_path / "runs.jsonl")
     with shelved(data) as shelf:
-        run_missing(ledger, [[trial] for trial in trials], partial(work, shelf, "cpu", False), processes=2)
-    assert [ledger.rows[key_of(trial)] for trial in trials] == [train_one(trial, data) for trial in trials]
+        run_missing(log, [[trial] for trial in trials], partial(work, shelf, "cpu", False), processes=2)
+    assert [log.rows[key_of(trial)] for trial in trials] == [train_one(trial, data) for trial in trials]
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 4
 
 

@@ -8,11 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from arelu_meta.claims import small_lr, small_lr_runs
-from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.small_lr import list_trials
-from arelu_meta.claims.small_lr_runs import finetune_config
-from arelu_meta.claims.small_lr_tables import conclude
+from arelu_meta.claims import small_lr
+from arelu_meta.claims.small_lr import conclude, finetune_config, list_trials
+from arelu_meta.claims.study import resolve
 from arelu_meta.cli import parse
 from arelu_meta.config import DataConfig, FinetuneConfig, TaskConfig
 from arelu_meta.data.episodes import load_class_splits
@@ -205,10 +203,10 @@ def test_the_time_of_mamls_runs_is_told_from_few_tasks(monkeypatch: pytest.Monke
         judged += tasks
         clock[0] += 3 + 2 * trial.length + tasks / 4
 
-    monkeypatch.setattr(small_lr_runs, "work", work)
+    monkeypatch.setattr(small_lr, "work", work)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     expected = sum(3 + 2 * trial.length + (600 + 4 * 50) / 4 for trial in trials)
-    assert small_lr_runs.estimate(config, trials) == pytest.approx(expected)
+    assert small_lr.estimate(config, trials) == pytest.approx(expected)
     assert judged < 50
 
 
@@ -223,9 +221,9 @@ def test_the_time_of_fine_tuning_is_told_from_one_epoch(monkeypatch: pytest.Monk
         lengths.append(found.train.epochs)
         clock[0] += 12
 
-    monkeypatch.setattr(small_lr_runs, "finetune", finetune)
+    monkeypatch.setattr(small_lr, "finetune", finetune)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    assert small_lr_runs.estimate(config, trials) == pytest.approx(len(trials) * (12 + 6 * 5))
+    assert small_lr.estimate(config, trials) == pytest.approx(len(trials) * (12 + 6 * 5))
     assert lengths == [1]
 
 
@@ -237,10 +235,10 @@ def test_where_the_first_epoch_becomes_nan_the_time_is_told_all_the_same(monkeyp
         clock[0] += 3
         raise RunError("the loss is NaN in step 1; lower the rate")
 
-    monkeypatch.setattr(small_lr_runs, "finetune", finetune)
+    monkeypatch.setattr(small_lr, "finetune", finetune)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     trials = list_trials(config)
-    assert small_lr_runs.estimate(config, trials) == pytest.approx(sum(3 * trial.length for trial in trials))
+    assert small_lr.estimate(config, trials) == pytest.approx(sum(3 * trial.length for trial in trials))
 
 
 def _few_shot_folder(root: Path, images: int) -> Path:
@@ -280,8 +278,8 @@ def test_a_seed_that_leaves_no_task_to_choose_a_rate_by_is_found_before_the_firs
 
 def test_a_study_says_that_its_rate_was_chosen_on_classes_that_were_trained_on(tmp_path: Path) -> None:
     with _maml_plan(_few_shot_folder(tmp_path / "few", images=40), "0.01,0.001") as plan:
-        ledger = SimpleNamespace(of_all=lambda _: _study())
-        notes = plan.conclude(ledger, tmp_path).notes
+        log = SimpleNamespace(of_all=lambda _: _study())
+        notes = plan.conclude(log, tmp_path).notes
     assert notes[-1] == (
         "Of the data: too few classes to validate on unseen ones: validated on other images of the training classes."
     )

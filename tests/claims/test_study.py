@@ -3,20 +3,18 @@ import json
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from arelu_meta.claims import in_memory_training, mnist
-from arelu_meta.claims.mnist import list_trials
-from arelu_meta.claims.mnist_tables import conclude, published
-from arelu_meta.claims.recipes import RECIPES, numbers, resolve
-from arelu_meta.claims.study import claims_task
+from arelu_meta.claims.mnist import conclude, list_trials, published
+from arelu_meta.claims.study import claims_task, read_numbers, recipe, resolve
 from arelu_meta.cli import main, parse
-from arelu_meta.config import ClaimsConfig
+from arelu_meta.config import ClaimsConfig, StudyName
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.lock import LOCK_NAME
-from arelu_meta.validation import validate
+from arelu_meta.validation import flatten, validate
 
 _SMALL = ["mnist", "--data.name", "digits", "--model.name", "mnist_linear", "--optim.lr", "0.1,0.01"]
 _SMALL += ["--train.epochs", "2", "--train.repeats", "2", "--processes", "1", "--run.folder"]
@@ -166,13 +164,14 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_recipe_sets_only_what_its_study_reads() -> None:
-    for study, sizes in RECIPES.items():
-        for size in sizes:
-            name, _, pipeline = study.partition("/")
-            filled = resolve(ClaimsConfig(name, size, pipeline=pipeline or "finetune"))  # type: ignore[arg-type]
-            assert filled.train.repeats is not None
-            validate(filled)
+@pytest.mark.parametrize("size", ["quick", "full"])
+@pytest.mark.parametrize("study", [*get_args(StudyName), "small-lr --pipeline maml"])
+def test_every_recipe_sets_only_what_its_study_reads(study: str, size: str) -> None:
+    config = parse("claims", [*study.split(), "--size", size])
+    assert recipe(config).keys() <= flatten(config).keys()
+    filled = resolve(config)
+    assert filled.train.repeats is not None
+    validate(filled)
 
 
 def test_a_flag_wins_over_the_recipe() -> None:
@@ -182,10 +181,10 @@ def test_a_flag_wins_over_the_recipe() -> None:
 
 
 def test_numbers_are_read_once_each_from_large_to_small() -> None:
-    assert numbers("optim.lr", "1e-3, 0.1,1e-3") == [0.1, 0.001]
-    assert numbers("optim.lr", 0.01) == [0.01]
+    assert read_numbers("optim.lr", "1e-3, 0.1,1e-3") == [0.1, 0.001]
+    assert read_numbers("optim.lr", 0.01) == [0.01]
     with pytest.raises(InputError, match="'nan' is not allowed"):
-        numbers("optim.lr", "nan")
+        read_numbers("optim.lr", "nan")
 
 
 def test_the_authors_table_is_read_whole_under_our_names() -> None:

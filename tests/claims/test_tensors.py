@@ -8,7 +8,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from arelu_meta.claims.tensors import as_tensors
+from arelu_meta.claims.in_memory_training import as_tensors
 from arelu_meta.config import DataConfig
 from arelu_meta.data.images import ImageSet, load_images
 from arelu_meta.data.named import load_part, pixels_in_memory

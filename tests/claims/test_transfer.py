@@ -7,14 +7,9 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from arelu_meta.claims.in_memory_training import accuracy
-from arelu_meta.claims.recipes import resolve
-from arelu_meta.claims.study import claims_task
-from arelu_meta.claims.tensors import Tensors
-from arelu_meta.claims.transfer import list_trials
-from arelu_meta.claims.transfer_data import PairData, load_pair, read_pairs
-from arelu_meta.claims.transfer_nets import Trial, build, transfer
-from arelu_meta.claims.transfer_tables import conclude
+from arelu_meta.claims.in_memory_training import Tensors, accuracy
+from arelu_meta.claims.study import claims_task, resolve
+from arelu_meta.claims.transfer import PairData, Trial, build, conclude, list_trials, load_pair, read_pairs, transfer
 from arelu_meta.cli import main, parse
 
 _ONE = Trial("digits-to-digits", "mnist_conv", "original", "sgd", 1e-2, 0, 2, 3, None, 16)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from arelu_meta.claims.ledger import Ledger
+from arelu_meta.claims.study import ResultsLog
 from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, RunConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle, settle_rates
@@ -25,15 +25,15 @@ from experiments.default_sweep.sweep import (
 DEFAULT = ("defaults", default_point("flowers17", 64, 0).lr)
 
 
-def _ledger(path: Path, config: DefaultsConfig, accuracy: dict[tuple[str, float], float], left_out: int = 0) -> Ledger:
+def _log(path: Path, config: DefaultsConfig, accuracy: dict[tuple[str, float], float], left_out: int = 0) -> ResultsLog:
     """Make runs up: 0.5, where nothing else is given."""
-    ledger = Ledger(path)
+    log = ResultsLog(path)
     made = [
         (cell, point) for seed in range(config.seeds) for cell, point in points_of(config, "flowers17", seed).items()
     ]
     for cell, point in made[left_out:]:
-        ledger.append(point, [{"test_accuracy": accuracy.get(cell, 0.5)}])
-    return ledger
+        log.append(point, [{"test_accuracy": accuracy.get(cell, 0.5)}])
+    return log
 
 
 def test_a_sweep_has_twelve_points_a_set_and_the_defaults_are_the_first() -> None:
@@ -58,27 +58,27 @@ def test_the_defaults_point_is_what_finetune_does_when_only_data_and_activation_
 
 def test_the_verdict_compares_means_and_waits_for_every_run(tmp_path: Path) -> None:
     config = DefaultsConfig(seeds=2)
-    near = _ledger(tmp_path / "near", config, {DEFAULT: 0.895, ("plain", 3e-3): 0.9})
+    near = _log(tmp_path / "near", config, {DEFAULT: 0.895, ("plain", 3e-3): 0.9})
     assert verdict(config, near, "flowers17").endswith("0.5 points below the best (plain, 0.003): within 1 point")
-    far = _ledger(tmp_path / "far", config, {DEFAULT: 0.87, ("plain", 3e-3): 0.9})
+    far = _log(tmp_path / "far", config, {DEFAULT: 0.87, ("plain", 3e-3): 0.9})
     assert "3.0 points below" in verdict(config, far, "flowers17")
     assert "NOT" in verdict(config, far, "flowers17")
-    most = _ledger(tmp_path / "most", config, {}, left_out=1)
+    most = _log(tmp_path / "most", config, {}, left_out=1)
     assert verdict(config, most, "flowers17") == "flowers17: 1 of 24 runs are missing: no verdict"
 
 
 def test_runs_of_other_defaults_are_shown_beside(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "results.jsonl")
+    log = ResultsLog(tmp_path / "results.jsonl")
     for seed, plain, epochs, lr, accuracy in [
         (0, False, 6, 0.01, 0.8),
         (1, False, 6, 0.01, 0.9),
         (2, False, 6, 0.01, 0.1),
         (0, True, 12, 0.5, 0.7),
     ]:
-        ledger.append(Point("flowers17", 64, seed, plain, epochs, lr, "best"), [{"test_accuracy": accuracy}])
-    ledger.append(Point("flowers17", 64, 0, False, 6, 0.01, "last"), [{"test_accuracy": 0.6}])
-    ledger.append(Point("flowers17", 128, 0, False, 6, 0.01, "best"), [{"test_accuracy": 0.1}])
-    titles, rows = everything(DefaultsConfig(seeds=2), ledger, "flowers17")
+        log.append(Point("flowers17", 64, seed, plain, epochs, lr, "best"), [{"test_accuracy": accuracy}])
+    log.append(Point("flowers17", 64, 0, False, 6, 0.01, "last"), [{"test_accuracy": 0.6}])
+    log.append(Point("flowers17", 128, 0, False, 6, 0.01, "best"), [{"test_accuracy": 0.1}])
+    titles, rows = everything(DefaultsConfig(seeds=2), log, "flowers17")
     assert titles == ["way", "0.01", "0.5"]
     assert rows == [
         ["defaults, 6 epochs, best", "85.0 (2)", ""],
