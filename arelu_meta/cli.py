@@ -158,7 +158,7 @@ def _main(arguments: list[str]) -> None:
 def _greet(task: Task, config: Any) -> None:
     """Look for the data and say what is done, in the first tenths of a second: torch takes many times that."""
     if hasattr(config, "data"):
-        from arelu_meta.data.images import class_holders
+        from arelu_meta.data.image_folder import class_holders
 
         class_holders(config.data)
     values = flatten(config)
@@ -375,7 +375,7 @@ def _named_set(given: Flags) -> Flags:
     """Take a word for data, `finetune mnist`, as the name of a set where it is one and no folder is called so."""
     from pathlib import Path
 
-    from arelu_meta.data.named import NAMED_SETS
+    from arelu_meta.data.named_datasets import NAMED_SETS
 
     word = str(given["data.root"])
     if "data.name" in given or word not in _SETS | NAMED_SETS.keys() or Path(word).is_dir():

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from arelu_meta.backbones.saving import load_tensors, read_spec, read_tensors
 from arelu_meta.backbones.swap import swap_activations, unswap
 from arelu_meta.cli import parse
-from arelu_meta.data.reading import find_broken, read_image
+from arelu_meta.data.image_io import find_broken, read_image
 from arelu_meta.errors import InputError
 from arelu_meta.runs.checkpoints import load_checkpoint
 

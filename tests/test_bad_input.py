@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from arelu_meta.cli import main
-from arelu_meta.runs.folder import load_checkpoint
+from arelu_meta.runs.checkpoints import load_checkpoint
 
 FINETUNE = shlex.split(
     "finetune --model.name mnist_linear --model.pretrained false --data.image_size 8 --data.per_class 3 "

@@ -13,8 +13,8 @@ from PIL import Image
 from arelu_meta import evaluate, finetune, metatrain
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
-from arelu_meta.data.images import load_images
-from arelu_meta.data.splitting import take_fold
+from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.splits import take_fold
 from arelu_meta.errors import InputError
 
 CLASSES = "abcd"
@@ -289,8 +289,8 @@ def _copy_all(root: Path, target: Path) -> Path:
 
 def test_no_query_of_a_task_is_a_copy_of_a_support_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from arelu_meta.config import TaskConfig
-    from arelu_meta.data.episodes import TensorSampler, load_class_splits, load_pool
-    from arelu_meta.data.loading import InputSpec
+    from arelu_meta.data.fewshot import TensorSampler, load_class_splits, load_pool
+    from arelu_meta.data.loaders import InputSpec
 
     root = _copy_all(_noise(tmp_path / "noise", images=6, classes="abcdefgh"), tmp_path / "copies")
     task, inputs = TaskConfig(ways=2, shots=2, queries=4), InputSpec(8, 3, (0.0,) * 3, (1.0,) * 3)
@@ -311,7 +311,7 @@ def test_no_query_of_a_task_is_a_copy_of_a_support_image(tmp_path: Path, capsys:
 
 def test_images_held_out_to_validate_tasks_on_are_no_copies_of_those_that_are_trained_on(tmp_path: Path) -> None:
     from arelu_meta.config import TaskConfig
-    from arelu_meta.data.episodes import load_class_splits
+    from arelu_meta.data.fewshot import load_class_splits
 
     root = _copy_all(_noise(tmp_path / "noise", images=8, classes="abcd"), tmp_path / "copies")
     splits = load_class_splits(DataConfig(root=str(root)), TaskConfig(ways=2, shots=1, queries=1), 0)

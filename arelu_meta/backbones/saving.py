@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
 from arelu_meta.backbones.weights import OUR_HEADER, is_stock
 from arelu_meta.config import LARGEST_IMAGE, RANGE, Init, MetaConfig, TaskConfig
-from arelu_meta.data.loading import InputSpec
-from arelu_meta.data.provenance import Provenance
+from arelu_meta.data.loaders import InputSpec
+from arelu_meta.data.splits import Provenance
 from arelu_meta.errors import InputError, shown
-from arelu_meta.runs.folder import write_atomically
+from arelu_meta.runs.atomic_io import write_atomically
 from arelu_meta.validation import check_value, checked, flags_of
 
 _SMALL = 1_000_000  # parameters that any model may have, however few numbers its file holds

@@ -14,7 +14,7 @@ from arelu_meta.activations.arelu import AReLU
 from arelu_meta.backbones.create import create_backbone
 from arelu_meta.bench.op import PlainAReLU
 from arelu_meta.bench.timing import Cases, Contender, Row, cuda_peak_bytes, kept_bytes, make_row, time_in_turns
-from arelu_meta.data.episodes import Episode, TaskBatch
+from arelu_meta.data.fewshot import Episode, TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.meta.algorithms import adapt, build_maml
 from arelu_meta.meta.engine import Engine, Inner, Learn2learnEngine, VectorizedEngine

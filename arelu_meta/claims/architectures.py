@@ -27,7 +27,7 @@ from arelu_meta.claims.small_lr import (
 from arelu_meta.claims.study import Plan, Row, amount, epochs, read_names, read_numbers, resplit, seeds_of, side_by_side
 from arelu_meta.claims.tables import Heatmap, Outcome, Table
 from arelu_meta.config import ClaimsConfig
-from arelu_meta.data.images import load_images
+from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError, counted
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.statistics import Comparison, compare, judge

@@ -46,7 +46,7 @@ from arelu_meta.config import (
     RunConfig,
     TrainConfig,
 )
-from arelu_meta.data.images import load_images
+from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError, counted, nearest_names
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name

@@ -1,103 +1,120 @@
-"""What a model has seen: which images and classes its run, and those that it came from, trained and validated on."""
+"""What a checkpoint's run was trained and tested on, and whether that is still so."""
 
-import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TypeVar
 import numpy as np
-from numpy.typing import NDArray
-
-from arelu_meta.data.sets import Digests, ImageSet, decode, encode
-
-_NOTHING: Digests = np.empty(0, dtype=np.uint64)
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What a model has seen, in its own run and in those of the checkpoints that it came from.
-
-    Args:
-        trained: digests of the images that it was trained on.
-        validated: of those that its best epoch was chosen by.
-        tested: of those that its own run was tested on.
-        classes: names of the classes that it was trained on, composed (NFC).
-        complete: False where one of them does not say what it was trained on.
-    """
-
-    trained: Digests = field(default_factory=lambda: _NOTHING)
-    validated: Digests = field(default_factory=lambda: _NOTHING)
-    tested: Digests = field(default_factory=lambda: _NOTHING)
-    classes: frozenset[str] = frozenset()
-    complete: bool = True
-
-    def joined(self, train: ImageSet, validation: ImageSet | None, test: ImageSet) -> "Provenance":
-        """Add what a run trains and validates on.
-
-        Args:
-            train: images; of classes without one nothing is learned.
-            validation: images, or None.
-            test: images.
-        """
-        validated = _NOTHING if validation is None else validation.digests()
-        return Provenance(
-            np.union1d(self.trained, train.digests()),
-            np.union1d(self.validated, validated),
-            np.unique(test.digests()),
-            self.classes | {compose(train.classes[label]) for label in np.unique(train.labels)},
-            self.complete,
-        )
-
-    def has_seen(self, images: ImageSet) -> NDArray[np.bool_]:
-        """Return True for each image of a set that the model was trained or validated on.
-
-        Args:
-            images: any.
-        """
-        return np.isin(images.digests(), self.trained) | np.isin(images.digests(), self.validated)
-
-    def classes_seen(self, images: ImageSet) -> list[str]:
-        """List the classes of a set that are not unseen: by their name, or since one of their images was seen.
-
-        Args:
-            images: any.
-        """
-        by_image = set(images.labels[self.has_seen(images)].tolist())
-        present = np.unique(images.labels).tolist()
-        names = {label: images.classes[label] for label in present}
-        return [name for label, name in names.items() if label in by_image or compose(name) in self.classes]
-
-    def as_header(self) -> dict[str, Any]:
-        """Write it for a model file's header, in 8 characters an image."""
-        return {
-            "trained": encode(self.trained),
-            "validated": encode(self.validated),
-            "tested": encode(self.tested),
-            "classes": sorted(self.classes),
-            "complete": self.complete,
-        }
-
-    @classmethod
-    def of_header(cls, content: Mapping[str, Any]) -> "Provenance":
-        """Read what `as_header` wrote; nothing was seen of what an empty header does not say, and it is incomplete.
-
-        Args:
-            content: which anyone may have written.
-
-        Raises:
-            ValueError: if no run wrote it; TypeError likewise.
-        """
-        classes, complete = content.get("classes", []), content.get("complete", False)
-        if not isinstance(complete, bool) or not all(isinstance(name, str) for name in classes):
-            raise TypeError("its header's provenance is no run's")
-        trained, validated, tested = (decode(content.get(part, "")) for part in ("trained", "validated", "tested"))
-        return cls(trained, validated, tested, frozenset(classes), complete)
+from arelu_meta.backbones.saving import ModelSpec
+from arelu_meta.config import DataConfig, ModelConfig, RunConfig, Settings
+from arelu_meta.data.splits import ImageSet, concatenate
+from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.splits import Provenance
+from arelu_meta.errors import InputError
+from arelu_meta.validation import validate
 
 
-def compose(name: str) -> str:
-    """Write a name with composed letters: a file system may have taken them apart.
+C = TypeVar("C", bound=Settings)
+
+
+def of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
+    """Read the data and the seed of the run that wrote a checkpoint.
 
     Args:
-        name: of a class or a file.
+        spec: of the checkpoint.
+
+    Raises:
+        InputError: if it does not hold a run's config.
     """
-    return unicodedata.normalize("NFC", name)
+    data, seed = _read(spec, "data", DataConfig), _read(spec, "run", RunConfig).seed
+    # A header may be a stranger's: the folder that it names is read, and nothing is downloaded into it.
+    return replace(data, download=data.download and data.root is None), seed
+
+
+def start_of_its_run(spec: ModelSpec) -> ModelConfig:
+    """Read the model that the run of a checkpoint started from.
+
+    Args:
+        spec: of the checkpoint.
+
+    Raises:
+        InputError: if it does not hold a run's config.
+    """
+    return _read(spec, "model", ModelConfig)
+
+
+def _read(spec: ModelSpec, group: str, kind: type[C]) -> C:
+    """Read a group of a run's config from a header; fields that this version does not know were read by another."""
+    try:
+        known = {item.name for item in fields(kind)}
+        config = kind(**{name: value for name, value in spec.config[group].items() if name in known})
+        validate(config, kind)
+        return config
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        raise InputError(
+            f"checkpoint: it does not say what its run was tested on ({error}); it was not written by a run"
+        ) from error
+
+
+def test_images_of(own: DataConfig, seed: int, seen: Provenance, checkpoint: Path) -> ImageSet:
+    """Load the images that a checkpoint's run was tested on.
+
+    Args:
+        own: the run's data.
+        seed: of its split.
+        seen: what the model's header says.
+        checkpoint: a run folder, or a file in one.
+
+    Raises:
+        InputError: if they are not all there any more: the split falls otherwise, into what was trained on.
+    """
+    splits = load_images(own, seed)
+    if not len(seen.tested):
+        check_unchanged(checkpoint, splits.test, seen)
+    if not len(seen.tested) or _are_tested(splits.test, seen):
+        return splits.test
+    # A run that came from another one was not tested on what that had seen.
+    whole = load_images(replace(own, per_class=None, folds=None, fold=None), seed)
+    images = concatenate([whole.train, whole.validation, whole.test])
+    images = images.subset(np.flatnonzero(np.isin(images.digests(), seen.tested)))
+    if (there := len(np.unique(images.digests()))) < len(seen.tested):
+        raise _changed(f"{there} of {len(seen.tested)} to test on are still there")
+    return images
+
+
+def _changed(what: str) -> InputError:
+    return InputError(
+        f"checkpoint: the images of its run have changed since ({what}); give --data.root FOLDER with images that it "
+        "was not trained on"
+    )
+
+
+def _are_tested(images: ImageSet, seen: Provenance) -> bool:
+    return np.array_equal(np.unique(images.digests()), seen.tested)
+
+
+def check_unchanged(checkpoint: Path, images: ImageSet, seen: Provenance) -> None:
+    """Refuse a test set that is not the run's any more: the split falls otherwise, into what was trained on.
+
+    Args:
+        checkpoint: a run folder, or a file in one.
+        images: the test set as it is now.
+        seen: what the model's header says; of a model of before 0.2 the names in its folder are compared.
+
+    Raises:
+        InputError: if it has changed.
+    """
+    if len(seen.tested):
+        if not _are_tested(images, seen):
+            there = int(np.isin(seen.tested, images.digests()).sum())
+            raise _changed(f"{there} of {len(seen.tested)} to test on are still there, and {len(images)} are now")
+        return
+    file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "split.json"
+    try:
+        then = json.loads(file.read_text(encoding="utf-8"))["test"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # a model file that was taken out of its run's folder
+    if not isinstance(then, list):
+        return  # nor did a run write this
+    if then != list(images.names):
+        raise _changed(f"{len(then)} to test on then, {len(images)} now, or other ones")

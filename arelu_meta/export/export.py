@@ -26,7 +26,7 @@ from arelu_meta.errors import InputError, MissingExtraError, RunError, nearest_n
 from arelu_meta.export.hub import check_classifier, check_repository, push
 from arelu_meta.export.model_card import model_card, results_beside, without_paths
 from arelu_meta.runs.atomic_io import write_atomically
-from arelu_meta.runs.folder import write_text
+from arelu_meta.runs.atomic_io import write_text
 from arelu_meta.validation import checked, validate
 
 TOLERANCE = 1e-3

@@ -13,7 +13,7 @@ from arelu_meta import __version__
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import printable
-from arelu_meta.runs.results import seen_line
+from arelu_meta.runs.run_folder import seen_line
 from arelu_meta.validation import flatten
 
 TAGS = ("image-classification", "timm", "arelu-meta")

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.data.loading import Batches, InputSpec
+from arelu_meta.data.loaders import Batches, InputSpec
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.metrics import predict_logits
 from arelu_meta.runs.distributed import Ranks

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from arelu_meta.config import OptimConfig
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning.optimizer import build_optimizer
-from arelu_meta.runs.folder import write_atomically
+from arelu_meta.runs.atomic_io import write_atomically
 from arelu_meta.runs.progress import progress
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 60

@@ -18,9 +18,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from arelu_meta.data.images import ImageSet
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.finetuning.metrics import Counts, Mistake, confused_pairs
-from arelu_meta.runs.folder import write_atomically
+from arelu_meta.runs.atomic_io import write_atomically
 
 MATRIX_CLASSES = 100  # A matrix of more has cells too small to see: the most confused pairs are shown instead.
 PAIRS_SHOWN = 40

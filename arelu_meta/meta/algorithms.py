@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arelu_meta.data.episodes import Episode
+from arelu_meta.data.fewshot import Episode
 from arelu_meta.errors import InputError, import_learn2learn
 from arelu_meta.meta.inner_loop import InnerLoop, support_losses
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.inner_loop import Inner
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics

@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import nn
 
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.meta.engine import VmappedModel
 from arelu_meta.meta.inner_loop import InnerLoop
 from arelu_meta.runs.nonfinite import watching

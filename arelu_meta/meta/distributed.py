@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.errors import RunError, SharedRunError
 from arelu_meta.meta.engine import Engine
 from arelu_meta.meta.normalization import updates_averages

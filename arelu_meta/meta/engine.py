@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from arelu_meta.data.episodes import Episode, TaskBatch
+from arelu_meta.data.fewshot import Episode, TaskBatch
 from arelu_meta.errors import InputError, import_learn2learn
 from arelu_meta.meta.algorithms import (
     build_maml,

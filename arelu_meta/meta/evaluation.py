@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from arelu_meta.data.episodes import Sampler, TaskBatch
+from arelu_meta.data.fewshot import Sampler, TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.meta.baselines import baseline_probabilities
 from arelu_meta.meta.blame import first_nonfinite_step

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from arelu_meta.data.episodes import Pool, Sampler, TensorSampler
+from arelu_meta.data.fewshot import Pool, Sampler, TensorSampler
 from arelu_meta.finetuning.linear_probe import linear_head
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.inner_loop import COMPARING, HeadAlone, InnerLoop

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arelu_meta.data.given import Source
+from arelu_meta.data.prediction_inputs import Source
 from arelu_meta.errors import RunError
 from arelu_meta.runs.progress import progress
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import ClassSplits, Sampler, TaskBatch
-from arelu_meta.data.episodes.splits import present_classes
+from arelu_meta.data.fewshot import ClassSplits, Sampler, TaskBatch
+from arelu_meta.data.fewshot.class_splits import present_classes
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.meta.distributed import gather_shares, share_of
 from arelu_meta.meta.evaluation import adaptation_curves, describe_curve
@@ -19,11 +19,12 @@ from arelu_meta.meta.preparing import headline, make_noise, make_sampler
 from arelu_meta.meta.results import draw_run, summarise
 from arelu_meta.runs.checkpoints import digest_of, has_digest
 from arelu_meta.runs.distributed import Ranks
-from arelu_meta.runs.folder import RunFolder, restoring, resumable
+from arelu_meta.runs.run_folder import RunFolder, resumable
+from arelu_meta.runs.checkpoints import restoring
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.reproducibility import random_state, restore_random_state
-from arelu_meta.runs.restoring import check_kinds
-from arelu_meta.runs.results import report_results
+from arelu_meta.runs.checkpoints import check_kinds
+from arelu_meta.runs.run_folder import report_results
 from arelu_meta.runs.signals import SavePoints
 
 _KINDS = {

@@ -6,17 +6,17 @@ from typing import Any
 from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.backbones.saving import provenance_of
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import load_class_splits
-from arelu_meta.data.episodes.splits import note_seen
-from arelu_meta.data.images import class_holders
+from arelu_meta.data.fewshot import load_class_splits
+from arelu_meta.data.fewshot.class_splits import note_seen
+from arelu_meta.data.image_folder import class_holders
 from arelu_meta.errors import import_learn2learn
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta.meta_trainer import MetaTrainer
 from arelu_meta.meta.preparing import make_model
 from arelu_meta.meta.settings import check_patience, check_read, settle_head
 from arelu_meta.runs.distributed import join
-from arelu_meta.runs.folder import check_apart, open_run
-from arelu_meta.runs.results import finished_results
+from arelu_meta.runs.run_folder import check_apart, open_run
+from arelu_meta.runs.run_folder import finished_results
 from arelu_meta.validation import validate
 
 

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.errors import RunError, SharedRunError
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, restore_optimizer
 from arelu_meta.meta.blame import first_nonfinite_step

@@ -12,14 +12,8 @@ from arelu_meta.backbones.heads import zero_head
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import (
-    ClassSplits,
-    Sampler,
-    TensorSampler,
-    load_pool,
-    unlabelled_images,
-)
-from arelu_meta.data.images import ImageSet
+from arelu_meta.data.fewshot import ClassSplits, Sampler, TensorSampler, load_pool, unlabelled_images
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.meta.algorithms import check_features
 from arelu_meta.meta.inner_loop import COMPARING, inner_of
 from arelu_meta.meta.normalization import set_normalization, train_mode

@@ -8,7 +8,7 @@ from arelu_meta.config import MetatrainConfig
 from arelu_meta.meta.evaluation import curve_results
 from arelu_meta.meta.inner_loop import inner_of
 from arelu_meta.runs.curves import draw_curves
-from arelu_meta.runs.folder import RunFolder
+from arelu_meta.runs.run_folder import RunFolder
 from arelu_meta.statistics import groups_interval
 
 

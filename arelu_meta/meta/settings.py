@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import ClassSplits
+from arelu_meta.data.fewshot import ClassSplits
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters, peak_rate
 from arelu_meta.meta.inner_loop import BASELINES, COMPARING, Inner, InnerLoop

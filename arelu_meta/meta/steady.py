@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from arelu_meta.data.episodes import Sampler, TaskBatch
+from arelu_meta.data.fewshot import Sampler, TaskBatch
 from arelu_meta.errors import RunError
 from arelu_meta.meta.engine import VmappedModel, Weights
 from arelu_meta.meta.inner_loop import Inner, InnerLoop, attach_loop, support_losses

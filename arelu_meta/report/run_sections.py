@@ -6,7 +6,7 @@ from typing import Any
 from arelu_meta.report.figures import Series, curves, heatmap
 from arelu_meta.report.page import Block, Cell, Chart, Fact, Paragraph, Raw, Section, Table, percent
 from arelu_meta.report.run_data import Row, Run, column, number_of
-from arelu_meta.runs.results import seen_line
+from arelu_meta.runs.run_folder import seen_line
 
 # Title, meaning, format, and how far apart the colours' ends are at least: rounding is no colour.
 _SCALARS = {

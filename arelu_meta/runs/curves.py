@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arelu_meta.runs.folder import write_atomically
+from arelu_meta.runs.atomic_io import write_atomically
 
 # Where the home folder is read-only, matplotlib would print to stderr that it keeps its cache elsewhere.
 logging.getLogger("matplotlib").addHandler(logging.NullHandler())

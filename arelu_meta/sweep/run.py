@@ -23,7 +23,7 @@ from arelu_meta.cli import main
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.exit_status import BAD_INPUT, CANNOT_GO_ON
 from arelu_meta.runs.atomic_io import write_json, write_text
-from arelu_meta.runs.lock import check_free
+from arelu_meta.runs.run_folder import check_free
 from arelu_meta.sweep.spec import Spec, Trial
 
 FINISHED, STOPPED, FAILED, BEGUN, MISSING = "finished", "stopped", "failed", "begun", "missing"

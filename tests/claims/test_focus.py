@@ -10,7 +10,7 @@ from torch import nn
 from arelu_meta.claims.focus import conclude, entropy, last_map, read_regions, share_inside
 from arelu_meta.claims.study import claims_task
 from arelu_meta.cli import main, parse
-from arelu_meta.data.loading import InputSpec
+from arelu_meta.data.loaders import InputSpec
 from arelu_meta.errors import InputError
 
 _WORDS = ["focus", "--model.name", "test_resnet", "--model.pretrained", "false", "--data.image_size", "64"]

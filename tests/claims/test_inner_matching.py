@@ -12,7 +12,7 @@ from arelu_meta.claims.small_lr import list_trials, metatrain_config
 from arelu_meta.claims.study import claims_task, resolve
 from arelu_meta.cli import parse
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import TaskBatch, load_class_splits
+from arelu_meta.data.fewshot import TaskBatch, load_class_splits
 from arelu_meta.meta.inner_loop import Inner, inner_of
 from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.meta.preparing import make_model, make_sampler

@@ -10,7 +10,7 @@ from arelu_meta.claims.maml import ALL, DIVIDED, MetaTrial, conclude, list_trial
 from arelu_meta.claims.study import claims_task, resolve
 from arelu_meta.cli import main, parse
 from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.episodes import load_class_splits
+from arelu_meta.data.fewshot import load_class_splits
 
 _WORDS = ["meta", "--data.name", "digits", "--model.name", "mnist_conv", "--meta.steps", "2", "--meta.tasks", "8"]
 

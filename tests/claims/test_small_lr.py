@@ -13,7 +13,7 @@ from arelu_meta.claims.small_lr import conclude, finetune_config, list_trials
 from arelu_meta.claims.study import resolve
 from arelu_meta.cli import parse
 from arelu_meta.config import DataConfig, FinetuneConfig, TaskConfig
-from arelu_meta.data.episodes import load_class_splits
+from arelu_meta.data.fewshot import load_class_splits
 from arelu_meta.errors import InputError, RunError
 
 _WORDS = ["small-lr", "--model.name", "mnist_linear", "--model.pretrained", "false", "--optim.lr", "0.1,0.01"]

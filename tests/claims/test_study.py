@@ -13,7 +13,7 @@ from arelu_meta.claims.study import claims_task, read_numbers, recipe, resolve
 from arelu_meta.cli import main, parse
 from arelu_meta.config import ClaimsConfig, StudyName
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.lock import LOCK_NAME
+from arelu_meta.runs.run_folder import LOCK_NAME
 from arelu_meta.validation import flatten, validate
 
 _SMALL = ["mnist", "--data.name", "digits", "--model.name", "mnist_linear", "--optim.lr", "0.1,0.01"]

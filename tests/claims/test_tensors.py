@@ -10,8 +10,9 @@ from PIL import Image
 
 from arelu_meta.claims.in_memory_training import as_tensors
 from arelu_meta.config import DataConfig
-from arelu_meta.data.images import ImageSet, load_images
-from arelu_meta.data.named import load_part, pixels_in_memory
+from arelu_meta.data.splits import ImageSet
+from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.named_datasets import load_part, pixels_in_memory
 
 
 class _Held:

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from arelu_meta.data import caching
-from arelu_meta.data.caching import decoded_bytes, keep_decoded
-from arelu_meta.data.images import ImageSet
+from arelu_meta.data.loaders import decoded_bytes, keep_decoded
+from arelu_meta.data.splits import ImageSet
 
 
 def _images(reads: list[str]) -> ImageSet:

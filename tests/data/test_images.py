@@ -12,23 +12,12 @@ import pytest
 from PIL import Image
 
 from arelu_meta.config import DataConfig
-from arelu_meta.data.images import (
-    ImageSet,
-    Splits,
-    concatenate,
-    data_home,
-    fill_splits,
-    find_candidates,
-    find_root,
-    load_folder,
-    load_images,
-    part_folders,
-    read_folder,
-    split_whole,
-)
-from arelu_meta.data.named import load_digits
-from arelu_meta.data.reading import Reading
-from arelu_meta.data.splitting import take_fold
+from arelu_meta.data.splits import ImageSet, Splits, concatenate, fill_splits, split_whole
+from arelu_meta.data.image_folder import data_home, find_candidates, find_root, load_folder, part_folders, read_folder
+from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.named_datasets import load_digits
+from arelu_meta.data.image_io import Reading
+from arelu_meta.data.splits import take_fold
 from arelu_meta.errors import InputError
 
 Names = Sequence[str]

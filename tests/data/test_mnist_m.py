@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision.datasets import MNIST
 
 from arelu_meta.config import DataConfig
-from arelu_meta.data.images import load_images
+from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from arelu_meta.data.photographs import sample_photographs
+from arelu_meta.data.named_datasets import sample_photographs
 
 
 def test_they_are_the_eight_quarters_of_two_photographs() -> None:

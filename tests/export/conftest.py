@@ -11,7 +11,7 @@ import torch
 
 from arelu_meta.backbones.saving import ModelSpec, save_model
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.data.loading import InputSpec
+from arelu_meta.data.loaders import InputSpec
 
 CLASSES = ["ant", "花 | <b>`x`</b>", "new\nline **bold** $x$ [a](b)"]
 META = {"ways": 3, "shots": 1, "queries": 1, "inner_steps": 1, "inner_lr": 0.1, "normalization": "running"}

@@ -143,8 +143,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(digits: Make)
 
 
 def test_the_reported_accuracy_is_that_of_the_saved_model_on_the_listed_test_images(digits: Make) -> None:
-    from arelu_meta.data.images import load_images
-    from arelu_meta.data.loading import build_transform
+    from arelu_meta.data.named_datasets import load_images
+    from arelu_meta.data.loaders import build_transform
 
     config = digits()
     results = finetune(config)
@@ -187,7 +187,7 @@ def test_head_mode_changes_nothing_but_the_head(digits: Make, tmp_path: Path) ->
 def _start_weights(config: FinetuneConfig) -> dict[str, torch.Tensor]:
     """The weights before the first step: what the same seed builds."""
     from arelu_meta.backbones.from_config import build_backbone
-    from arelu_meta.data.images import load_images
+    from arelu_meta.data.named_datasets import load_images
     from arelu_meta.runs.reproducibility import prepare
 
     prepare(config.run)
@@ -197,7 +197,7 @@ def _start_weights(config: FinetuneConfig) -> dict[str, torch.Tensor]:
 
 
 def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(digits: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arelu_meta.runs.folder import RunFolder
+    from arelu_meta.runs.run_folder import RunFolder
 
     whole = finetune(digits("whole", train_epochs=3))
     append = RunFolder.append_metrics

@@ -13,7 +13,7 @@ from arelu_meta import evaluate, finetune
 from arelu_meta.backbones.saving import load_model, read_tensors
 from arelu_meta.cli import main
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.data.images import load_images
+from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError
 
 Make = Callable[..., FinetuneConfig]

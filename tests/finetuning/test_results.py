@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from arelu_meta import AReLU
-from arelu_meta.data.images import ImageSet
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import write_results

@@ -8,7 +8,7 @@ from torch import nn
 pytest.importorskip("learn2learn", reason="learn2learn is not installed")
 
 from arelu_meta import create_backbone
-from arelu_meta.data.episodes import Episode
+from arelu_meta.data.fewshot import Episode
 from arelu_meta.errors import InputError
 from arelu_meta.meta.algorithms import adapt, build_maml, query_loss
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from arelu_meta import create_backbone
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.meta import engine as engine_module
 from arelu_meta.meta.engine import (

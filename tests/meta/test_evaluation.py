@@ -11,7 +11,7 @@ import torch
 
 from arelu_meta import create_backbone, evaluate, metatrain
 from arelu_meta.config import MetatrainConfig, TaskConfig
-from arelu_meta.data.episodes import Pool, TaskBatch, TensorSampler
+from arelu_meta.data.fewshot import Pool, TaskBatch, TensorSampler
 from arelu_meta.errors import InputError
 from arelu_meta.meta import engine
 from arelu_meta.meta.evaluation import adaptation_curves, curve_results, task_accuracies

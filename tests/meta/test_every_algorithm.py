@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta import create_backbone
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.errors import InputError
 from arelu_meta.meta import inner_loop
 from arelu_meta.meta.engine import Engine, Inner, Learn2learnEngine, VectorizedEngine, build_engine

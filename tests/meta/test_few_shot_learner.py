@@ -14,8 +14,8 @@ from arelu_meta import Learner
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import load_model, save_model
 from arelu_meta.config import ModelConfig
-from arelu_meta.data.episodes import TaskBatch
-from arelu_meta.data.given import Source
+from arelu_meta.data.fewshot import TaskBatch
+from arelu_meta.data.prediction_inputs import Source
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.meta.evaluation import adapted_probabilities
 from arelu_meta.meta.inner_loop import Inner, attach_loop

@@ -14,7 +14,7 @@ import torch
 from arelu_meta import evaluate, metatrain
 from arelu_meta.backbones.saving import load_model, read_tensors
 from arelu_meta.config import MetatrainConfig, TaskConfig
-from arelu_meta.data.episodes import TaskBatch, TensorSampler, load_class_splits, load_pool
+from arelu_meta.data.fewshot import TaskBatch, TensorSampler, load_class_splits, load_pool
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.meta.evaluation import adaptation, task_accuracies
 from arelu_meta.runs.signals import terminated_as_by_ctrl_c
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_run(digits: Make) -> None:
 
 
 def test_a_resumed_run_ends_as_the_run_that_was_not_interrupted(digits: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arelu_meta.runs.folder import RunFolder
+    from arelu_meta.runs.run_folder import RunFolder
 
     whole = metatrain(digits("whole"))
     append = RunFolder.append_metrics

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta import create_backbone, metatrain
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.episodes import TaskBatch
+from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.meta.engine import Inner, Learn2learnEngine, VectorizedEngine
 from arelu_meta.meta.normalization import set_normalization, train_mode
 

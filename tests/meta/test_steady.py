@@ -7,7 +7,7 @@ import torch
 
 from arelu_meta import create_backbone, evaluate, metatrain
 from arelu_meta.config import MetatrainConfig, TaskConfig
-from arelu_meta.data.episodes import Pool, TensorSampler
+from arelu_meta.data.fewshot import Pool, TensorSampler
 from arelu_meta.errors import RunError
 from arelu_meta.meta.evaluation import task_accuracies
 from arelu_meta.meta.steady import at_steady_rate

@@ -10,8 +10,8 @@ import torch
 
 from arelu_meta import finetune, metatrain
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
-from arelu_meta.data.episodes import TaskBatch, TensorSampler
-from arelu_meta.runs.folder import RunFolder
+from arelu_meta.data.fewshot import TaskBatch, TensorSampler
+from arelu_meta.runs.run_folder import RunFolder
 
 
 def _finetune_config(folder: Path, epochs: int) -> FinetuneConfig:

@@ -15,7 +15,7 @@ import torch
 from arelu_meta.backbones.saving import read_tensors
 from arelu_meta.cli import main
 from arelu_meta.runs.checkpoints import load_last
-from arelu_meta.runs.folder import RunFolder
+from arelu_meta.runs.run_folder import RunFolder
 
 RUN = (
     "metatrain --model.name mnist_linear --data.image_size 8 --task.queries 2 --meta.steps 4 --meta.batch_tasks 2 "

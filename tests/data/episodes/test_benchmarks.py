@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.episodes import ClassSplits, load_class_splits, load_whole
-from arelu_meta.data.episodes.benchmarks import BENCHMARKS
-from arelu_meta.data.images import ImageSet
+from arelu_meta.data.fewshot import ClassSplits, load_class_splits, load_whole
+from arelu_meta.data.fewshot.benchmarks import BENCHMARKS
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError, MissingExtraError
 
 MODES = {"train": "train", "validation": "val", "test": "test"}
@@ -121,7 +121,7 @@ def test_omniglot_is_divided_by_character_and_turned(tmp_path: Path, monkeypatch
 
 @pytest.mark.usefixtures("learn2learn")
 def test_a_turn_of_a_character_is_its_image_turned() -> None:
-    from arelu_meta.data.episodes.benchmarks import turned
+    from arelu_meta.data.fewshot.benchmarks import turned
 
     stripe = np.zeros((4, 4), dtype=np.uint8)
     stripe[0] = 255

@@ -8,9 +8,9 @@ from PIL import Image
 
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.episodes import ClassSplits, load_class_splits
-from arelu_meta.data.episodes.class_file import read_split_file
-from arelu_meta.data.images import ImageSet
+from arelu_meta.data.fewshot import ClassSplits, load_class_splits
+from arelu_meta.data.fewshot.class_splits import read_split_file
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""Read image files of any kind that Pillow knows, the way a person would see them."""
+"""Read image files of any kind that Pillow knows, the way a person would see them, and tell equal ones from others."""
 
 import hashlib
 import logging
@@ -11,13 +11,22 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
-
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
-
 from arelu_meta.config import MOST_PIXELS, RANGE, DataConfig
 from arelu_meta.errors import InputError
 from arelu_meta.runs.progress import progress
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from numpy.typing import NDArray
+from PIL import Image
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from arelu_meta.data.splits import ImageSet
+
 
 # What cameras, systems and editors leave beside photographs; nobody means them as images.
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
@@ -448,3 +457,58 @@ def find_broken(paths: Sequence[Path], max_pixels: int = MOST_PIXELS) -> list[Pa
     """
     found = check_files(paths, max_pixels)
     return [path for path in paths if found[path].digest is None and not found[path].too_large]
+Digests = NDArray[np.uint64]
+
+
+def digest_pixels(images: Iterable[Image.Image | NDArray[Any]]) -> Digests:
+    """Compute a number an image, the same for equal pixels.
+
+    Args:
+        images: decoded.
+    """
+    pixels = (np.ascontiguousarray(image) for image in images)
+    found = (shorten(hashlib.sha256(repr(array.shape).encode() + array.tobytes()).digest()) for array in pixels)
+    return np.fromiter(found, dtype=np.uint64)
+
+
+def digest_texts(texts: Iterable[str]) -> Digests:
+    """Compute a number an image from what tells it apart from all others, where decoding it would take long.
+
+    Args:
+        texts: such as a set's name, a part's, and the image's place in it.
+    """
+    return np.fromiter((shorten(hashlib.sha256(text.encode()).digest()) for text in texts), dtype=np.uint64)
+
+
+def encode(digests: Digests) -> str:
+    """Write digests as text, 8 characters each.
+
+    Args:
+        digests: in the order to keep.
+    """
+    parts = digests.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :DIGEST_BYTES]
+    return base64.b64encode(parts.tobytes()).decode()
+
+
+def decode(text: str) -> Digests:
+    """Read what `encode` wrote.
+
+    Args:
+        text: which anyone may have written.
+
+    Raises:
+        ValueError: if it is none; TypeError likewise.
+    """
+    parts = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    whole = np.zeros((len(parts), 8), dtype=np.uint8)
+    whole[:, :DIGEST_BYTES] = parts
+    return whole.view("<u8").ravel().astype(np.uint64)
+
+
+def compose(name: str) -> str:
+    """Write a name with composed letters: a file system may have taken them apart.
+
+    Args:
+        name: of a class or a file.
+    """
+    return unicodedata.normalize("NFC", name)

@@ -1,4 +1,4 @@
-"""The literature's few-shot benchmarks by name, through learn2learn's own loaders."""
+"""From a config's data to classes that are trained on and classes that are not; the literature's benchmarks by name."""
 
 import contextlib
 import io
@@ -11,18 +11,31 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image
-
 from arelu_meta.config import DataConfig
-from arelu_meta.data.archives import kept_inside
-from arelu_meta.data.episodes.splits import ClassSplits, of_classes
-from arelu_meta.data.images import ImageSet, data_home
-from arelu_meta.data.reading import to_channels
-from arelu_meta.data.sets import digest_texts
+from arelu_meta.data.named_datasets import kept_inside
+from arelu_meta.data.fewshot.class_splits import ClassSplits, of_classes
+from arelu_meta.data.splits import ImageSet
+from arelu_meta.data.image_folder import data_home
+from arelu_meta.data.image_io import to_channels
+from arelu_meta.data.image_io import digest_texts
 from arelu_meta.errors import InputError, import_learn2learn
+import itertools
+from dataclasses import replace
+from arelu_meta.config import DataConfig, TaskConfig
+from arelu_meta.data.fewshot.class_splits import divide_by_file
+from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_bright, load_alphabets, read_all_alphabets
+from arelu_meta.data.fewshot.class_splits import ClassSplits, alphabet_of, alphabet_sizes, check_class_sizes, of_classes, within_alphabets
+from arelu_meta.data.splits import ImageSet, concatenate
+from arelu_meta.data.image_folder import describe_parts, find_root, read_folder, read_folders, training_parts
+from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.named_datasets import NAMED_SETS, load_digits, load_part
+from arelu_meta.data.image_io import Reading
+from arelu_meta.data.splits import note_copies
+from arelu_meta.errors import InputError, nearest_names
+
 
 _MODES = ("train", "validation", "test")
 _OMNIGLOT_PARTS = (1100, 1200)  # training characters, and those with the validation characters
@@ -233,3 +246,115 @@ class _Turned:
     def __call__(self, name: str) -> Image.Image:
         turn, _, rest = name.partition(":")
         return self.read(rest).rotate(90 * int(turn), expand=True)
+
+
+def load_class_splits(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:
+    """Load images and divide their classes into training, validation and test classes.
+
+    Args:
+        config: name and root; Omniglot's alphabets and the benchmarks of the literature are divided as they are there.
+        task: ways, shots and queries, which every part must allow; the file that divides the classes, and whether a
+            task's characters are all of one alphabet.
+        seed: of the division.
+
+    Returns:
+        The parts, no test class among the training classes.
+
+    Raises:
+        InputError: if there are too few classes for the ways, or too few images in one for shots plus queries.
+    """
+    splits = _keep_to_alphabets(_load_divided(config, task, seed), task)
+    for part, use in ((splits.train, "train"), (splits.validation, "validate"), (splits.test, "test")):
+        if part is not None:
+            check_class_sizes(part, task, f" to {use} on")
+    parts = [splits.train, splits.validation, splits.test]
+    return replace(splits, notes=(*splits.notes, *note_copies(parts), *splits.train.remarks))
+
+
+def _load_divided(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:
+    name = name_of(config)
+    if name in BENCHMARKS:
+        if task.split_file is not None:
+            raise InputError(f"task.split_file: {name} brings its own division; leave it out")
+        return load_benchmark(name, config, seed)
+    if task.split_file is not None:
+        splits = divide_by_file(concatenate(load_whole(config)), task.split_file)
+        return replace(splits, inverted=name in ALPHABETS and is_bright(splits.train))
+    if name in ALPHABETS:
+        return load_alphabets(config, task, seed)
+    parts = load_whole(config)
+    own = _own_division(parts, config) if name == "folder" else None
+    return own or _divide(concatenate(parts), task, seed)
+
+
+def name_of(config: DataConfig) -> str:
+    """Return data.name as it is looked up: folder or digits where none is given.
+
+    Args:
+        config: name and root.
+    """
+    return (config.name or ("folder" if config.root else "digits")).lower()
+
+
+def load_whole(config: DataConfig) -> list[ImageSet]:
+    """Load every image of a set, its own parts apart.
+
+    Args:
+        config: name, root, skip_broken, download.
+
+    Returns:
+        One set, or the training, validation and test parts that the data brings (fewer where it brings fewer).
+    """
+    name = name_of(config)
+    if name == "digits":
+        return [load_digits()]
+    if name in ALPHABETS:
+        return [read_all_alphabets(config)]
+    if name in BENCHMARKS:
+        splits = load_benchmark(name, config, 0)
+        return [part for part in (splits.train, splits.validation, splits.test) if part is not None]
+    if name in NAMED_SETS:
+        spec = NAMED_SETS[name]
+        arguments = [part for part in (spec.train, spec.validation, spec.test) if part is not None]
+        return [load_part(name, part, config) for part in arguments]
+    if name != "folder":
+        _refuse_name(config)
+    if config.root is None:
+        load_images(config, 0)  # says what is wrong
+    root = find_root(config.root or "")
+    folders = training_parts(root)
+    if not folders:
+        return [read_folder(root, root, Reading.of(config))]
+    return list(read_folders(folders, root, Reading.of(config)).values())
+
+
+def _refuse_name(config: DataConfig) -> None:
+    known = ["folder", "digits", *ALPHABETS, *BENCHMARKS, *NAMED_SETS]
+    nearest = nearest_names((config.name or "").lower(), known)
+    try:
+        find_root(config.name or "")
+    except InputError:
+        raise InputError(f"data.name: {config.name!r} is not known; {nearest}") from None
+    raise InputError(f"data.name: {config.name!r} is not known; {nearest}; a folder goes by --data.root {config.name}")
+
+
+def _own_division(parts: list[ImageSet], config: DataConfig) -> ClassSplits | None:
+    """Keep the division of a folder whose train, val and test sub-folders hold different classes.
+
+    Raises:
+        InputError: if they hold some classes in common and others not: no division by class, and none by image.
+    """
+    held = [set(part.classes) for part in parts]
+    if len(parts) < 2 or all(one <= held[0] for one in held):  # a part may lack some
+        return None
+    root = find_root(config.root or "")
+    found = training_parts(root)
+    folders = [folder.name for folder in found.values()]
+    for (first, a), (second, b) in itertools.combinations(zip(folders, held, strict=True), 2):
+        if a & b:
+            raise InputError(
+                f"data.root: class {min(a & b)!r} is in {first}/ and in {second}/ of {config.root!r}, and other "
+                "classes are in one alone; give each class to one part, or all classes to all"
+            )
+    notes = ("classes divided as in the folder", *describe_parts(root, found))
+    return ClassSplits(parts[0], parts[1] if len(parts) == 3 else None, parts[-1], notes)

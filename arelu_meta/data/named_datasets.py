@@ -1,24 +1,62 @@
-"""Data sets by name: scikit-learn's embedded digits, and torchvision's, from a local root or downloaded."""
+"""From a config's data to labelled images: a folder, the embedded digits, torchvision's sets, and what is made of them."""
 
 import contextlib
+import tarfile
+from collections.abc import Iterator
 import io
 import os
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 from PIL import Image
-
 from arelu_meta.config import DataConfig
-from arelu_meta.data.archives import kept_inside
-from arelu_meta.data.images import ImageSet, Splits, data_home, fill_splits
-from arelu_meta.data.reading import to_channels
-from arelu_meta.data.sets import Digests, digest_pixels, digest_texts
+from arelu_meta.data.splits import ImageSet, Splits, fill_splits
+from arelu_meta.data.image_folder import data_home
+from arelu_meta.data.image_io import to_channels
+from arelu_meta.data.image_io import Digests, digest_pixels, digest_texts
 from arelu_meta.errors import InputError
+from dataclasses import dataclass, replace
+from arelu_meta.data.splits import ImageSet, Splits, fill_splits
+from arelu_meta.data.image_folder import data_home, part_folders, read_folder
+from arelu_meta.data.image_io import Reading
+from arelu_meta.data.splits import ImageSet
+import itertools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from arelu_meta.data.splits import Provenance
+from arelu_meta.data.image_io import compose
+from arelu_meta.data.image_io import Checked, Reading, check_files, choose_range, is_candidate, is_of_a_system, read_image
+from arelu_meta.data.splits import ImageSet, Labels, Splits, concatenate
+from arelu_meta.data.splits import fill_splits, note_overlaps, overlapping, split_whole, take_fold, thin
+from arelu_meta.errors import InputError, counted, nearest_names
+
+
+
+@contextlib.contextmanager
+def kept_inside() -> Iterator[None]:
+    """Refuse tar members that leave their folder, or are no plain files, inside the block, whoever unpacks them.
+
+    torchvision and learn2learn call `extractall` without a filter, which before Python 3.14 trusts every name. Members
+    of zip files lose `..` and leading slashes in zipfile itself.
+
+    Raises:
+        tarfile.FilterError: from whatever unpacks, naming the member.
+
+    Source: PEP 706.
+    """
+    before = tarfile.TarFile.__dict__.get("extraction_filter")
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        if before is None:
+            del tarfile.TarFile.extraction_filter
+        else:
+            tarfile.TarFile.extraction_filter = before
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -255,3 +293,152 @@ def pixels_in_memory(images: ImageSet) -> Pixels | None:
     if pixels.dtype != np.uint8 or pixels.shape[3:] != (() if images.channels == 1 else (3,)):
         return None
     return pixels[np.array(images.names, dtype=np.int64)]
+
+NAME = "mnist-m"
+_SIDE = 28
+_PHOTOGRAPHS = "cifar10-subset"
+
+
+def load_mnist_m(config: DataConfig, seed: int) -> Splits:
+    """Blend MNIST's digits over CIFAR-10's photographs: training digits over training ones, test over test ones.
+
+    Which photograph, and which part of it, is decided by the digit's number alone: the set is always the same.
+
+    Args:
+        config: root (default: the data home) and download.
+        seed: of the validation images, which are cut from the training images.
+
+    Returns:
+        60,000 training (some of them for validation) and 10,000 test images, RGB, 28 x 28, where MNIST is whole.
+
+    Raises:
+        InputError: if MNIST or the photographs are missing.
+
+    Source: Ganin and Lempitsky 2015, section 4: the absolute difference of a digit and a patch of a photograph.
+    """
+    parts = []
+    for number, arguments in enumerate((NAMED_SETS["mnist"].train, NAMED_SETS["mnist"].test)):
+        assert arguments is not None
+        digits = load_part("mnist", arguments, config)
+        photographs = _photographs(config, "test" if number else "train")
+        parts.append(replace(digits, read=_Blended(digits, photographs, number), channels=3))
+    return replace(fill_splits(parts[0], None, parts[1], seed), mirrored=False)
+
+
+def _photographs(config: DataConfig, part: str) -> ImageSet:
+    for home in (named_root(config), data_home()):
+        folders = part_folders(home / _PHOTOGRAPHS) if (home / _PHOTOGRAPHS).is_dir() else {}
+        if part in folders:
+            return read_folder(folders[part], home / _PHOTOGRAPHS, Reading(skip_broken=True))
+    try:
+        return load_part("cifar10", {"train": part == "train"}, config)
+    except InputError as error:
+        raise InputError(
+            f"data.name: {NAME!r} needs photographs, and neither {_PHOTOGRAPHS!r} nor CIFAR-10 lies in "
+            f"{str(named_root(config))!r}; put one there, or give --data.download true"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Blended:
+    """Reads a digit over its photograph.
+
+    Args:
+        digits: of one part, grey.
+        photographs: of the same part.
+        part: 0 for training, 1 for the test, so that the same number has another photograph in each.
+    """
+
+    digits: ImageSet
+    photographs: ImageSet
+    part: int
+
+    def __call__(self, name: str) -> Image.Image:
+        draw = np.random.default_rng([self.part, int(name)])
+        photograph = self.photographs[int(draw.integers(len(self.photographs)))][0].convert("RGB")
+        if min(photograph.size) < _SIDE:
+            photograph = photograph.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+        left, top = (int(draw.integers(side - _SIDE + 1)) for side in photograph.size)
+        patch = np.asarray(photograph.crop((left, top, left + _SIDE, top + _SIDE)), dtype=np.int16)
+        digit = np.asarray(self.digits.read(name), dtype=np.int16)[..., None]
+        return Image.fromarray(np.abs(patch - digit).astype(np.uint8))
+
+_NAMES = ("china.jpg", "flower.jpg")
+
+
+def sample_photographs() -> ImageSet:
+    """Cut scikit-learn's two sample photographs, a temple and a flower, into their quarters.
+
+    Returns:
+        Eight images of 213 × 320 pixels, all of one class.
+    """
+    names = tuple(f"{quarter}/{name}" for name in _NAMES for quarter in range(4))
+    return ImageSet(("photograph",), np.zeros(len(names), dtype=np.int64), names, _read_quarter)
+
+
+def _read_quarter(name: str) -> Image.Image:
+    from sklearn.datasets import load_sample_image
+
+    quarter, _, file = name.partition("/")
+    image = Image.fromarray(load_sample_image(file))
+    width, height = image.width // 2, image.height // 2
+    left, top = (int(quarter) % 2) * width, (int(quarter) // 2) * height
+    return image.crop((left, top, left + width, top + height))
+
+
+def load_images(config: DataConfig, seed: int, seen: Provenance | None = None) -> Splits:
+    """Load the images that a config names, split into training, validation and test.
+
+    A split that the data brings is kept; what is missing of it is cut, stratified by class, with the seed. The test
+    set is chosen first and depends on nothing but the seed; `per_class` thins out the training images only.
+
+    Args:
+        config: name, root, per_class, folds, fold (the first where none is named), skip_broken, download.
+        seed: of the split.
+        seen: what the model was trained on before; where the split is ours, other images are tested on.
+
+    Returns:
+        The three parts.
+
+    Raises:
+        InputError: if the data is missing or unusable, naming the folder, class or file.
+    """
+    splits = _load(config, seed, seen)
+    if config.folds is not None:
+        splits = take_fold(splits, config.folds, config.fold or 1, seed)
+    if config.per_class is not None:
+        splits = replace(splits, train=thin(splits.train, config.per_class, seed))
+    splits = note_overlaps(splits)
+    return replace(splits, test_seen=_count_seen(splits, seen or Provenance()))
+
+
+def _count_seen(splits: Splits, seen: Provenance) -> int | None:
+    """Count the test images that are not new to the model; None where nobody knows what it has seen."""
+    count = int((seen.has_seen(splits.test) | overlapping(splits)).sum())
+    return count if count or seen.complete else None
+
+
+def _load(config: DataConfig, seed: int, seen: Provenance | None) -> Splits:
+
+    name = (config.name or ("folder" if config.root else "digits")).lower()
+    if name == "folder":
+        if config.root is None:
+            raise InputError("data.root: missing; data.name folder needs a folder with one sub-folder a class")
+        return load_folder(find_root(config.root), seed, Reading.of(config), seen)
+    if name == "digits":
+        return split_whole(load_digits(), seed, mirrored=False, seen=seen)
+    if name == "omniglot-small":
+        raise InputError(
+            "data.name: 'omniglot-small' is divided for few-shot tasks; only arelu-meta metatrain takes it"
+        )
+    if name == "mnist-m":
+        return load_mnist_m(config, seed)
+    if name not in NAMED_SETS:
+        known = ["folder", "digits", "omniglot-small", "mnist-m", *NAMED_SETS]
+        folder = f"; a folder goes by --data.root {config.name}" if _is_folder(config.name or "") else ""
+        raise InputError(f"data.name: {config.name!r} is not known; {nearest_names(name, known)}{folder}")
+    return load_named(name, config, seed)
+
+
+def _is_folder(name: str) -> bool:
+    return any((place / name).is_dir() for place in (Path(), data_home()))

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
 import yaml
-
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.atomic_io import (
@@ -29,22 +27,15 @@ from arelu_meta.runs.atomic_io import (
 from arelu_meta.runs.checkpoints import list_checkpoints, load_checkpoint, load_last, set_aside_later, write_checkpoint
 from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.environment import environment
-from arelu_meta.runs.lock import FolderLock, check_free
-from arelu_meta.runs.restoring import check_same_config, check_same_images, restoring
+from arelu_meta.runs.checkpoints import check_same_config, check_same_images, restoring
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from filelock import FileLock, Timeout
+from collections.abc import Mapping
+from arelu_meta.errors import InputError
 
-__all__ = [
-    "RunFolder",
-    "check_apart",
-    "default_folder",
-    "load_checkpoint",
-    "open_fresh",
-    "open_run",
-    "restoring",
-    "resumable",
-    "write_atomically",
-    "write_json",
-    "write_text",
-]
 
 _MARKS = ("config.yaml", "metrics.csv", "results.json", "model.safetensors", "checkpoints")
 
@@ -376,3 +367,189 @@ def default_folder(task: str) -> Path:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
+
+LOCK_NAME = ".lock"
+_HELD: dict[str, "FolderLock"] = {}  # of this process: a run that an exception left open still holds its folder
+
+
+class FolderLock:
+    """Keeps every other run out of a folder.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / LOCK_NAME
+        self._lock = FileLock(self.path, timeout=0, thread_local=False)
+        self._thread = threading.get_ident()
+
+    def acquire(self) -> None:
+        """Take the lock; one that this thread's last run left on the folder is given free first.
+
+        Raises:
+            InputError: if another run holds it, saying which.
+            RunError: if the folder cannot be written.
+        """
+        older = _held_here(self.folder)
+        if older is not None:
+            older.release()
+        holder = _holder(self.path)
+        try:
+            self._lock.acquire()
+            self.path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        except Timeout as error:
+            raise _in_use(self.folder, holder) from error
+        except OSError as error:
+            self._lock.release()
+            raise RunError(f"run.folder: {str(self.folder)!r} cannot be written ({error.strerror})") from error
+        self._thread = threading.get_ident()
+        _HELD[str(self.folder.resolve())] = self
+
+    def release(self) -> None:
+        """Give the folder free; nothing is left of the lock."""
+        if not self._lock.is_locked:
+            return
+        _HELD.pop(str(self.folder.resolve()), None)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self._lock.release()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other run out of a folder inside the block.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        InputError: if another run holds it, saying which.
+        RunError: if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"run.folder: {str(folder)!r} cannot be written ({error.strerror})") from error
+    lock = FolderLock(folder)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder in which a run is under way.
+
+    Args:
+        folder: need not be there.
+
+    Raises:
+        InputError: saying which process holds it.
+    """
+    path = folder / LOCK_NAME
+    if _held_here(folder) is not None or not path.is_file():
+        return  # held by this thread, which does one thing at a time: that run is over
+    probe = FileLock(path, timeout=0, thread_local=False)
+    holder = _holder(path)
+    try:
+        with probe:
+            pass
+    except Timeout as error:
+        raise _in_use(folder, holder) from error
+    except OSError:
+        return  # a folder that cannot be written, which is said elsewhere
+
+
+def _held_here(folder: Path) -> FolderLock | None:
+    """Return the lock that this thread has left on a folder, if any; refuse what another thread of ours holds."""
+    held = _HELD.get(str(folder.resolve()))
+    if held is not None and held._thread != threading.get_ident():
+        raise _in_use(folder, {"process": os.getpid(), "host": socket.gethostname()})
+    return held
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _in_use(folder: Path, holder: dict[str, Any]) -> InputError:
+    who = f"process {holder.get('process', '?')} on {holder.get('host', 'some machine')}"
+    return InputError(
+        f"run.folder: {str(folder)!r} is in use by another run ({who}); wait for it or give another folder"
+    )
+
+
+def report_results(results: Mapping[str, Any]) -> None:
+    """Print a run's test accuracy with its interval, and where the run lies.
+
+    Args:
+        results: what results.json holds.
+    """
+    unit = "images"
+    if results["task"] == "metatrain":
+        unit = "tasks of unseen classes" if results.get("test_seen", 0) == 0 else "tasks"
+    judged = f"{results['test_n']} {unit}"
+    if results.get("normalization"):
+        judged += f", {results['normalization']} normalisation"
+    mean, over = "", ""
+    if runs := results.get("runs"):
+        mean, over, judged = "mean ", f"over {runs} runs ", f"{judged} in all"
+    print(
+        f"{mean}test accuracy {results['test_accuracy']:.1%} "
+        f"(95 % interval {over}{results['test_low']:.1%} to {results['test_high']:.1%}, {judged})"
+    )
+    if (told := seen_line(results)) is not None:
+        print(told)
+    if results.get("folder"):
+        print(f"written to {results['folder']}", flush=True)
+
+
+def seen_line(results: Mapping[str, Any]) -> str | None:
+    """Say in a sentence how much of what was tested on the model had seen before; None where it was nothing.
+
+    Args:
+        results: what results.json holds; of a version before 0.2 nothing is known.
+    """
+    unit = "test classes" if results.get("task") == "metatrain" else "test images"
+    total = results.get("test_classes", results.get("test_n"))
+    if "test_seen" not in results or results["test_seen"] == 0:
+        return None
+    if results["test_seen"] is None:
+        return f"not known: how many of the {total} {unit} were trained on, by a model from before version 0.2"
+    return f"NOT all unseen: {results['test_seen']} of {total} {unit} were trained or validated on before"
+
+
+def finished_results(folder: RunFolder, task: str) -> dict[str, Any]:
+    """Say that a run had ended already, and return what it found.
+
+    Args:
+        folder: holds results.json.
+        task: whose results they must be.
+
+    Raises:
+        InputError: if the results cannot be read, or are another task's.
+    """
+    path = folder.path / "results.json"
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"run.folder: {str(path)!r} is damaged ({error}); remove it to run again") from error
+    found = results.get("task") if isinstance(results, dict) else None
+    if found != task:
+        raise InputError(
+            f"run.folder: {str(folder.path)!r} holds results of {found}, not of {task}; give another folder"
+        )
+    if "folder" in results:
+        results["folder"] = str(folder.path)  # it may have been moved since
+    print(f"finished already: {folder.path}")
+    try:
+        report_results(results)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"run.folder: {str(path)!r} is damaged ({error!r}); remove it to run again") from error
+    return results

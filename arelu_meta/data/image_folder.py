@@ -1,4 +1,4 @@
-"""Labelled images: a folder of photographs, a torchvision set or the embedded digits, split once by the seed."""
+"""A folder of images: one sub-folder a class, with or without train, val and test above them."""
 
 import itertools
 import os
@@ -7,44 +7,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
 import numpy as np
 from PIL import Image
-
 from arelu_meta.config import DataConfig
-from arelu_meta.data.provenance import Provenance, compose
-from arelu_meta.data.reading import (
-    Checked,
-    Reading,
-    check_files,
-    choose_range,
-    is_candidate,
-    is_of_a_system,
-    read_image,
-)
-from arelu_meta.data.sets import ImageSet, Labels, Splits, concatenate
-from arelu_meta.data.splitting import fill_splits, note_overlaps, overlapping, split_whole, take_fold, thin
+from arelu_meta.data.splits import Provenance
+from arelu_meta.data.image_io import compose
+from arelu_meta.data.image_io import Checked, Reading, check_files, choose_range, is_candidate, is_of_a_system, read_image
+from arelu_meta.data.splits import ImageSet, Labels, Splits, concatenate
+from arelu_meta.data.splits import fill_splits, note_overlaps, overlapping, split_whole, take_fold, thin
 from arelu_meta.errors import InputError, counted, nearest_names
 
-__all__ = [
-    "ImageSet",
-    "Labels",
-    "Splits",
-    "check_encodable",
-    "class_holders",
-    "concatenate",
-    "data_home",
-    "fill_splits",
-    "find_candidates",
-    "find_root",
-    "load_folder",
-    "load_images",
-    "part_folders",
-    "read_folder",
-    "read_folders",
-    "split_whole",
-    "training_parts",
-]
 
 # A part by its name alone, whatever it holds; other names say it by one of their words.
 _PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -112,66 +84,6 @@ def class_holders(config: DataConfig) -> list[Path]:
         return []
     root = find_root(config.root)
     return list(part_folders(root).values()) or [root]
-
-
-def load_images(config: DataConfig, seed: int, seen: Provenance | None = None) -> Splits:
-    """Load the images that a config names, split into training, validation and test.
-
-    A split that the data brings is kept; what is missing of it is cut, stratified by class, with the seed. The test
-    set is chosen first and depends on nothing but the seed; `per_class` thins out the training images only.
-
-    Args:
-        config: name, root, per_class, folds, fold (the first where none is named), skip_broken, download.
-        seed: of the split.
-        seen: what the model was trained on before; where the split is ours, other images are tested on.
-
-    Returns:
-        The three parts.
-
-    Raises:
-        InputError: if the data is missing or unusable, naming the folder, class or file.
-    """
-    splits = _load(config, seed, seen)
-    if config.folds is not None:
-        splits = take_fold(splits, config.folds, config.fold or 1, seed)
-    if config.per_class is not None:
-        splits = replace(splits, train=thin(splits.train, config.per_class, seed))
-    splits = note_overlaps(splits)
-    return replace(splits, test_seen=_count_seen(splits, seen or Provenance()))
-
-
-def _count_seen(splits: Splits, seen: Provenance) -> int | None:
-    """Count the test images that are not new to the model; None where nobody knows what it has seen."""
-    count = int((seen.has_seen(splits.test) | overlapping(splits)).sum())
-    return count if count or seen.complete else None
-
-
-def _load(config: DataConfig, seed: int, seen: Provenance | None) -> Splits:
-    from arelu_meta.data.mnist_m import load_mnist_m
-    from arelu_meta.data.named import NAMED_SETS, load_digits, load_named
-
-    name = (config.name or ("folder" if config.root else "digits")).lower()
-    if name == "folder":
-        if config.root is None:
-            raise InputError("data.root: missing; data.name folder needs a folder with one sub-folder a class")
-        return load_folder(find_root(config.root), seed, Reading.of(config), seen)
-    if name == "digits":
-        return split_whole(load_digits(), seed, mirrored=False, seen=seen)
-    if name == "omniglot-small":
-        raise InputError(
-            "data.name: 'omniglot-small' is divided for few-shot tasks; only arelu-meta metatrain takes it"
-        )
-    if name == "mnist-m":
-        return load_mnist_m(config, seed)
-    if name not in NAMED_SETS:
-        known = ["folder", "digits", "omniglot-small", "mnist-m", *NAMED_SETS]
-        folder = f"; a folder goes by --data.root {config.name}" if _is_folder(config.name or "") else ""
-        raise InputError(f"data.name: {config.name!r} is not known; {nearest_names(name, known)}{folder}")
-    return load_named(name, config, seed)
-
-
-def _is_folder(name: str) -> bool:
-    return any((place / name).is_dir() for place in (Path(), data_home()))
 
 
 def load_folder(root: Path, seed: int, reading: Reading = _PLAINLY, seen: Provenance | None = None) -> Splits:
