@@ -22,15 +22,15 @@ from arelu_meta.config import (
     TaskConfig,
     TrainConfig,
 )
-from arelu_meta.data.splits import Splits
 from arelu_meta.data.image_folder import class_holders
 from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.splits import Splits
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.meta.metatrain import metatrain
-from arelu_meta.runs.curves import COLOURS
-from arelu_meta.runs.run_folder import check_apart, open_run
 from arelu_meta.runs.atomic_io import write_atomically, write_json
+from arelu_meta.runs.curves import COLOURS
 from arelu_meta.runs.progress import print_table
+from arelu_meta.runs.run_folder import check_apart, open_run
 from arelu_meta.validation import validate
 
 SMALL_LEARNING_RATE = 1e-3

@@ -21,24 +21,21 @@ from arelu_meta.config import (
     UnseenTaskConfig,
     reader_of,
 )
-from arelu_meta.data.prediction_inputs import OneImage, tell_skipped
-from arelu_meta.data.splits import ImageSet
 from arelu_meta.data.image_folder import find_root, part_folders, read_folder
-from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.image_io import Reading, compose
 from arelu_meta.data.loaders import Batches, build_transform
-from arelu_meta.data.splits import Provenance
-from arelu_meta.data.image_io import compose
-from arelu_meta.data.image_io import Reading
+from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.prediction_inputs import OneImage, tell_skipped
+from arelu_meta.data.provenance import of_its_run, test_images_of
+from arelu_meta.data.splits import ImageSet, Provenance
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.meta.evaluate_tasks import Asked, evaluate_tasks
 from arelu_meta.meta.few_shot_learner import Learner
-from arelu_meta.runs.run_folder import open_fresh
 from arelu_meta.runs.atomic_io import write_json
-from arelu_meta.data.provenance import of_its_run, test_images_of
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.reproducibility import prepare
-from arelu_meta.runs.run_folder import report_results
+from arelu_meta.runs.run_folder import open_fresh, report_results
 from arelu_meta.statistics import proportion_interval
 from arelu_meta.validation import check_read, validate
 

@@ -15,10 +15,10 @@ from arelu_meta.config import MOST_PIXELS, DataConfig, PredictConfig, RunConfig
 from arelu_meta.data.prediction_inputs import Source, centre_crop, gather, tell_skipped
 from arelu_meta.errors import InputError, printable
 from arelu_meta.meta.few_shot_learner import Learner, guesses, scored_batches
-from arelu_meta.runs.run_folder import open_fresh
 from arelu_meta.runs.atomic_io import write_atomically
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.reproducibility import prepare
+from arelu_meta.runs.run_folder import open_fresh
 from arelu_meta.validation import validate
 
 

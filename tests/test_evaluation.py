@@ -11,9 +11,9 @@ from arelu_meta import evaluate, finetune, metatrain
 from arelu_meta.backbones.saving import read_spec, read_tensors, save_model
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
+from arelu_meta.data.provenance import of_its_run
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.prediction import predict
-from arelu_meta.data.provenance import of_its_run
 
 Photos = Callable[[str, int], Path]
 

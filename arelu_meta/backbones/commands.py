@@ -18,9 +18,8 @@ from arelu_meta.backbones.from_config import check_model_config, inputs_of
 from arelu_meta.backbones.report import SwapReport
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.config import DataConfig, SwapConfig
-from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.loaders import unlabelled_batches
-from arelu_meta.data.named_datasets import sample_photographs
+from arelu_meta.data.named_datasets import load_images, sample_photographs
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.progress import print_table, progress
 

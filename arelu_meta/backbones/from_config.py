@@ -17,8 +17,8 @@ from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.backbones.weights import is_stock, read_stock
 from arelu_meta.config import ModelConfig
-from arelu_meta.data.loaders import InputSpec
 from arelu_meta.data.image_io import compose
+from arelu_meta.data.loaders import InputSpec
 from arelu_meta.errors import InputError, out_of_memory, printable
 
 

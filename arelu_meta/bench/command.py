@@ -14,8 +14,8 @@ from arelu_meta.bench.step import step_cases
 from arelu_meta.bench.timing import Cases, Row
 from arelu_meta.config import BenchConfig
 from arelu_meta.errors import InputError, nearest_names
-from arelu_meta.runs.environment import environment
 from arelu_meta.runs.atomic_io import write_json
+from arelu_meta.runs.environment import environment
 from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.validation import validate

@@ -17,11 +17,10 @@ from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.bench.step import CONTENDERS, MODELS
 from arelu_meta.bench.timing import Cases, Contender, Row, cpu_peak_bytes, cuda_peak_bytes, make_row, time_in_turns
 from arelu_meta.config import OptimConfig, TrainConfig
-from arelu_meta.data.loaders import keep_decoded
-from arelu_meta.data.splits import ImageSet
-from arelu_meta.data.loaders import Batches, InputSpec, build_transform, choose_workers
-from arelu_meta.data.named_datasets import sample_photographs
 from arelu_meta.data.image_io import read_image
+from arelu_meta.data.loaders import Batches, InputSpec, build_transform, choose_workers, keep_decoded
+from arelu_meta.data.named_datasets import sample_photographs
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule
 from arelu_meta.finetuning.recorders import GradientRecorder
 from arelu_meta.finetuning.training_step import TrainingState, train_epoch

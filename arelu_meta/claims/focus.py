@@ -44,16 +44,16 @@ from arelu_meta.claims.study import (
 )
 from arelu_meta.claims.tables import Outcome, Picture, Table
 from arelu_meta.config import ClaimsConfig, DataConfig
-from arelu_meta.data.splits import ImageSet
 from arelu_meta.data.image_folder import find_candidates
-from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.loaders import InputSpec, build_transform
 from arelu_meta.data.image_io import fault_of, read_image
+from arelu_meta.data.loaders import InputSpec, build_transform
+from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.provenance import of_its_run
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError, MissingExtraError, counted
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.checkpoints import digest_of
-from arelu_meta.data.provenance import of_its_run
 from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.statistics import Comparison, compare, judge
 

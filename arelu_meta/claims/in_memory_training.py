@@ -18,10 +18,9 @@ from arelu_meta.activations.registry import PAPER_ACTIVATIONS, create_activation
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.claims.study import Row
 from arelu_meta.config import DataConfig
-from arelu_meta.data.splits import ImageSet, concatenate
-from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.named_datasets import NAMED_SETS, load_part, pixels_in_memory
 from arelu_meta.data.image_io import to_channels
+from arelu_meta.data.named_datasets import NAMED_SETS, load_images, load_part, pixels_in_memory
+from arelu_meta.data.splits import ImageSet, concatenate
 
 MOMENTUM = 0.9
 BETAS, EPSILON = (0.9, 0.999), 1e-8

@@ -37,8 +37,8 @@ from arelu_meta.claims.tables import (
 )
 from arelu_meta.config import ClaimsConfig, DataConfig, OptimConfig, TaskConfig
 from arelu_meta.data.fewshot import Pool, TensorSampler, load_class_splits, load_pool, load_whole
-from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.data.loaders import InputSpec
+from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.errors import InputError, RunError, counted, nearest_names
 from arelu_meta.finetuning.optimizer import build_optimizer, check_optimizer_name
 from arelu_meta.meta.engine import Inner, build_engine

@@ -14,8 +14,8 @@ from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.data.fewshot import ClassSplits, TaskBatch, load_class_splits
-from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.loaders import unlabelled_batches
+from arelu_meta.data.named_datasets import load_images
 from arelu_meta.finetuning.finetune import make_batches
 from arelu_meta.finetuning.optimizer import build_optimizer, peak_rate
 from arelu_meta.meta.engine import VmappedModel

@@ -35,13 +35,12 @@ from arelu_meta.data.fewshot import ClassSplits, load_class_splits
 from arelu_meta.data.image_folder import class_holders, find_candidates, find_root
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError, MissingExtraError, RunError, counted
+from arelu_meta.runs.atomic_io import write_json, write_text
 from arelu_meta.runs.checkpoints import digest_of
 from arelu_meta.runs.environment import environment
-from arelu_meta.runs.run_folder import check_apart, open_run
-from arelu_meta.runs.atomic_io import write_json, write_text
-from arelu_meta.runs.run_folder import locked
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.reproducibility import choose_device
+from arelu_meta.runs.run_folder import check_apart, locked, open_run
 from arelu_meta.validation import flatten, validate
 
 Row = dict[str, Any]

@@ -46,8 +46,7 @@ from arelu_meta.claims.study import (
 from arelu_meta.claims.tables import Outcome
 from arelu_meta.config import ClaimsConfig, DataConfig
 from arelu_meta.data.image_folder import class_holders, find_root
-from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.named_datasets import NAMED_SETS
+from arelu_meta.data.named_datasets import NAMED_SETS, load_images
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.statistics import judge

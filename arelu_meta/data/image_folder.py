@@ -7,16 +7,29 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
 import numpy as np
 from PIL import Image
-from arelu_meta.config import DataConfig
-from arelu_meta.data.splits import Provenance
-from arelu_meta.data.image_io import compose
-from arelu_meta.data.image_io import Checked, Reading, check_files, choose_range, is_candidate, is_of_a_system, read_image
-from arelu_meta.data.splits import ImageSet, Labels, Splits, concatenate
-from arelu_meta.data.splits import fill_splits, note_overlaps, overlapping, split_whole, take_fold, thin
-from arelu_meta.errors import InputError, counted, nearest_names
 
+from arelu_meta.config import DataConfig
+from arelu_meta.data.image_io import (
+    Checked,
+    Reading,
+    check_files,
+    choose_range,
+    compose,
+    is_candidate,
+    is_of_a_system,
+    read_image,
+)
+from arelu_meta.data.splits import (
+    ImageSet,
+    Provenance,
+    Splits,
+    fill_splits,
+    split_whole,
+)
+from arelu_meta.errors import InputError, counted
 
 # A part by its name alone, whatever it holds; other names say it by one of their words.
 _PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}

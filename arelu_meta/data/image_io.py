@@ -1,32 +1,26 @@
 """Read image files of any kind that Pillow knows, the way a person would see them, and tell equal ones from others."""
 
+import base64
 import hashlib
 import logging
 import os
 import re
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
+
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
 from arelu_meta.config import MOST_PIXELS, RANGE, DataConfig
 from arelu_meta.errors import InputError
 from arelu_meta.runs.progress import progress
-import base64
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-from numpy.typing import NDArray
-from PIL import Image
-import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from arelu_meta.data.splits import ImageSet
-
 
 # What cameras, systems and editors leave beside photographs; nobody means them as images.
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
@@ -457,6 +451,8 @@ def find_broken(paths: Sequence[Path], max_pixels: int = MOST_PIXELS) -> list[Pa
     """
     found = check_files(paths, max_pixels)
     return [path for path in paths if found[path].digest is None and not found[path].too_large]
+
+
 Digests = NDArray[np.uint64]
 
 

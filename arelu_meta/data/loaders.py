@@ -4,24 +4,23 @@ import contextlib
 import math
 import os
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from arelu_meta.data.splits import ImageSet
-from arelu_meta.data.image_io import to_channels
-from arelu_meta.errors import InputError
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from arelu_meta.runs.progress import progress
 
+from arelu_meta.data.image_io import to_channels
+from arelu_meta.data.splits import ImageSet
+from arelu_meta.errors import InputError
+from arelu_meta.runs.progress import progress
 
 _BEFORE_CROPS = 1.5  # of the model's side: a random crop is cut from that much and scaled
 
@@ -326,6 +325,7 @@ def unlabelled_batches(images: ImageSet, spec: InputSpec, most: int = 256, batch
     chosen = images.subset(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
     batches = Batches(chosen, build_transform(spec, training=False), batch_size)
     return [batch for batch, _ in batches.epoch(0)]
+
 
 _MOST_BYTES, _MOST_SHARE, _SAMPLE = 10**9, 0.1, 16
 

@@ -1,39 +1,39 @@
-"""From a config's data to labelled images: a folder, the embedded digits, torchvision's sets, and what is made of them."""
+"""From a config's data to labelled images: a folder, the embedded digits, torchvision's sets by name, MNIST-M."""
 
 import contextlib
-import tarfile
-from collections.abc import Iterator
 import io
 import os
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 from PIL import Image
-from arelu_meta.config import DataConfig
-from arelu_meta.data.splits import ImageSet, Splits, fill_splits
-from arelu_meta.data.image_folder import data_home
-from arelu_meta.data.image_io import to_channels
-from arelu_meta.data.image_io import Digests, digest_pixels, digest_texts
-from arelu_meta.errors import InputError
-from dataclasses import dataclass, replace
-from arelu_meta.data.splits import ImageSet, Splits, fill_splits
-from arelu_meta.data.image_folder import data_home, part_folders, read_folder
-from arelu_meta.data.image_io import Reading
-from arelu_meta.data.splits import ImageSet
-import itertools
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from arelu_meta.data.splits import Provenance
-from arelu_meta.data.image_io import compose
-from arelu_meta.data.image_io import Checked, Reading, check_files, choose_range, is_candidate, is_of_a_system, read_image
-from arelu_meta.data.splits import ImageSet, Labels, Splits, concatenate
-from arelu_meta.data.splits import fill_splits, note_overlaps, overlapping, split_whole, take_fold, thin
-from arelu_meta.errors import InputError, counted, nearest_names
 
+from arelu_meta.config import DataConfig
+from arelu_meta.data.image_folder import data_home, find_root, load_folder, part_folders, read_folder
+from arelu_meta.data.image_io import (
+    Digests,
+    Reading,
+    digest_pixels,
+    digest_texts,
+    to_channels,
+)
+from arelu_meta.data.splits import (
+    ImageSet,
+    Provenance,
+    Splits,
+    fill_splits,
+    note_overlaps,
+    overlapping,
+    split_whole,
+    take_fold,
+    thin,
+)
+from arelu_meta.errors import InputError, nearest_names
 
 
 @contextlib.contextmanager
@@ -57,6 +57,7 @@ def kept_inside() -> Iterator[None]:
             del tarfile.TarFile.extraction_filter
         else:
             tarfile.TarFile.extraction_filter = before
+
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -294,6 +295,7 @@ def pixels_in_memory(images: ImageSet) -> Pixels | None:
         return None
     return pixels[np.array(images.names, dtype=np.int64)]
 
+
 NAME = "mnist-m"
 _SIDE = 28
 _PHOTOGRAPHS = "cifar10-subset"
@@ -362,6 +364,7 @@ class _Blended:
         patch = np.asarray(photograph.crop((left, top, left + _SIDE, top + _SIDE)), dtype=np.int16)
         digit = np.asarray(self.digits.read(name), dtype=np.int16)[..., None]
         return Image.fromarray(np.abs(patch - digit).astype(np.uint8))
+
 
 _NAMES = ("china.jpg", "flower.jpg")
 

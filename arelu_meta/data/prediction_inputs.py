@@ -4,17 +4,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
 from arelu_meta.config import MOST_PIXELS
 from arelu_meta.data.fewshot.task_sampler import Pool, to_pixels
 from arelu_meta.data.image_folder import check_encodable, list_files
-from arelu_meta.data.loaders import InputSpec, build_transform
 from arelu_meta.data.image_io import LimitError, fault_of, read_image, to_channels
+from arelu_meta.data.loaders import InputSpec, build_transform
 from arelu_meta.errors import InputError
-
 
 OneImage = str | Path | Image.Image | Tensor
 GivenImages = OneImage | Sequence[OneImage]

@@ -4,15 +4,15 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
+
 import numpy as np
+
 from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import DataConfig, ModelConfig, RunConfig, Settings
-from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.splits import Provenance
+from arelu_meta.data.splits import ImageSet, Provenance, concatenate
 from arelu_meta.errors import InputError
 from arelu_meta.validation import validate
-
 
 C = TypeVar("C", bound=Settings)
 

@@ -1,23 +1,16 @@
-"""Labelled images, and which of them are trained on, validated on and tested on: as the data brings them, else cut by the seed."""
+"""Labelled images, and which of them are trained, validated and tested on: as the data brings them, else by the seed."""
 
-import base64
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from arelu_meta.data.image_io import DIGEST_BYTES, shorten
-import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from arelu_meta.data.image_io import Digests, decode, encode
-import itertools
-from collections.abc import Sequence
-from dataclasses import replace
-from arelu_meta.errors import InputError
 
+from arelu_meta.data.image_io import Digests, compose, decode, digest_pixels, encode
+from arelu_meta.errors import InputError
 
 Labels = NDArray[np.int64]
 
@@ -207,6 +200,7 @@ class _ReadAny:
         number, _, rest = name.partition(":")
         return self.reads[int(number)](rest)
 
+
 _NOTHING: Digests = np.empty(0, dtype=np.uint64)
 
 
@@ -289,6 +283,7 @@ class Provenance:
             raise TypeError("its header's provenance is no run's")
         trained, validated, tested = (decode(content.get(part, "")) for part in ("trained", "validated", "tested"))
         return cls(trained, validated, tested, frozenset(classes), complete)
+
 
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.10
 

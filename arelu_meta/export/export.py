@@ -25,8 +25,7 @@ from arelu_meta.config import ExportConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError, nearest_names
 from arelu_meta.export.hub import check_classifier, check_repository, push
 from arelu_meta.export.model_card import model_card, results_beside, without_paths
-from arelu_meta.runs.atomic_io import write_atomically
-from arelu_meta.runs.atomic_io import write_text
+from arelu_meta.runs.atomic_io import write_atomically, write_text
 from arelu_meta.validation import checked, validate
 
 TOLERANCE = 1e-3

@@ -13,9 +13,8 @@ from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle_rates
 from arelu_meta.runs.distributed import Ranks
-from arelu_meta.runs.run_folder import RunFolder, open_run
 from arelu_meta.runs.progress import print_table
-from arelu_meta.runs.run_folder import finished_results, report_results
+from arelu_meta.runs.run_folder import RunFolder, finished_results, open_run, report_results
 from arelu_meta.statistics import groups_interval
 
 _OF_RUN = "test_accuracy_"  # in results.json, before a run's name

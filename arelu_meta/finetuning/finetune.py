@@ -16,11 +16,19 @@ from arelu_meta.backbones.layout import suit_layout
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.saving import ModelSpec, provenance_of
 from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
-from arelu_meta.data.loaders import keep_decoded
-from arelu_meta.data.splits import ImageSet, Splits
 from arelu_meta.data.image_folder import class_holders
+from arelu_meta.data.loaders import (
+    Batches,
+    InputSpec,
+    build_transform,
+    check_augmentation,
+    choose_workers,
+    keep_decoded,
+    note_crop,
+    unlabelled_batches,
+)
 from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.loaders import Batches, InputSpec, build_transform, check_augmentation, choose_workers, note_crop, unlabelled_batches
+from arelu_meta.data.splits import ImageSet, Splits
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.cross_validation import check_ended, check_single, member_configs, run_members
 from arelu_meta.finetuning.defaults import new_head_init, scalars_share, settle, settle_rates
@@ -32,9 +40,8 @@ from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, che
 from arelu_meta.finetuning.trainer import Trainer, check_state
 from arelu_meta.finetuning.training_step import Mix, TrainingState, mean_loss
 from arelu_meta.runs.distributed import Ranks, join
-from arelu_meta.runs.run_folder import RunFolder, check_apart, open_run
 from arelu_meta.runs.reproducibility import prepare
-from arelu_meta.runs.run_folder import finished_results
+from arelu_meta.runs.run_folder import RunFolder, check_apart, finished_results, open_run
 from arelu_meta.runs.tracking import check_trackers, tracker_names
 from arelu_meta.validation import validate
 

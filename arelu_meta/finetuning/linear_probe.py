@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.data.splits import ImageSet
 from arelu_meta.data.loaders import Batches, BatchOrder, InputSpec, build_transform
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.freezing import keeps_features
 from arelu_meta.finetuning.training_step import TrainingState

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.finetuning.fsdp import whole_tensor
 from arelu_meta.finetuning.metrics import is_clamped
-from arelu_meta.runs.checkpoints import is_cell
 from arelu_meta.runs.atomic_io import write_atomically
+from arelu_meta.runs.checkpoints import is_cell
 
 SCALAR_COLUMNS = ("epoch", "path", "alpha", "beta", "t", "alpha_clamped")
 GRADIENT_COLUMNS = ("step", "layer", "norm")

@@ -12,8 +12,8 @@ from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import metrics, plots
 from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
-from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.atomic_io import write_atomically
+from arelu_meta.runs.curves import draw_curves
 from arelu_meta.statistics import proportion_interval
 
 

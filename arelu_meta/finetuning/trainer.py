@@ -14,8 +14,8 @@ from torch import nn
 
 from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import FinetuneConfig
-from arelu_meta.data.splits import Splits
 from arelu_meta.data.loaders import Batches
+from arelu_meta.data.splits import Splits
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.freezing import keeps_features, set_learning
 from arelu_meta.finetuning.fsdp import Shards, gathered
@@ -26,12 +26,10 @@ from arelu_meta.finetuning.model_selection import Judged, Keeper
 from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import draw_results, write_results
 from arelu_meta.finetuning.training_step import Sums, TrainingState, check_finite, check_step, train_epoch
-from arelu_meta.runs.checkpoints import digest_of, has_digest
-from arelu_meta.runs.run_folder import RunFolder, resumable
+from arelu_meta.runs.checkpoints import check_kinds, digest_of, has_digest, restoring
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.reproducibility import random_state, restore_random_state
-from arelu_meta.runs.checkpoints import check_kinds, restoring
-from arelu_meta.runs.run_folder import report_results
+from arelu_meta.runs.run_folder import RunFolder, report_results, resumable
 from arelu_meta.runs.signals import SavePoints
 from arelu_meta.runs.tracking import open_trackers, tracker_names
 

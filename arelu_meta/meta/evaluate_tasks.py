@@ -12,23 +12,26 @@ from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.heads import zero_head
 from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
 from arelu_meta.config import DataConfig, RunConfig, TaskConfig, UnseenTaskConfig
-from arelu_meta.data.fewshot import TensorSampler, check_class_sizes, load_class_splits, load_pool, load_whole, unlabelled_images
-from arelu_meta.data.fewshot.benchmarks import BENCHMARKS
-from arelu_meta.data.fewshot.class_splits import keep_to_alphabets
-from arelu_meta.data.fewshot.benchmarks import name_of
+from arelu_meta.data.fewshot import (
+    TensorSampler,
+    check_class_sizes,
+    load_class_splits,
+    load_pool,
+    load_whole,
+    unlabelled_images,
+)
+from arelu_meta.data.fewshot.benchmarks import BENCHMARKS, name_of
+from arelu_meta.data.fewshot.class_splits import keep_to_alphabets, present_classes
 from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_of_alphabets
-from arelu_meta.data.fewshot.class_splits import present_classes
-from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.data.image_folder import find_root
 from arelu_meta.data.loaders import InputSpec
-from arelu_meta.data.splits import Provenance
-from arelu_meta.data.splits import note_copies
+from arelu_meta.data.provenance import check_unchanged, of_its_run, start_of_its_run
+from arelu_meta.data.splits import ImageSet, Provenance, concatenate, note_copies
 from arelu_meta.errors import InputError
 from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve, task_accuracies
 from arelu_meta.meta.inner_loop import BASELINES, Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.meta.steady import at_steady_rate
-from arelu_meta.data.provenance import check_unchanged, of_its_run, start_of_its_run
 from arelu_meta.runs.progress import progress
 from arelu_meta.statistics import groups_interval, paired_tasks
 

@@ -13,9 +13,18 @@ from torch import Tensor, nn
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import MOST_PIXELS, ModelConfig
-from arelu_meta.data.prediction_inputs import GivenImages, OneImage, Source, centre_crop, gather, in_colour, tell_skipped, whole_image
 from arelu_meta.data.image_folder import read_folder
 from arelu_meta.data.image_io import Reading, find_broken
+from arelu_meta.data.prediction_inputs import (
+    GivenImages,
+    OneImage,
+    Source,
+    centre_crop,
+    gather,
+    in_colour,
+    tell_skipped,
+    whole_image,
+)
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.baselines import class_means, fit_logistic, nearest_centroid, prototype_logits

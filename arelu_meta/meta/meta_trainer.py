@@ -17,14 +17,11 @@ from arelu_meta.meta.inner_loop import BASELINES
 from arelu_meta.meta.outer import OuterLoop
 from arelu_meta.meta.preparing import headline, make_noise, make_sampler
 from arelu_meta.meta.results import draw_run, summarise
-from arelu_meta.runs.checkpoints import digest_of, has_digest
+from arelu_meta.runs.checkpoints import check_kinds, digest_of, has_digest, restoring
 from arelu_meta.runs.distributed import Ranks
-from arelu_meta.runs.run_folder import RunFolder, resumable
-from arelu_meta.runs.checkpoints import restoring
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.reproducibility import random_state, restore_random_state
-from arelu_meta.runs.checkpoints import check_kinds
-from arelu_meta.runs.run_folder import report_results
+from arelu_meta.runs.run_folder import RunFolder, report_results, resumable
 from arelu_meta.runs.signals import SavePoints
 
 _KINDS = {

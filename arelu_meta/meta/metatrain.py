@@ -15,8 +15,7 @@ from arelu_meta.meta.meta_trainer import MetaTrainer
 from arelu_meta.meta.preparing import make_model
 from arelu_meta.meta.settings import check_patience, check_read, settle_head
 from arelu_meta.runs.distributed import join
-from arelu_meta.runs.run_folder import check_apart, open_run
-from arelu_meta.runs.run_folder import finished_results
+from arelu_meta.runs.run_folder import check_apart, finished_results, open_run
 from arelu_meta.validation import validate
 
 

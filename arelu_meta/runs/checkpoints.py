@@ -1,23 +1,21 @@
-"""Checkpoints: written at once, the last two kept, each with a checksum; read without running any code, refused where they do not fit."""
+"""Checkpoints: written at once, two kept, each with a checksum; read without running code, refused where unfit."""
 
+import contextlib
 import hashlib
+import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-import torch
-from arelu_meta.errors import InputError
-from arelu_meta.runs.atomic_io import write_atomically, write_text
-import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping
-import yaml
-from arelu_meta.data.image_io import compose
-from arelu_meta.data.image_io import decode
-from arelu_meta.errors import InputError, RunError
-from arelu_meta.validation import flatten
 
+import torch
+import yaml
+
+from arelu_meta.data.image_io import compose, decode
+from arelu_meta.errors import InputError, RunError
+from arelu_meta.runs.atomic_io import write_atomically, write_text
+from arelu_meta.validation import flatten
 
 KEPT = 2
 _NAME = re.compile(r"(epoch|step)-\d+(-step-\d+)?")
@@ -230,6 +228,7 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, Path | None, list[st
             f"run.resume: no checkpoint in {str(folder)!r} is whole: {'; '.join(damaged)}; give another run.folder"
         )
     return None, None, []
+
 
 _PARTS = ("train", "validation", "test")
 _REMARKS = ("notes", "skipped")  # of split.json: they decide nothing

@@ -4,38 +4,42 @@ import contextlib
 import csv
 import dataclasses
 import io
+import json
 import os
 import shlex
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
 import yaml
+from filelock import FileLock, Timeout
+
 from arelu_meta.config import RunConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.runs.atomic_io import (
     check_place,
     drop_unfinished,
     why_not_written,
-    write_atomically,
     write_json,
     write_text,
 )
-from arelu_meta.runs.checkpoints import list_checkpoints, load_checkpoint, load_last, set_aside_later, write_checkpoint
+from arelu_meta.runs.checkpoints import (
+    check_same_config,
+    check_same_images,
+    list_checkpoints,
+    load_checkpoint,
+    load_last,
+    set_aside_later,
+    write_checkpoint,
+)
 from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.environment import environment
-from arelu_meta.runs.checkpoints import check_same_config, check_same_images, restoring
-import json
-import socket
-import threading
-from collections.abc import Iterator
-from filelock import FileLock, Timeout
-from collections.abc import Mapping
-from arelu_meta.errors import InputError
-
 
 _MARKS = ("config.yaml", "metrics.csv", "results.json", "model.safetensors", "checkpoints")
 
@@ -367,6 +371,7 @@ def default_folder(task: str) -> Path:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
+
 
 LOCK_NAME = ".lock"
 _HELD: dict[str, "FolderLock"] = {}  # of this process: a run that an exception left open still holds its folder

@@ -16,8 +16,8 @@ from arelu_meta.config import SweepConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError, counted
 from arelu_meta.runs import atomic_io
 from arelu_meta.runs.atomic_io import write_json, write_text
-from arelu_meta.runs.run_folder import check_free, locked
 from arelu_meta.runs.progress import ProgressBar, print_table, progress
+from arelu_meta.runs.run_folder import check_free, locked
 from arelu_meta.sweep.run import BEGUN, ENDED, FAILED, FINISHED, MISSING, STOPPED, State, folder_of, read_state
 from arelu_meta.sweep.spec import Spec, Trial, as_text, describe, listed_trials, make_trial, read_spec
 from arelu_meta.validation import validate

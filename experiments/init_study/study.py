@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.saving import ModelSpec, save_model
 from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from arelu_meta.data.splits import ImageSet
-from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.loaders import unlabelled_batches
+from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.finetuning.finetune import finetune
 from experiments.init_study.starts import STARTS, first_step

@@ -10,9 +10,8 @@ from PIL import Image
 
 from arelu_meta.claims.in_memory_training import as_tensors
 from arelu_meta.config import DataConfig
+from arelu_meta.data.named_datasets import load_images, load_part, pixels_in_memory
 from arelu_meta.data.splits import ImageSet
-from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.named_datasets import load_part, pixels_in_memory
 
 
 class _Held:

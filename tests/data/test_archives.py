@@ -12,8 +12,7 @@ import torchvision.datasets
 from torchvision.datasets.utils import extract_archive
 
 from arelu_meta.config import DataConfig
-from arelu_meta.data.named_datasets import kept_inside
-from arelu_meta.data.named_datasets import load_named
+from arelu_meta.data.named_datasets import kept_inside, load_named
 from arelu_meta.errors import InputError
 
 

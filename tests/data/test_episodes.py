@@ -10,9 +10,19 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.fewshot import ClassSplits, Pool, TensorSampler, check_class_sizes, class_counts, load_class_splits, load_pool, load_whole, to_pixels
-from arelu_meta.data.splits import ImageSet
+from arelu_meta.data.fewshot import (
+    ClassSplits,
+    Pool,
+    TensorSampler,
+    check_class_sizes,
+    class_counts,
+    load_class_splits,
+    load_pool,
+    load_whole,
+    to_pixels,
+)
 from arelu_meta.data.loaders import InputSpec
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]

@@ -12,12 +12,10 @@ import pytest
 from PIL import Image
 
 from arelu_meta.config import DataConfig
-from arelu_meta.data.splits import ImageSet, Splits, concatenate, fill_splits, split_whole
 from arelu_meta.data.image_folder import data_home, find_candidates, find_root, load_folder, part_folders, read_folder
-from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.named_datasets import load_digits
 from arelu_meta.data.image_io import Reading
-from arelu_meta.data.splits import take_fold
+from arelu_meta.data.named_datasets import load_digits, load_images
+from arelu_meta.data.splits import ImageSet, Splits, concatenate, fill_splits, split_whole, take_fold
 from arelu_meta.errors import InputError
 
 Names = Sequence[str]

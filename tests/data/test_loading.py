@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from arelu_meta.data.splits import ImageSet
 from arelu_meta.data.loaders import Batches, InputSpec, build_transform, note_crop
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError
 
 COLOUR = InputSpec(32, 3, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0), "bilinear")

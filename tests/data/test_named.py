@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from arelu_meta.config import DataConfig
-from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.named_datasets import NAMED_SETS, load_digits, load_named, load_part
+from arelu_meta.data.named_datasets import NAMED_SETS, load_digits, load_images, load_named, load_part
 from arelu_meta.errors import InputError
 
 

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from arelu_meta.data import reading
-from arelu_meta.data.image_io import Checked, check_files, choose_range, find_broken, is_candidate, read_image, to_channels
+from arelu_meta.data.image_io import (
+    Checked,
+    check_files,
+    choose_range,
+    find_broken,
+    is_candidate,
+    read_image,
+    to_channels,
+)
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

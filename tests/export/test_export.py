@@ -15,8 +15,8 @@ from PIL import Image
 
 from arelu_meta.backbones.saving import load_model
 from arelu_meta.cli import main
-from arelu_meta.data.loaders import build_transform
 from arelu_meta.data.image_io import read_image
+from arelu_meta.data.loaders import build_transform
 from arelu_meta.errors import InputError, MissingExtraError, RunError
 from arelu_meta.export.export import choose_output, export
 

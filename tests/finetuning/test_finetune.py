@@ -143,8 +143,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(digits: Make)
 
 
 def test_the_reported_accuracy_is_that_of_the_saved_model_on_the_listed_test_images(digits: Make) -> None:
-    from arelu_meta.data.named_datasets import load_images
     from arelu_meta.data.loaders import build_transform
+    from arelu_meta.data.named_datasets import load_images
 
     config = digits()
     results = finetune(config)

@@ -8,7 +8,14 @@ import torch
 
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError
-from arelu_meta.runs.checkpoints import checksum_file, digest_of, list_checkpoints, load_checkpoint, load_last, write_checkpoint
+from arelu_meta.runs.checkpoints import (
+    checksum_file,
+    digest_of,
+    list_checkpoints,
+    load_checkpoint,
+    load_last,
+    write_checkpoint,
+)
 from arelu_meta.runs.run_folder import RunFolder, open_run
 
 

@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError, RunError
-from arelu_meta.runs.run_folder import default_folder, open_fresh, open_run, resumable
-from arelu_meta.runs.checkpoints import load_checkpoint
 from arelu_meta.runs.atomic_io import write_atomically, write_text
+from arelu_meta.runs.checkpoints import load_checkpoint
+from arelu_meta.runs.run_folder import default_folder, open_fresh, open_run, resumable
 
 
 def _fail(path: Path) -> None:

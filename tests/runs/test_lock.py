@@ -9,8 +9,7 @@ import pytest
 
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError
-from arelu_meta.runs.run_folder import open_run
-from arelu_meta.runs.run_folder import LOCK_NAME, FolderLock, check_free
+from arelu_meta.runs.run_folder import LOCK_NAME, FolderLock, check_free, open_run
 
 _HOLD = (
     "import sys, time; from pathlib import Path; from arelu_meta.runs.lock import FolderLock\n"

@@ -2,40 +2,36 @@
 
 import contextlib
 import io
+import itertools
 import os
 import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
-from arelu_meta.config import DataConfig
-from arelu_meta.data.named_datasets import kept_inside
-from arelu_meta.data.fewshot.class_splits import ClassSplits, of_classes
-from arelu_meta.data.splits import ImageSet
-from arelu_meta.data.image_folder import data_home
-from arelu_meta.data.image_io import to_channels
-from arelu_meta.data.image_io import digest_texts
-from arelu_meta.errors import InputError, import_learn2learn
-import itertools
-from dataclasses import replace
-from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.fewshot.class_splits import divide_by_file
-from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_bright, load_alphabets, read_all_alphabets
-from arelu_meta.data.fewshot.class_splits import ClassSplits, alphabet_of, alphabet_sizes, check_class_sizes, of_classes, within_alphabets
-from arelu_meta.data.splits import ImageSet, concatenate
-from arelu_meta.data.image_folder import describe_parts, find_root, read_folder, read_folders, training_parts
-from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.named_datasets import NAMED_SETS, load_digits, load_part
-from arelu_meta.data.image_io import Reading
-from arelu_meta.data.splits import note_copies
-from arelu_meta.errors import InputError, nearest_names
 
+from arelu_meta.config import DataConfig, TaskConfig
+from arelu_meta.data.fewshot.class_splits import (
+    ClassSplits,
+    check_class_sizes,
+    divide_by_file,
+    divide_by_seed,
+    keep_test_to_alphabets,
+    of_classes,
+)
+from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_bright, load_alphabets, read_all_alphabets
+from arelu_meta.data.image_folder import data_home, describe_parts, find_root, read_folder, read_folders, training_parts
+from arelu_meta.data.image_io import Reading, digest_texts, to_channels
+from arelu_meta.data.named_datasets import NAMED_SETS, kept_inside, load_digits, load_images, load_part
+from arelu_meta.data.splits import ImageSet, concatenate, note_copies
+from arelu_meta.errors import InputError, import_learn2learn, nearest_names
 
 _MODES = ("train", "validation", "test")
 _OMNIGLOT_PARTS = (1100, 1200)  # training characters, and those with the validation characters
@@ -263,7 +259,7 @@ def load_class_splits(config: DataConfig, task: TaskConfig, seed: int) -> ClassS
     Raises:
         InputError: if there are too few classes for the ways, or too few images in one for shots plus queries.
     """
-    splits = _keep_to_alphabets(_load_divided(config, task, seed), task)
+    splits = keep_test_to_alphabets(_load_divided(config, task, seed), task)
     for part, use in ((splits.train, "train"), (splits.validation, "validate"), (splits.test, "test")):
         if part is not None:
             check_class_sizes(part, task, f" to {use} on")
@@ -284,7 +280,7 @@ def _load_divided(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplit
         return load_alphabets(config, task, seed)
     parts = load_whole(config)
     own = _own_division(parts, config) if name == "folder" else None
-    return own or _divide(concatenate(parts), task, seed)
+    return own or divide_by_seed(concatenate(parts), task, seed)
 
 
 def name_of(config: DataConfig) -> str:

@@ -1,32 +1,17 @@
 """Classes divided into those to train on and those to test on: by the seed, or by a file."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
-import numpy as np
-from arelu_meta.config import TaskConfig
-from arelu_meta.data.splits import ImageSet, Labels
-from arelu_meta.data.splits import Provenance
-from arelu_meta.data.image_io import encode
-from arelu_meta.data.splits import note_shared
-from arelu_meta.errors import InputError
 import csv
 import json
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from arelu_meta.data.splits import ImageSet
-from arelu_meta.data.image_io import compose
-from arelu_meta.errors import InputError, nearest_names
-import itertools
-from dataclasses import replace
-from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.fewshot.benchmarks import BENCHMARKS, load_benchmark
-from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_bright, load_alphabets, read_all_alphabets
-from arelu_meta.data.splits import ImageSet, concatenate
-from arelu_meta.data.image_folder import describe_parts, find_root, read_folder, read_folders, training_parts
-from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.named_datasets import NAMED_SETS, load_digits, load_part
-from arelu_meta.data.image_io import Reading
-from arelu_meta.data.splits import note_copies
+from typing import Any
 
+import numpy as np
+
+from arelu_meta.config import TaskConfig
+from arelu_meta.data.image_io import compose, encode
+from arelu_meta.data.splits import ImageSet, Labels, Provenance, note_shared
+from arelu_meta.errors import InputError, nearest_names
 
 
 @dataclass(frozen=True)
@@ -181,6 +166,7 @@ def _check_alphabets(images: AlphabetSet, ways: int) -> None:
             f"{sizes[largest]}); give at most {sizes[largest]}"
         )
 
+
 _FIELD = "task.split_file"
 _PARTS = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "valid": "validation"}
 _PARTS |= {"test": "test", "testing": "test"}
@@ -285,6 +271,7 @@ def _pairs_of_csv(text: str, file: str) -> list[tuple[str, str]]:
         raise InputError(f"{_FIELD}: {file!r} needs a first line `class,part`, and both in every line below it")
     return [(row["part"].strip(), row["class"]) for row in rows]
 
+
 _HELD_OUT_IMAGES = 0.2
 
 
@@ -314,7 +301,7 @@ def class_counts(classes: int, ways: int) -> tuple[int, int, int]:
     return classes - test - validation, validation, test
 
 
-def _divide(images: ImageSet, task: TaskConfig, seed: int) -> ClassSplits:
+def divide_by_seed(images: ImageSet, task: TaskConfig, seed: int) -> ClassSplits:
     present = np.unique(images.labels)
     counts = class_counts(len(present), task.ways)
     order = np.random.default_rng([seed, 2]).permutation(present)
@@ -348,7 +335,7 @@ def _hold_out(images: ImageSet, task: TaskConfig, seed: int) -> tuple[ImageSet, 
     return images.subset(np.setdiff1d(np.arange(len(images)), drawn)), images.subset(sorted(drawn))
 
 
-def _keep_to_alphabets(splits: ClassSplits, task: TaskConfig) -> ClassSplits:
+def keep_test_to_alphabets(splits: ClassSplits, task: TaskConfig) -> ClassSplits:
     """Let test tasks, or all, take their classes from one alphabet, where that is asked for."""
     if task.alphabets == "mixed":
         return splits

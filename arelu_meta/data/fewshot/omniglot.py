@@ -1,15 +1,15 @@
 """Characters of several alphabets: Omniglot's small background sets, and any folder ALPHABET/CHARACTER/*.png."""
 
 from pathlib import Path
+
 import numpy as np
+
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.fewshot.class_splits import ClassSplits, alphabet_of, alphabet_sizes, of_classes, present_classes
-from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.data.image_folder import find_root, read_folders
-from arelu_meta.data.image_io import compose
-from arelu_meta.data.image_io import Reading, is_candidate, is_of_a_system
+from arelu_meta.data.image_io import Reading, compose, is_candidate, is_of_a_system
+from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.errors import InputError
-
 
 _SMALL = ("images_background_small1", "images_background_small2")
 _WHOLE = ("images_background", "images_evaluation")

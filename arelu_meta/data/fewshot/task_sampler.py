@@ -1,23 +1,23 @@
 """Images of several classes as one tensor, decoded once, and tasks drawn from it, a whole meta-batch at once."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from arelu_meta.data.fewshot.class_splits import AlphabetSet, alphabet_of
-from arelu_meta.data.splits import ImageSet
-from arelu_meta.data.loaders import InputSpec
-from arelu_meta.data.image_io import to_channels
-from arelu_meta.runs.progress import progress
-import hashlib
-from typing import Any
-from arelu_meta.config import TaskConfig
-from arelu_meta.data.fewshot.tasks import Episode, TaskBatch
-from arelu_meta.data.splits import Labels
-from arelu_meta.errors import InputError
 
+from arelu_meta.config import TaskConfig
+from arelu_meta.data.fewshot.class_splits import AlphabetSet, alphabet_of
+from arelu_meta.data.fewshot.tasks import Episode, TaskBatch
+from arelu_meta.data.image_io import to_channels
+from arelu_meta.data.loaders import InputSpec
+from arelu_meta.data.splits import ImageSet, Labels
+from arelu_meta.errors import InputError
+from arelu_meta.runs.progress import progress
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def unlabelled_images(images: ImageSet, inputs: InputSpec, inverted: bool = Fals
     spread = torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()
     pool = load_pool(images.subset(spread.tolist()), inputs, inverted)
     return [pool.images(range(len(pool.labels)))]
+
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 

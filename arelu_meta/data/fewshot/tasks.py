@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
 import torch
 from torch import Tensor
-
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from PIL import Image
 from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.fewshot import ClassSplits, Pool, TensorSampler, load_class_splits, load_pool
 from arelu_meta.data.fewshot.class_splits import AlphabetSet, alphabet_of, within_alphabets
-from arelu_meta.data.splits import ImageSet
 from arelu_meta.data.loaders import InputSpec
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError
 
 GREY = InputSpec(8, 1, (0.0,), (1.0,))
