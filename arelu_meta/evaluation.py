@@ -194,7 +194,7 @@ def _evaluate_folders(
 def _evaluate_images(
     model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig, checkpoint: Path
 ) -> dict[str, Any]:
-    own, seed = of_its_run(spec)
+    own, seed = of_its_run(spec.config)
     seen = Provenance.of_header(spec.provenance)
     found = test_images_of(own, seed, seen, checkpoint) if data is None else _test_images(data, seen)
     images, test_seen = relabel(found, spec.classes), int(seen.has_seen(found).sum())

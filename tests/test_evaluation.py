@@ -185,7 +185,7 @@ def test_evaluating_a_meta_learner_repeats_its_test_and_takes_more_tasks(tmp_pat
 def test_a_header_names_no_folder_to_download_into(classifier: dict[str, object]) -> None:
     spec = read_spec(str(classifier["folder"]))[1]
     spec.config["data"] |= {"name": "mnist", "root": "somewhere"}
-    assert of_its_run(spec)[0].download is False
+    assert of_its_run(spec.config)[0].download is False
     spec.config["data"]["image_size"] = 10**9
     with pytest.raises(InputError, match=r"^checkpoint: .*image_size: 1000000000 is not allowed"):
-        of_its_run(spec)
+        of_its_run(spec.config)

@@ -225,7 +225,7 @@ def _tested(data: DataConfig, trial: FocusTrial) -> tuple[DataConfig, int]:
     """Say whose test images: the study's, or those of the first run."""
     if not trial.run:
         return data, trial.seed
-    return of_its_run(read_spec(str(trial.pretrained), "focus.runs")[1])
+    return of_its_run(read_spec(str(trial.pretrained), "focus.runs")[1].config)
 
 
 def _spread(length: int, count: int) -> list[int]:

@@ -204,14 +204,14 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
 
     make: Callable[..., Any] = getattr(torchvision.datasets, NAMED_SETS[name].kind)
     root = named_root(config)
-    before = _folders(root)
+    before = folders_around(root)
     try:
         with kept_inside():
             return make(root, **arguments)
     except (RuntimeError, OSError, tarfile.TarError) as error:
         missing = error
     if not config.download:
-        _remove_empty(_folders(root) - before)
+        remove_empty(folders_around(root) - before)
         raise InputError(
             f"data.name: {name!r} is missing or damaged in {str(root)!r} ({missing}); give --data.download true"
         )
@@ -220,7 +220,7 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
         with contextlib.redirect_stdout(io.StringIO()), kept_inside():
             return make(root, **{**arguments, "download": True})
     except (RuntimeError, OSError, TypeError, ValueError, tarfile.TarError) as error:
-        _remove_empty(_folders(root) - before)
+        remove_empty(folders_around(root) - before)
         reason = str(error).split("\n")[0].rstrip(":")
         raise InputError(
             f"data.name: {name!r} is missing or damaged in {str(root)!r} and could not be downloaded ({reason}); "
@@ -228,12 +228,21 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
         ) from error
 
 
-def _folders(root: Path) -> set[Path]:
-    """List a folder, those above it and two levels below: all that torchvision makes before it downloads."""
+def folders_around(root: Path) -> set[Path]:
+    """List a folder, those above it and two levels below: all that a loader makes before it downloads.
+
+    Args:
+        root: need not be there.
+    """
     return {path for path in (root, *root.parents, *root.glob("*"), *root.glob("*/*")) if path.is_dir()}
 
 
-def _remove_empty(folders: set[Path]) -> None:
+def remove_empty(folders: set[Path]) -> None:
+    """Remove what a loader made and left empty: it would take it for the data the next time.
+
+    Args:
+        folders: those that it made, empty or not.
+    """
     for folder in sorted(folders, reverse=True):
         with contextlib.suppress(OSError):  # not empty: a download that may go on
             folder.rmdir()

@@ -1,13 +1,13 @@
 """What a checkpoint's run was trained and tested on, and whether that is still so."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import DataConfig, ModelConfig, RunConfig, Settings
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.splits import ImageSet, Provenance, concatenate
@@ -17,37 +17,37 @@ from arelu_meta.validation import validate
 C = TypeVar("C", bound=Settings)
 
 
-def of_its_run(spec: ModelSpec) -> tuple[DataConfig, int]:
+def of_its_run(config: Mapping[str, Any]) -> tuple[DataConfig, int]:
     """Read the data and the seed of the run that wrote a checkpoint.
 
     Args:
-        spec: of the checkpoint.
+        config: as the checkpoint's header has it.
 
     Raises:
         InputError: if it does not hold a run's config.
     """
-    data, seed = _read(spec, "data", DataConfig), _read(spec, "run", RunConfig).seed
+    data, seed = _read(config, "data", DataConfig), _read(config, "run", RunConfig).seed
     # A header may be a stranger's: the folder that it names is read, and nothing is downloaded into it.
     return replace(data, download=data.download and data.root is None), seed
 
 
-def start_of_its_run(spec: ModelSpec) -> ModelConfig:
+def start_of_its_run(config: Mapping[str, Any]) -> ModelConfig:
     """Read the model that the run of a checkpoint started from.
 
     Args:
-        spec: of the checkpoint.
+        config: as the checkpoint's header has it.
 
     Raises:
         InputError: if it does not hold a run's config.
     """
-    return _read(spec, "model", ModelConfig)
+    return _read(config, "model", ModelConfig)
 
 
-def _read(spec: ModelSpec, group: str, kind: type[C]) -> C:
+def _read(header: Mapping[str, Any], group: str, kind: type[C]) -> C:
     """Read a group of a run's config from a header; fields that this version does not know were read by another."""
     try:
         known = {item.name for item in fields(kind)}
-        config = kind(**{name: value for name, value in spec.config[group].items() if name in known})
+        config = kind(**{name: value for name, value in header[group].items() if name in known})
         validate(config, kind)
         return config
     except (KeyError, TypeError, AttributeError, InputError) as error:

@@ -1,4 +1,4 @@
-"""Labelled images, and which of them are trained, validated and tested on: as the data brings them, else by the seed."""
+"""Labelled images, and which are trained, validated and tested on: as the data brings them, else cut by the seed."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -77,7 +77,7 @@ def evaluate_tasks(
     steps = asked.inner_steps or spec.meta["inner_steps"]
     rivals = [] if asked.against is None else _names(asked.against)
     loaded = [_rival(rival, spec) for rival in rivals]
-    _, seed = of_its_run(spec)
+    _, seed = of_its_run(spec.config)
     images, task, notes = _images_and_task(spec, asked, checkpoint)
     notes += [note for rival in rivals if rival not in BASELINES for note in _note_rival(rival, images)]
     pool = load_pool(images, spec.inputs, spec.meta["inverted"]).to(device)
@@ -152,7 +152,7 @@ def _compared(name: str, accuracies: list[float], judged: list[float], queries: 
 
 def _images_and_task(spec: ModelSpec, asked: Asked, checkpoint: Path) -> tuple[ImageSet, TaskConfig, list[str]]:
     """Load what is tested on, and say what tasks look like."""
-    own, seed = of_its_run(spec)
+    own, seed = of_its_run(spec.config)
     task = _task_of(spec)
     task = replace(task, shots=asked.task.shots or task.shots, queries=asked.task.queries or task.queries)
     wanted = asked.task.alphabets
@@ -235,7 +235,7 @@ def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
 
 def _backbone_of_start(spec: ModelSpec) -> nn.Module:
     """Build the backbone that a run started from: weights drawn by its seed, a start fitted on its training images."""
-    start, (own, seed) = start_of_its_run(spec), of_its_run(spec)
+    start, (own, seed) = start_of_its_run(spec.config), of_its_run(spec.config)
 
     def images(inputs: InputSpec) -> list[Tensor]:
         splits = load_class_splits(own, _task_of(spec), seed)

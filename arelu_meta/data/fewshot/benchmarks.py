@@ -27,9 +27,18 @@ from arelu_meta.data.fewshot.class_splits import (
     of_classes,
 )
 from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_bright, load_alphabets, read_all_alphabets
-from arelu_meta.data.image_folder import data_home, describe_parts, find_root, read_folder, read_folders, training_parts
+from arelu_meta.data.image_folder import describe_parts, find_root, read_folder, read_folders, training_parts
 from arelu_meta.data.image_io import Reading, digest_texts, to_channels
-from arelu_meta.data.named_datasets import NAMED_SETS, kept_inside, load_digits, load_images, load_part
+from arelu_meta.data.named_datasets import (
+    NAMED_SETS,
+    folders_around,
+    kept_inside,
+    load_digits,
+    load_images,
+    load_part,
+    named_root,
+    remove_empty,
+)
 from arelu_meta.data.splits import ImageSet, concatenate, note_copies
 from arelu_meta.errors import InputError, import_learn2learn, nearest_names
 
@@ -94,14 +103,14 @@ def load_benchmark(name: str, config: DataConfig, seed: int) -> ClassSplits:
 
 
 def _open(name: str, make: Callable[..., Any], config: DataConfig) -> Any:
-    root = _root_of(config)
-    before = _folders(root)
+    root = named_root(config)
+    before = folders_around(root)
     try:
         with kept_inside():
             return make(root=str(root), download=False)
     except _FAILURES as error:
         missing = error
-    _remove_empty(_folders(root) - before)
+    remove_empty(folders_around(root) - before)
     where = f"data.name: {name!r} is missing or damaged in {str(root)!r}"
     if not config.download:
         raise InputError(f"{where} ({_reason(missing)}); put it there, or give --data.download true") from missing
@@ -111,7 +120,7 @@ def _open(name: str, make: Callable[..., Any], config: DataConfig) -> Any:
         with contextlib.redirect_stdout(io.StringIO()), kept_inside():
             return make(root=str(root), download=True)
     except _FAILURES as error:
-        _remove_empty(_folders(root) - before)
+        remove_empty(folders_around(root) - before)
         raise InputError(f"{where} and could not be downloaded ({_reason(error)}); put it there") from error
 
 
@@ -119,26 +128,6 @@ def _reason(error: BaseException) -> str:
     """Say in a few words what is wrong; a failed connection repeats itself at length."""
     text = str(error).split("\n")[0] or type(error).__name__
     return text if len(text) <= 120 else f"{type(error).__name__}: {text[:100]}…"
-
-
-def _root_of(config: DataConfig) -> Path:
-    if config.root is None:
-        return data_home()
-    given = Path(os.path.expanduser(config.root))  # noqa: PTH111 (pathlib's raises where there is no such user)
-    below = data_home() / given
-    return below if below.is_dir() and not given.is_dir() else given
-
-
-def _folders(root: Path) -> set[Path]:
-    """List a folder, those above it and two levels below: all that a loader makes before it downloads."""
-    return {path for path in (root, *root.parents, *root.glob("*"), *root.glob("*/*")) if path.is_dir()}
-
-
-def _remove_empty(folders: set[Path]) -> None:
-    """Remove what a loader made and left empty: it would take it for the data the next time."""
-    for folder in sorted(folders, reverse=True):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _image_set(dataset: Any, name: str) -> ImageSet:

@@ -302,6 +302,16 @@ def class_counts(classes: int, ways: int) -> tuple[int, int, int]:
 
 
 def divide_by_seed(images: ImageSet, task: TaskConfig, seed: int) -> ClassSplits:
+    """Divide a set's classes at random, into as many for each part as `class_counts` says.
+
+    Args:
+        images: the whole set.
+        task: ways, shots, queries.
+        seed: of the division.
+
+    Raises:
+        InputError: if there are fewer than twice as many classes as ways.
+    """
     present = np.unique(images.labels)
     counts = class_counts(len(present), task.ways)
     order = np.random.default_rng([seed, 2]).permutation(present)

@@ -131,7 +131,7 @@ def test_a_class_without_images_is_not_divided(monkeypatch: pytest.MonkeyPatch) 
     # Sets that count their labels from 1 bring a class 0 that nothing belongs to.
     images = _set(5, 4)
     gap = ImageSet(images.classes, np.repeat([1, 2, 3, 4], 5), images.names, images.read, 1)
-    monkeypatch.setattr("arelu_meta.data.episodes.dividing.load_whole", lambda _: [gap])
+    monkeypatch.setattr("arelu_meta.data.fewshot.benchmarks.load_whole", lambda _: [gap])
     for seed in range(6):
         splits = _load(None, TaskConfig(ways=2, shots=1, queries=1), seed)
         assert (len(_classes(splits.train)), len(_classes(splits.test))) == (2, 2)

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from arelu_meta.data import reading
+from arelu_meta.data import image_io
 from arelu_meta.data.image_io import (
     Checked,
     check_files,
@@ -190,7 +190,7 @@ def test_broken_files_come_in_the_order_they_were_given(tmp_path: Path) -> None:
 
 def test_a_file_is_checked_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    whole, check = tmp_path / "whole.png", reading._check
+    whole, check = tmp_path / "whole.png", image_io._check
 
     def counted(path: Path, max_pixels: int) -> Checked:
         opened.append(path.name)
@@ -215,7 +215,7 @@ def test_more_files_than_are_remembered_are_checked_each_time(tmp_path: Path, mo
     for path in paths:
         _photo().save(path)
     assert find_broken(paths) == []
-    assert not {str(path) for path in paths} & set(reading._known)
+    assert not {str(path) for path in paths} & set(image_io._known)
     paths[1].write_text("no image")
     assert find_broken(paths) == [paths[1]]
 

@@ -1,6 +1,10 @@
 import inspect
+import io
+import tarfile
 import urllib.error
 import urllib.request
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,9 +14,19 @@ import torch
 import torchvision.datasets
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.datasets import MNIST
+from torchvision.datasets.utils import extract_archive
 
 from arelu_meta.config import DataConfig
-from arelu_meta.data.named_datasets import NAMED_SETS, load_digits, load_images, load_named, load_part
+from arelu_meta.data.named_datasets import (
+    NAMED_SETS,
+    kept_inside,
+    load_digits,
+    load_images,
+    load_named,
+    load_part,
+    sample_photographs,
+)
 from arelu_meta.errors import InputError
 
 
@@ -202,3 +216,124 @@ def test_loading_draws_nothing_from_torch_s_generator() -> None:
     before = torch.get_rng_state()
     load_images(DataConfig(name="digits", per_class=3), seed=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MNIST of a few digits, and photographs of one colour a part."""
+    for number, (part, images) in enumerate((("train", 40), ("t10k", 20))):
+        raw = tmp_path / "MNIST" / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((images, 28, 28), dtype=np.uint8)
+        pixels[:, 10:18, 10:18] = 255
+        labels = (np.arange(images) % 10).astype(np.uint8)
+        header = np.array([2051, images, 28, 28], dtype=">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            np.array([2049, images], dtype=">i4").tobytes() + labels.tobytes()
+        )
+        for name in ("cat", "ship"):
+            folder = tmp_path / "cifar10-subset" / ("train", "test")[number] / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), [(200, 0, 100), (0, 90, 0)][number]).save(folder / "1.png")
+    assert len(MNIST(tmp_path, train=True)) == 40
+    monkeypatch.setenv("ARELU_META_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_a_digit_is_the_difference_to_its_photograph_and_parts_stay_apart(home: Path) -> None:
+    splits = load_images(DataConfig(name="mnist-m"), 0)
+    assert (len(splits.train) + len(splits.validation), len(splits.test)) == (40, 20)
+    assert (splits.train.channels, splits.mirrored) == (3, False)
+    for part, colour in ((splits.train, (200, 0, 100)), (splits.validation, (200, 0, 100)), (splits.test, (0, 90, 0))):
+        pixels = np.asarray(part[0][0])
+        assert pixels.shape == (28, 28, 3)
+        assert tuple(pixels[0, 0]) == colour, "around the digit there is the photograph"
+        assert tuple(pixels[14, 14]) == tuple(255 - value for value in colour), "the digit is its negative"
+
+
+def test_the_set_is_always_the_same_and_the_seed_cuts_the_validation_images_alone(data_root: Path) -> None:
+    config = DataConfig(name="mnist-m", root=str(data_root))
+    first, again, other = load_images(config, 0), load_images(config, 0), load_images(config, 1)
+    assert first.test.names == other.test.names
+    assert first.train.names != other.train.names
+    for place in (0, 77):
+        assert np.array_equal(np.asarray(first.test[place][0]), np.asarray(again.test[place][0]))
+        assert np.array_equal(np.asarray(first.test[place][0]), np.asarray(other.test[place][0]))
+    assert not np.array_equal(np.asarray(first.test[0][0]), np.asarray(first.test[1][0]))
+
+
+def test_photographs_that_are_missing_are_asked_for(home: Path) -> None:
+    import shutil
+
+    shutil.rmtree(home / "cifar10-subset")
+    with pytest.raises(InputError, match="'mnist-m' needs photographs"):
+        load_images(DataConfig(name="mnist-m"), 0)
+
+
+def test_they_are_the_eight_quarters_of_two_photographs() -> None:
+    images = sample_photographs()
+    assert len(images) == 8
+    pixels = [np.asarray(images[index][0]) for index in range(8)]
+    assert {part.shape for part in pixels} == {(213, 320, 3)}
+    assert len({part.tobytes() for part in pixels}) == 8
+    top = np.concatenate(pixels[:2], axis=1)
+    assert np.abs(top[:, 319].astype(int) - top[:, 320].astype(int)).mean() < 20  # neighbours in the photograph
+
+
+def _file(archive: tarfile.TarFile, name: str) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = 4
+    archive.addfile(member, io.BytesIO(b"evil"))
+
+
+def _link_and_file(archive: tarfile.TarFile, name: str) -> None:
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, str(Path(name).parent)
+    archive.addfile(link)
+    _file(archive, f"link/{Path(name).name}")
+
+
+CASES: dict[str, tuple[str, Callable[[tarfile.TarFile, str], None]]] = {
+    "dots": ("../evil", _file),
+    "dots below": ("a/../../evil", _file),
+    "link": ("../evil", _link_and_file),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_no_member_of_a_tar_file_leaves_its_folder(tmp_path: Path, case: str) -> None:
+    name, put = CASES[case]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        put(archive, name)
+    with kept_inside(), pytest.raises(tarfile.FilterError):
+        extract_archive(str(tmp_path / "a.tar"), str(tmp_path / "inside" / "deep"))
+    assert not list(tmp_path.rglob("evil"))
+    assert "extraction_filter" not in vars(tarfile.TarFile)
+
+
+def test_no_member_of_a_zip_file_leaves_its_folder(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../evil", "evil")
+        archive.writestr("/evil", "evil")
+    with kept_inside():
+        extract_archive(str(tmp_path / "a.zip"), str(tmp_path / "inside"))
+    assert {path.parent for path in tmp_path.rglob("evil")} == {tmp_path / "inside"}
+
+
+def test_a_set_whose_archive_leaves_its_folder_is_one_sentence_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        _file(archive, "../evil")
+
+    def fake(root: Path, download: bool = False, **_: Any) -> None:
+        if not download:
+            raise RuntimeError("Dataset not found")
+        extract_archive(str(tmp_path / "a.tar"), str(root))
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake)
+    config = DataConfig(name="cifar10", root=str(tmp_path / "home"), download=True)
+    with pytest.raises(InputError, match=r"'cifar10' is missing or damaged .*'\.\./evil'"):
+        load_named("cifar10", config, 0)
+    assert not (tmp_path / "evil").exists()
