@@ -196,7 +196,7 @@ def test_a_file_is_checked_once_and_again_when_it_changes(tmp_path: Path, monkey
         opened.append(path.name)
         return check(path, max_pixels)
 
-    monkeypatch.setattr(reading, "_check", counted)
+    monkeypatch.setattr(image_io, "_check", counted)
     _photo().save(whole)
     (tmp_path / "bad.png").write_text("no image")
     paths = [whole, tmp_path / "bad.png", tmp_path / "missing.png"]
@@ -210,7 +210,7 @@ def test_a_file_is_checked_once_and_again_when_it_changes(tmp_path: Path, monkey
 
 
 def test_more_files_than_are_remembered_are_checked_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_MOST_KNOWN", 2)
+    monkeypatch.setattr(image_io, "_MOST_KNOWN", 2)
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path in paths:
         _photo().save(path)

@@ -217,7 +217,7 @@ def _read_nothing(name: str) -> Image.Image:
     raise AssertionError(name)
 
 
-def _images_of_caching(reads: list[str]) -> ImageSet:
+def _counted_images(reads: list[str]) -> ImageSet:
     def read(name: str) -> Image.Image:
         reads.append(name)
         return Image.new("RGB", (8, 4), (int(name), 0, 0))
@@ -227,7 +227,7 @@ def _images_of_caching(reads: list[str]) -> ImageSet:
 
 def test_cached_images_are_the_same_and_read_once() -> None:
     reads: list[str] = []
-    cached = keep_decoded(_images_of_caching(reads), True)
+    cached = keep_decoded(_counted_images(reads), True)
     assert sorted(reads) == sorted(str(number) for number in range(20))
     for _ in range(2):
         assert [cached[index][0].getpixel((0, 0))[0] for index in range(20)] == list(range(20))  # type: ignore[index]
@@ -237,13 +237,13 @@ def test_cached_images_are_the_same_and_read_once() -> None:
 
 def test_a_subset_of_cached_images_is_read_from_memory_too() -> None:
     reads: list[str] = []
-    part = keep_decoded(_images_of_caching(reads), True).subset([3, 5])
+    part = keep_decoded(_counted_images(reads), True).subset([3, 5])
     assert part[1][0].getpixel((0, 0)) == (5, 0, 0)
     assert len(reads) == 20
 
 
 def test_auto_leaves_a_set_alone_that_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = _images_of_caching([])
+    images = _counted_images([])
     assert decoded_bytes(images) == 20 * 8 * 4 * 3
     monkeypatch.setattr(loaders, "_MOST_BYTES", 20 * 8 * 4 * 3 - 1)
     assert keep_decoded(images, "auto") is images
@@ -255,10 +255,10 @@ def test_auto_leaves_a_set_alone_that_would_not_fit(monkeypatch: pytest.MonkeyPa
 
 def test_auto_counts_pixels_before_it_decodes_and_both_sets_together(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    images = replace(_images_of_caching(reads), known_sizes=np.array([(10_000, 12_000)] * 20))
+    images = replace(_counted_images(reads), known_sizes=np.array([(10_000, 12_000)] * 20))
     assert decoded_bytes(images) == 20 * 10_000 * 12_000 * 3
     assert keep_decoded(images) is images
-    small = replace(_images_of_caching(reads), known_sizes=np.array([(8, 4)] * 20))
+    small = replace(_counted_images(reads), known_sizes=np.array([(8, 4)] * 20))
     assert keep_decoded(small, "auto", beside=images) is small
     assert reads == []
     assert keep_decoded(small, "auto", beside=small) is not small
