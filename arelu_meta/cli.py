@@ -100,7 +100,7 @@ TASKS: dict[str, Task] = {
     "env": Task(configs.EnvConfig, "arelu_meta.runs.environment:env_task", "what a bug report needs"),
 }
 _OPTIONAL = ("data.root",)  # words that may be left out
-# Sets that data/named.py does not have from torchvision.
+# Sets that data/named_datasets.py does not have from torchvision.
 _SETS = {
     "digits",
     "mnist-m",

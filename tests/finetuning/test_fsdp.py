@@ -34,7 +34,7 @@ _FROZEN = ["--train.freeze_bn", "true", "--optim.accumulate", "2"]
 _SHARDED = """
 import os, signal, sys
 from arelu_meta.finetuning import fsdp
-from arelu_meta.runs.folder import RunFolder
+from arelu_meta.runs.run_folder import RunFolder
 from arelu_meta.cli import main
 fsdp.SMALLEST_UNIT = 1
 save = RunFolder.save_checkpoint

@@ -67,7 +67,7 @@ def test_bad_input_is_said_once_by_all_processes_together(run_processes: Run, tm
 _FULL_DISK = """
 import os, sys
 from arelu_meta.errors import RunError
-from arelu_meta.runs.folder import RunFolder
+from arelu_meta.runs.run_folder import RunFolder
 from arelu_meta.cli import main
 saved = []
 save = RunFolder.save_checkpoint
