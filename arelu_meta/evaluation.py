@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from arelu_meta.backbones.layout import suit_layout
-from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec
+from arelu_meta.backbones.create import suit_layout
 from arelu_meta.config import (
     ON_IMAGES,
     ON_TASKS,

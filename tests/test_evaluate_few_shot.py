@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from arelu_meta import evaluate
+from arelu_meta.backbones.checkpoint import save_model
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.saving import save_model
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, MetatrainConfig, ModelConfig, UnseenTaskConfig
 from arelu_meta.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from arelu_meta import evaluate, finetune, metatrain
-from arelu_meta.backbones.saving import read_spec, read_tensors, save_model
+from arelu_meta.backbones.checkpoint import read_spec, read_tensors, save_model
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
 from arelu_meta.data.provenance import of_its_run

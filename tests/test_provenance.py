@@ -258,7 +258,7 @@ def test_a_model_of_before_0_2_says_that_nobody_knows_what_it_was_trained_on(
 ) -> None:
     from dataclasses import replace
 
-    from arelu_meta.backbones.saving import load_model, save_model
+    from arelu_meta.backbones.checkpoint import load_model, save_model
 
     root = _noise(tmp_path / "noise")
     finetune(_config(root, tmp_path / "run"))

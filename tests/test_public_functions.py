@@ -21,7 +21,7 @@ from arelu_meta import (
     swap_activations,
     unswap,
 )
-from arelu_meta.backbones.saving import load_model
+from arelu_meta.backbones.checkpoint import load_model
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError
 from arelu_meta.export.export import export

@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.calibration import reestimate_batch_norm
-from arelu_meta.backbones.create import check_model_name, create_backbone, load_backbone, size_argument
-from arelu_meta.backbones.heads import heads_of, zero_head
+from arelu_meta.backbones.checkpoint import ModelSpec, load_tensors, read_spec, read_tensors
+from arelu_meta.backbones.create import (
+    check_model_name,
+    create_backbone,
+    is_stock,
+    load_backbone,
+    read_stock,
+    size_argument,
+)
 from arelu_meta.backbones.initialization import OPENED, is_gate_that_learns
-from arelu_meta.backbones.networks import PAPER_NETS
-from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_spec, read_tensors
+from arelu_meta.backbones.networks import PAPER_NETS, heads_of, zero_head
 from arelu_meta.backbones.swap import swap_activations
-from arelu_meta.backbones.weights import is_stock, read_stock
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.image_io import compose
 from arelu_meta.data.loaders import InputSpec

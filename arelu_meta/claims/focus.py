@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
 from arelu_meta.claims.small_lr import (
     ORIGINAL,
     Trial,

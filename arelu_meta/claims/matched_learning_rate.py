@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arelu_meta.backbones.checkpoint import ModelSpec
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.saving import ModelSpec
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.data.fewshot import ClassSplits, TaskBatch, load_class_splits
 from arelu_meta.data.loaders import unlabelled_batches

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import GatedAReLU
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec
 from arelu_meta.backbones.initialization import fold as fold_gates
-from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
 from arelu_meta.config import ExportConfig
 from arelu_meta.errors import InputError, MissingExtraError, RunError, nearest_names
 from arelu_meta.export.hub import check_classifier, check_repository, push

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from arelu_meta.backbones.saving import (
+from arelu_meta.backbones.checkpoint import (
     ModelSpec,
     check_size,
     load_model,

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from arelu_meta import __version__
-from arelu_meta.backbones.saving import ModelSpec
+from arelu_meta.backbones.checkpoint import ModelSpec
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import printable
 from arelu_meta.runs.run_folder import seen_line

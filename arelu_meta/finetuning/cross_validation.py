@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arelu_meta.backbones.saving import provenance_of
+from arelu_meta.backbones.checkpoint import provenance_of
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError

@@ -9,12 +9,11 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from arelu_meta.backbones.checkpoint import ModelSpec, provenance_of
+from arelu_meta.backbones.create import suit_layout
 from arelu_meta.backbones.from_config import Head, build_with_head, check_forward, check_gates, check_model_config
-from arelu_meta.backbones.heads import heads_of, zero_head
 from arelu_meta.backbones.initialization import gate_schedule
-from arelu_meta.backbones.layout import suit_layout
-from arelu_meta.backbones.networks import PAPER_NETS
-from arelu_meta.backbones.saving import ModelSpec, provenance_of
+from arelu_meta.backbones.networks import PAPER_NETS, heads_of, zero_head
 from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
 from arelu_meta.data.image_folder import class_holders
 from arelu_meta.data.loaders import (

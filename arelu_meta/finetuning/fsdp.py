@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from arelu_meta.backbones.saving import ModelSpec
+from arelu_meta.backbones.checkpoint import ModelSpec
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loaders import Batches, InputSpec
 from arelu_meta.errors import InputError

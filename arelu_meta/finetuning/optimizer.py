@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.heads import heads_of
+from arelu_meta.backbones.networks import heads_of
 from arelu_meta.config import OptimConfig
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.validation import checked

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from arelu_meta.backbones.saving import ModelSpec
+from arelu_meta.backbones.checkpoint import ModelSpec
 from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import RunError
 from arelu_meta.finetuning import metrics, plots

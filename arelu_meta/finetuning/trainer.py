@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
+from arelu_meta.backbones.checkpoint import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loaders import Batches
 from arelu_meta.data.splits import Splits

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.heads import zero_head
-from arelu_meta.backbones.saving import ModelSpec, load_model, read_spec
+from arelu_meta.backbones.networks import zero_head
 from arelu_meta.config import DataConfig, RunConfig, TaskConfig, UnseenTaskConfig
 from arelu_meta.data.fewshot import (
     TensorSampler,

@@ -10,8 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.saving import ModelSpec, load_model
 from arelu_meta.config import MOST_PIXELS, ModelConfig
 from arelu_meta.data.image_folder import read_folder
 from arelu_meta.data.image_io import Reading, find_broken

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from arelu_meta.backbones.saving import ModelSpec, load_tensors, read_tensors, save_model
+from arelu_meta.backbones.checkpoint import ModelSpec, load_tensors, read_tensors, save_model
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot import ClassSplits, Sampler, TaskBatch
 from arelu_meta.data.fewshot.class_splits import present_classes

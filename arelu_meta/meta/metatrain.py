@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from arelu_meta.backbones.checkpoint import provenance_of
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.backbones.saving import provenance_of
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot import load_class_splits
 from arelu_meta.data.fewshot.class_splits import note_seen

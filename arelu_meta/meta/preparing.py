@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from arelu_meta.backbones.checkpoint import ModelSpec
 from arelu_meta.backbones.from_config import build_with_head, check_forward, check_gates
-from arelu_meta.backbones.heads import zero_head
-from arelu_meta.backbones.networks import PAPER_NETS
-from arelu_meta.backbones.saving import ModelSpec
+from arelu_meta.backbones.networks import PAPER_NETS, zero_head
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot import ClassSplits, Sampler, TensorSampler, load_pool, unlabelled_images
 from arelu_meta.data.splits import ImageSet

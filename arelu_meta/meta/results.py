@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from arelu_meta.backbones.saving import ModelSpec
+from arelu_meta.backbones.checkpoint import ModelSpec
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.meta.evaluation import curve_results
 from arelu_meta.meta.inner_loop import inner_of

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from arelu_meta.backbones.checkpoint import ModelSpec, save_model
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.saving import ModelSpec, save_model
 from arelu_meta.config import DataConfig, FinetuneConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from arelu_meta.data.loaders import unlabelled_batches
 from arelu_meta.data.named_datasets import load_images

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.backbones.checkpoint import ModelSpec, save_model
 from arelu_meta.backbones.from_config import build_backbone, build_with_head, check_forward, check_model_config
-from arelu_meta.backbones.saving import ModelSpec, save_model
 from arelu_meta.config import ModelConfig
 from arelu_meta.errors import InputError
 

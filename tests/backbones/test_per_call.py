@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from arelu_meta.activations.arelu import AReLU
-from arelu_meta.backbones.per_call import PerCallActivation
+from arelu_meta.backbones.activation_sites import PerCallActivation
 from arelu_meta.backbones.swap import swap_activations, unswap
 from arelu_meta.errors import RunError
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.per_call import PerCallActivation
+from arelu_meta.backbones.activation_sites import PerCallActivation
 from arelu_meta.backbones.swap import swap_activations, unswap
 from arelu_meta.errors import InputError
 

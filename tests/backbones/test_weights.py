@@ -17,11 +17,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from timm.data import create_transform, resolve_data_config
 
-from arelu_meta.backbones.create import create_backbone
+from arelu_meta.backbones.checkpoint import save_model
+from arelu_meta.backbones.create import create_backbone, embedded_models, embedded_weights
 from arelu_meta.backbones.from_config import build_backbone, build_with_head
-from arelu_meta.backbones.saving import save_model
 from arelu_meta.backbones.swap import swap_activations
-from arelu_meta.backbones.weights import embedded_models, embedded_weights
 from arelu_meta.config import ModelConfig
 from arelu_meta.errors import InputError
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from arelu_meta.backbones.saving import ModelSpec, save_model
+from arelu_meta.backbones.checkpoint import ModelSpec, save_model
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loaders import InputSpec
 

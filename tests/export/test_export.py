@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from arelu_meta.backbones.saving import load_model
+from arelu_meta.backbones.checkpoint import load_model
 from arelu_meta.cli import main
 from arelu_meta.data.image_io import read_image
 from arelu_meta.data.loaders import build_transform

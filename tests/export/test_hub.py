@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from arelu_meta.backbones.saving import load_model
+from arelu_meta.backbones.checkpoint import load_model
 from arelu_meta.cli import main
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.export.hub import load_from_hub, model_config, prepare, push

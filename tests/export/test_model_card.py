@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from arelu_meta.backbones.saving import read_spec
+from arelu_meta.backbones.checkpoint import read_spec
 from arelu_meta.cli import parse
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.export.model_card import command_of, escape, fenced, model_card, results_beside

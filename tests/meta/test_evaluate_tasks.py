@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from arelu_meta import evaluate, metatrain
-from arelu_meta.backbones.saving import load_model
+from arelu_meta.backbones.checkpoint import load_model
 from arelu_meta.config import DataConfig, MetatrainConfig, UnseenTaskConfig
 from arelu_meta.errors import InputError
 from arelu_meta.meta.evaluate_tasks import _backbone_of_start

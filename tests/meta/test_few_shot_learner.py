@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from arelu_meta import Learner
+from arelu_meta.backbones.checkpoint import load_model, save_model
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.saving import load_model, save_model
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.data.prediction_inputs import Source

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from arelu_meta import create_backbone
+from arelu_meta.backbones.checkpoint import save_model
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.backbones.saving import save_model
 from arelu_meta.config import ModelConfig
 from arelu_meta.errors import InputError
 from arelu_meta.meta.inner_loop import Inner, attach_loop

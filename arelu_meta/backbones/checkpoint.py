@@ -1,4 +1,4 @@
-"""Weights on disk: one safetensors file that says in its header how to rebuild its model. Nothing in it is code."""
+"""Model files: one safetensors file that says in its header how to rebuild its model. Nothing in it is code."""
 
 import json
 import math
@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from arelu_meta.backbones.create import check_model_name, create_backbone, size_argument
-from arelu_meta.backbones.weights import OUR_HEADER, is_stock
+from arelu_meta.backbones.create import OUR_HEADER, check_model_name, create_backbone, is_stock, size_argument
 from arelu_meta.config import LARGEST_IMAGE, RANGE, Init, MetaConfig, TaskConfig
 from arelu_meta.data.loaders import InputSpec
 from arelu_meta.data.splits import Provenance

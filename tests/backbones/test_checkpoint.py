@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from arelu_meta.backbones.saving import ModelSpec, load_model, load_tensors, read_spec, read_tensors, save_model
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model, load_tensors, read_spec, read_tensors, save_model
 from arelu_meta.data.loaders import InputSpec
 from arelu_meta.errors import InputError
 
