@@ -8,7 +8,7 @@ OUT ?=
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint setup clean lock locked audit licences oldest
+.PHONY: demo test lint docs docs-serve setup clean lock locked audit licences oldest
 
 demo: $(STAMP)
 	$(BIN)/arelu-meta demo $(if $(OUT),--run.folder "$(OUT)") $(if $(DATA),--data.root "$(DATA)")
@@ -20,6 +20,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages, from docs/ and the docstrings; strict: a link that leads nowhere is an error. No network.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs-serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 setup: $(STAMP)
 

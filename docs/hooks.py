@@ -37,7 +37,14 @@ def command_line_page() -> str:
     ]
     for kind, uses in groups.items():
         for prefix, tasks in uses.items():
-            lines += ["", f"## {prefix.rstrip('.') or tasks[0]}: {', '.join(tasks)}", "", _summary(kind), "", *_table(kind, prefix)]
+            lines += [
+                "",
+                f"## {prefix.rstrip('.') or tasks[0]}: {', '.join(tasks)}",
+                "",
+                _summary(kind),
+                "",
+                *_table(kind, prefix),
+            ]
     return "\n".join(lines)
 
 
@@ -48,7 +55,7 @@ def _collect(kind: type[Settings], prefix: str, task: str, groups: dict[type[Set
         groups.setdefault(kind, {}).setdefault(prefix, []).append(task)
     for item in fields(kind):
         if is_dataclass(hints[item.name]):
-            _collect(hints[item.name], f"{prefix}{item.name}.", task, groups)  # type: ignore[arg-type]
+            _collect(hints[item.name], f"{prefix}{item.name}.", task, groups)
 
 
 def _summary(kind: type[Settings]) -> str:
@@ -64,9 +71,7 @@ def _table(kind: type[Settings], prefix: str) -> list[str]:
             continue
         default = "required" if item.default is MISSING and item.default_factory is MISSING else f"`{_default(item)}`"
         allowed = item.metadata.get("words") or describe_type(hints[item.name])
-        lines.append(
-            f"| `--{prefix}{item.name}` | {default} | {_cell(allowed)} | {_cell(helps.get(item.name, ''))} |"
-        )
+        lines.append(f"| `--{prefix}{item.name}` | {default} | {_cell(allowed)} | {_cell(helps.get(item.name, ''))} |")
     return lines
 
 

@@ -9,6 +9,7 @@ import tempfile
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
@@ -16,7 +17,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, Trainer, Tr
 from arelu_meta import swap_activations
 
 
-def network() -> nn.Module:
+def network() -> ResNetForImageClassification:
     """Return a small residual network with AReLU, from random weights."""
     config = ResNetConfig(num_channels=1, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
     config.num_labels = 10
@@ -35,9 +36,7 @@ def main() -> float:
     found = load_digits()
     pixels = torch.tensor(found.images[: options.images, None] / 8 - 1, dtype=torch.float32)
     pixels = nn.functional.interpolate(pixels, size=(32, 32))
-    rows = [
-        {"pixel_values": image, "labels": int(label)} for image, label in zip(pixels, found.target, strict=False)
-    ]
+    rows = [{"pixel_values": image, "labels": int(label)} for image, label in zip(pixels, found.target, strict=False)]
     cut = int(0.7 * len(rows))
     model = network()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,8 +61,6 @@ def main() -> float:
         accuracy = float(trainer.evaluate()["eval_accuracy"])
         model.save_pretrained(folder)
         again = network()
-        from safetensors.torch import load_file
-
         again.load_state_dict(load_file(f"{folder}/model.safetensors"))
     same = all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
     print(f"test accuracy {accuracy:.1%} on {len(rows) - cut} images; read back, every parameter is equal: {same}")

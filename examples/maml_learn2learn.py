@@ -5,7 +5,8 @@ learn from; the digits of the test are never seen in training.
 """
 
 import argparse
-import warnings
+import contextlib
+import io
 
 import torch
 from sklearn.datasets import load_digits
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 
 from arelu_meta import create_backbone
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+with contextlib.redirect_stderr(io.StringIO()):  # gym, which it imports, prints a notice
     from learn2learn.algorithms import MAML
 
 Task = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -51,10 +51,10 @@ def main() -> float:
     parser.add_argument("--ways", type=int, default=3)
     options = parser.parse_args()
     torch.manual_seed(0)
-    found = load_digits()
-    images = torch.tensor(found.images[:, None] / 8 - 1, dtype=torch.float32)
+    digits = load_digits()
+    images = torch.tensor(digits.images[:, None] / 8 - 1, dtype=torch.float32)
     images = nn.functional.interpolate(images, size=(28, 28))
-    labels = torch.tensor(found.target)
+    labels = torch.tensor(digits.target)
     seen, unseen = [0, 1, 2, 3, 4, 5, 6], [7, 8, 9]
 
     network = create_backbone("mnist_conv", num_classes=options.ways, in_chans=1, activation=options.activation)
@@ -71,9 +71,9 @@ def main() -> float:
         if (step + 1) % 25 == 0:
             print(f"meta-step {step + 1}: accuracy on training tasks {torch.stack(accuracies).mean():.1%}")
     tests = [adapt(learner.clone(), draw_task(images, labels, unseen, options.ways, 5), steps=1)[1] for _ in range(200)]
-    accuracy = float(torch.stack(tests).mean())
-    print(f"accuracy on 200 tasks of the unseen digits {unseen}: {accuracy:.1%}")
-    return accuracy
+    found_accuracy = float(torch.stack(tests).mean())
+    print(f"accuracy on 200 tasks of the unseen digits {unseen}: {found_accuracy:.1%}")
+    return found_accuracy
 
 
 if __name__ == "__main__":
