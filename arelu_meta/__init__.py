@@ -6,6 +6,7 @@ The public API is re-exported lazily: `import arelu_meta` alone imports no torch
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from arelu_meta.backbones import FINISHERS
 from arelu_meta.timm_act_layer import register_act_layer
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ _HOMES = {
 }
 
 register_act_layer()
+FINISHERS["metatrain"] = "arelu_meta.meta.inner_loop:finish_learner"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Model files: one safetensors file that says in its header how to rebuild its model. Nothing in it is code."""
 
+import importlib
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from arelu_meta.backbones import FINISHERS
 from arelu_meta.backbones.create import OUR_HEADER, check_model_name, create_backbone, is_stock, size_argument
 from arelu_meta.config import LARGEST_IMAGE, RANGE, Init, MetaConfig, TaskConfig
 from arelu_meta.data.loaders import InputSpec
@@ -90,14 +92,9 @@ class ModelSpec:
             init="nearest" if self.init == "fit" else self.init,  # of the same parts, and needs no images
             **size_argument(self.name, self.inputs.image_size),
         )
-        if self.meta.get("normalization"):
-            from arelu_meta.meta.normalization import set_normalization
-
-            set_normalization(model, self.meta["normalization"])
-        if self.task == "metatrain" and "inner_lr" in self.meta:  # a run that starts from it has a loop of its own
-            from arelu_meta.meta.inner_loop import attach_loop, inner_of_meta
-
-            attach_loop(model, inner_of_meta(self.meta))
+        if (finisher := FINISHERS.get(self.task)) is not None:
+            module, _, name = finisher.partition(":")
+            getattr(importlib.import_module(module), name)(model, self.meta)
         return model
 
 

@@ -20,7 +20,8 @@ from arelu_meta.finetuning.finetune import make_batches
 from arelu_meta.finetuning.optimizer import build_optimizer, peak_rate
 from arelu_meta.meta.engine import VmappedModel
 from arelu_meta.meta.inner_loop import Inner, InnerLoop, inner_of
-from arelu_meta.meta.preparing import make_model, make_sampler
+from arelu_meta.meta.meta_trainer import make_sampler
+from arelu_meta.meta.metatrain import make_model
 from arelu_meta.runs.distributed import Ranks
 
 STEPS = 3

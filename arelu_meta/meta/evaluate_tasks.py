@@ -12,26 +12,24 @@ from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec
 from arelu_meta.backbones.from_config import build_backbone
 from arelu_meta.backbones.networks import zero_head
 from arelu_meta.config import DataConfig, RunConfig, TaskConfig, UnseenTaskConfig
-from arelu_meta.data.fewshot import (
-    TensorSampler,
-    check_class_sizes,
-    load_class_splits,
-    load_pool,
-    load_whole,
-    unlabelled_images,
-)
-from arelu_meta.data.fewshot.benchmarks import BENCHMARKS, name_of
-from arelu_meta.data.fewshot.class_splits import keep_to_alphabets, present_classes
+from arelu_meta.data.fewshot.benchmarks import BENCHMARKS, load_class_splits, load_whole, name_of
+from arelu_meta.data.fewshot.class_splits import check_class_sizes, keep_to_alphabets, present_classes
 from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_of_alphabets
+from arelu_meta.data.fewshot.task_sampler import TensorSampler, load_pool, unlabelled_images
 from arelu_meta.data.image_folder import find_root
 from arelu_meta.data.loaders import InputSpec
-from arelu_meta.data.provenance import check_unchanged, of_its_run, start_of_its_run
-from arelu_meta.data.splits import ImageSet, Provenance, concatenate, note_copies
+from arelu_meta.data.provenance import Provenance, check_unchanged, of_its_run, start_of_its_run
+from arelu_meta.data.splits import ImageSet, concatenate, note_copies
 from arelu_meta.errors import InputError
-from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve, task_accuracies
+from arelu_meta.meta.evaluation import (
+    adaptation_curves,
+    curve_results,
+    describe_curve,
+    task_accuracies,
+    with_lr_backoff,
+)
 from arelu_meta.meta.inner_loop import BASELINES, Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import set_normalization
-from arelu_meta.meta.steady import at_steady_rate
 from arelu_meta.runs.progress import progress
 from arelu_meta.statistics import groups_interval, paired_tasks
 
@@ -133,10 +131,10 @@ def _judge(
     if name != "finetune":
         return judge(), None
     lr = saved_loop(model, 0.01, steps).inner.lr
-    judged, steady = at_steady_rate(model, sampler, tasks, lr, steps, device, precision, judge)
-    if str(steady):
-        print(steady)
-    return judged, steady.rate
+    judged, backoff = with_lr_backoff(model, sampler, tasks, lr, steps, device, precision, judge)
+    if str(backoff):
+        print(backoff)
+    return judged, backoff.rate
 
 
 def _compared(name: str, accuracies: list[float], judged: list[float], queries: int, suffix: str) -> dict[str, Any]:

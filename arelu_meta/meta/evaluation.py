@@ -1,21 +1,41 @@
 """Accuracy on tasks of unseen classes. A test task never changes the model."""
 
+import contextlib
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from arelu_meta.data.fewshot import Sampler, TaskBatch
+from arelu_meta.data.fewshot.task_sampler import Pool, TensorSampler
+from arelu_meta.data.fewshot.tasks import Sampler, TaskBatch
 from arelu_meta.errors import RunError
+from arelu_meta.finetuning.linear_probe import linear_head
+from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.baselines import baseline_probabilities
-from arelu_meta.meta.blame import first_nonfinite_step
-from arelu_meta.meta.engine import VmappedModel, tasks_at_once, why_not_vectorized
-from arelu_meta.meta.feature_pool import with_features
-from arelu_meta.meta.inner_loop import InnerLoop, head_that_adapts_alone, saved_loop
-from arelu_meta.runs.progress import ProgressBar
+from arelu_meta.meta.engine import VmappedModel, Weights, tasks_at_once, why_not_vectorized
+from arelu_meta.meta.inner_loop import (
+    COMPARING,
+    HeadAlone,
+    Inner,
+    InnerLoop,
+    attach_loop,
+    head_that_adapts_alone,
+    saved_loop,
+    support_losses,
+)
+from arelu_meta.meta.normalization import uses_batch_statistics
+from arelu_meta.runs.nonfinite import watching
+from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.reproducibility import autocast, naming_anomaly
 
+T = TypeVar("T")
+_BATCH = 64  # images whose features are computed at once
+_PILOT_TASKS = 4
+_RATES = 5  # each a tenth of the one before
 _MOST_TASKS = 32  # at once: memory does not grow with the number of tasks, and the bar moves
 
 
@@ -210,3 +230,191 @@ def curve_results(curves: Sequence[Sequence[float]]) -> dict[str, float]:
     """
     means = np.asarray(curves, dtype=np.float64).mean(0)
     return {f"accuracy_after_{step}": float(mean) for step, mean in enumerate(means)}
+
+
+@dataclass(frozen=True)
+class FeaturePool(Pool):
+    """A pool whose `pixels` are features, shape (images, features), float32, taken as they are."""
+
+    def images(self, indices: object) -> Tensor:
+        """Return some images' features."""
+        return self.pixels[indices]  # type: ignore[index]
+
+
+def with_features(
+    model: nn.Module, sampler: Sampler, tasks: int, loop: InnerLoop, device: torch.device, precision: str = "float32"
+) -> tuple[nn.Module, Sampler] | None:
+    """Compute the features of a pool once, where nothing below the head changes from task to task.
+
+    Args:
+        model: in eval mode, on the device.
+        sampler: of the tasks.
+        tasks: how many are to be drawn.
+        loop: the model's inner loop.
+        device: where to compute.
+        precision: float32, bf16 or fp16.
+
+    Returns:
+        The head alone, and a sampler that draws the same tasks as features. None where more than the head adapts, where
+        images are normalised by each other, where the head is not one linear layer that acts last, or where the tasks
+        hold fewer images than the pool.
+    """
+    only_head = loop.inner.algorithm in COMPARING or loop.inner.adapted_part == "head"
+    if not only_head or not isinstance(sampler, TensorSampler) or uses_batch_statistics(model):
+        return None
+    size = sampler.task.ways * (sampler.task.shots + sampler.task.queries)
+    if not all(hasattr(model, name) for name in ("get_classifier", "forward_features", "forward_head")):
+        return None
+    if linear_head(model) is None or tasks * size < len(sampler.pool.labels) or not _acts_last(model, sampler, device):
+        return None
+    found = _features_of(model, sampler.pool, device, precision)
+    changed = copy.copy(sampler)
+    own = {field: getattr(sampler.pool, field) for field in ("labels", "mean", "std", "groups")}
+    changed.pool = FeaturePool(pixels=found, **own)
+    return HeadAlone(model, loop).eval(), changed
+
+
+@torch.no_grad()
+def _acts_last(model: nn.Module, sampler: TensorSampler, device: torch.device) -> bool:
+    images = sampler.pool.images([0]).to(device)
+    head = linear_head(model)
+    assert head is not None
+    found = features(model, images)
+    return found.dim() == 2 and found.shape[1] == head.in_features and torch.equal(head(found), model(images))
+
+
+@torch.no_grad()
+def _features_of(model: nn.Module, pool: Pool, device: torch.device, precision: str) -> Tensor:
+    parts = []
+    with progress("computing features", len(pool.labels), "images") as bar, autocast(precision, device):
+        for places in torch.arange(len(pool.labels)).split(_BATCH):
+            parts.append(features(model, pool.images(places).to(device)).float())
+            bar.advance(len(places))
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class LrBackoff:
+    """The rate that was taken.
+
+    Args:
+        rate: the first at which no task diverged.
+        refused: larger ones that were tried before.
+    """
+
+    rate: float
+    refused: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Say it to a person, where it is not the rate that was asked for."""
+        if not self.refused:
+            return ""
+        tried = " and ".join(f"{rate:.3g}" for rate in self.refused)
+        return f"finetune takes its steps at inner rate {self.rate:.3g}: at {tried} it diverged"
+
+
+def with_lr_backoff(
+    model: nn.Module,
+    sampler: Sampler,
+    tasks: Sequence[int],
+    lr: float,
+    steps: int,
+    device: torch.device,
+    precision: str,
+    judge: Callable[[], T],
+) -> tuple[T, LrBackoff]:
+    """Judge fine-tuning at the rate asked for, or at the first tenth, hundredth … of it that does not diverge.
+
+    A rate has diverged where the support loss of the first few tasks, which fine-tuning is to lower, does not fall, or
+    where a prediction of any task is not finite. No query label is looked at to choose.
+
+    Args:
+        model: on the device, in eval mode; it gains an inner loop of that rate.
+        sampler: draws the tasks.
+        tasks: which.
+        lr: the rate asked for.
+        steps: inner steps.
+        device: where to compute.
+        precision: float32, bf16 or fp16.
+        judge: evaluates the model as it is then.
+
+    Returns:
+        What `judge` returned, and the rate.
+
+    Raises:
+        RunError: if all rates diverge.
+    """
+    pilot = sampler.batch(tasks[:_PILOT_TASKS]).to(device)
+    refused: list[float] = []
+    for rate in [lr / 10**number for number in range(_RATES)]:
+        loop = attach_loop(model, Inner(rate, steps, algorithm="finetune"))
+        if lowers_support_loss(model, pilot, loop, steps, precision):
+            try:
+                return judge(), LrBackoff(rate, tuple(refused))
+            except RunError:
+                pass
+        refused.append(rate)
+    raise RunError(
+        f"fine-tuning on the support sets diverges at each inner rate from {lr:.3g} to {refused[-1]:.3g}; leave "
+        "finetune out of eval.against, or compare with a run of --meta.algorithm finetune at a smaller --meta.inner_lr"
+    )
+
+
+@torch.no_grad()
+def lowers_support_loss(model: nn.Module, tasks: TaskBatch, loop: InnerLoop, steps: int, precision: str) -> bool:
+    """Return True if inner steps lower the mean loss of the support sets that they are taken on.
+
+    Args:
+        model: in eval mode; it does not change.
+        tasks: on the model's device.
+        loop: what adapts, and at which rates.
+        steps: inner steps.
+        precision: float32, bf16 or fp16.
+    """
+    before, after = [], []
+    for one in tasks.split(1):
+        with autocast(precision, one.support_images.device):
+            vmapped = VmappedModel(model, loop, 1)
+            weights = vmapped.start()
+            before.append(_support_loss(vmapped, weights, one))
+            for step in range(steps):
+                weights = vmapped.step(weights, one.support_images, one.support_labels, step, second_order=False)
+            after.append(_support_loss(vmapped, weights, one))
+    return sum(after) < sum(before)  # false for NaN, too
+
+
+def _support_loss(model: VmappedModel, weights: Weights, task: TaskBatch) -> float:
+    return support_losses(model.logits(weights, task.support_images).float(), task.support_labels).sum().item()
+
+
+def first_nonfinite_step(
+    model: nn.Module, loop: InnerLoop, task: TaskBatch, steps: int, precision: str = "float32"
+) -> str | None:
+    """Adapt to one task again, watching every layer; called once, when a run has diverged already.
+
+    Args:
+        model: it stands as it did when the task's loss was computed.
+        loop: its inner loop.
+        task: one, on the model's device.
+        steps: inner steps.
+        precision: float32, bf16 or fp16.
+
+    Returns:
+        As in `layer 'fc' (Linear: its weight is not finite) after 2 of 5 inner steps`; None where every layer is
+        finite.
+    """
+    for name, images in (("support", task.support_images), ("query", task.query_images)):
+        if not images.isfinite().all():
+            return f"the {name} images themselves"
+    vmapped = VmappedModel(model, loop, 1)
+    steps = steps if loop.names else 0
+    weights, step = vmapped.start(), 0
+    where = task.support_images.device
+    # What cannot run again has said enough.
+    with torch.no_grad(), watching(model) as found, autocast(precision, where), contextlib.suppress(RuntimeError):
+        while step < steps and not found:
+            weights = vmapped.step(weights, task.support_images, task.support_labels, step, second_order=False)
+            step += not found
+        if not found:
+            vmapped.query_logits(weights, task)
+    return f"{found[0]} after {step} of {steps} inner steps" if found else None

@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,11 +26,10 @@ from arelu_meta.data.prediction_inputs import (
     tell_skipped,
     whole_image,
 )
-from arelu_meta.errors import InputError, nearest_names
+from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.baselines import class_means, fit_logistic, nearest_centroid, prototype_logits
 from arelu_meta.meta.engine import VmappedModel, Weights
-from arelu_meta.meta.guessing import Guess, Score, guesses, scored_batches
 from arelu_meta.meta.inner_loop import head_inputs, head_that_adapts_alone, saved_loop
 from arelu_meta.meta.normalization import (
     Statistics,
@@ -38,6 +38,7 @@ from arelu_meta.meta.normalization import (
     uses_batch_statistics,
     uses_support_statistics,
 )
+from arelu_meta.runs.progress import progress
 from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.validation import checked
 
@@ -46,6 +47,24 @@ __all__ = ["AdaptedLearner", "Guess", "Learner", "Method", "Support", "guesses",
 Method = Literal["maml", "protonet", "centroid", "logistic"]
 Support = str | Path | Mapping[str, GivenImages] | tuple[Tensor, Tensor]
 _MOST_REFERENCE = 128  # query images that a transductive model takes its statistics of, beside the support set
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a model takes an image for.
+
+    Args:
+        name: of the class.
+        probability: how sure it is, in (0, 1].
+        place: of the image among those given, from 0.
+        ranked: the likeliest classes with their probabilities, as many as were asked for, the likeliest first.
+    """
+
+    name: str
+    probability: float
+    place: int
+    ranked: tuple[tuple[str, float], ...] = ()
 
 
 class Learner:
@@ -347,3 +366,48 @@ class AdaptedLearner:
         for step in range(steps):
             weights = vmapped.step(weights, images[None], self._labels[None], step, second_order=False)
         return weights
+
+
+def scored_batches(
+    source: Source, score: Score, device: torch.device, batch_size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Classify images as they are read; no more than a batch is in memory.
+
+    Args:
+        source: the images.
+        score: maps prepared images on the device to probabilities, shape (images, classes).
+        device: where to compute.
+        batch_size: images at a time.
+
+    Yields:
+        The images' places, and their probabilities, float32, on the CPU.
+
+    Raises:
+        RunError: naming an image whose probabilities are NaN or infinite.
+    """
+    with progress("predicting", len(source), "images") as bar:
+        for places, images in source.batches(batch_size, bar.advance):
+            with torch.no_grad():
+                found = score(images.to(device)).float().cpu()
+            finite = found.isfinite().all(1)
+            if not finite.all():
+                place = places[int(finite.int().argmin())]
+                item = source.items[place]
+                shown = repr(str(item)) if isinstance(item, str | Path) else f"image {place}"
+                raise RunError(f"the prediction for {shown} is NaN or infinite: check the model's weights")
+            yield places, found
+
+
+def guesses(batches: Iterator[tuple[list[int], Tensor]], classes: Sequence[str], top_k: int = 1) -> Iterator[Guess]:
+    """Take each image for its most likely class.
+
+    Args:
+        batches: what `scored_batches` yields.
+        classes: their names.
+        top_k: how many of the likeliest classes to rank, at most as many as there are.
+    """
+    for places, probabilities in batches:
+        best = probabilities.topk(top_k, dim=1)
+        for place, labels, values in zip(places, best.indices.tolist(), best.values.tolist(), strict=True):
+            ranked = tuple((classes[label], value) for label, value in zip(labels, values, strict=True))
+            yield Guess(*ranked[0], place, ranked)

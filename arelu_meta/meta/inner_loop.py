@@ -11,6 +11,7 @@ from arelu_meta.config import Adapt, Algorithm, MetaConfig
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.finetuning.linear_probe import linear_head
 from arelu_meta.finetuning.optimizer import activation_parameters, head_parameters
+from arelu_meta.meta.normalization import set_normalization
 
 BASELINES = ("centroid", "logistic", "finetune")
 """They need no meta-training: a frozen backbone's features, or fine-tuning on the support set."""
@@ -214,6 +215,19 @@ def inner_of_meta(meta: dict[str, Any]) -> Inner:
         adapt=meta.get("adapt", "all"),
         act_lr=meta.get("inner_act_lr"),
     )
+
+
+def finish_learner(model: nn.Module, meta: dict[str, Any]) -> None:
+    """Make of a plain backbone what a meta-training run saves: with its normalisation and its inner loop.
+
+    Args:
+        model: changed in place.
+        meta: of its `ModelSpec`; empty for a run that is only about to start from it.
+    """
+    if meta.get("normalization"):
+        set_normalization(model, meta["normalization"])
+    if "inner_lr" in meta:
+        attach_loop(model, inner_of_meta(meta))
 
 
 def inner_of(meta: MetaConfig) -> Inner:

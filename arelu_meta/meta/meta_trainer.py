@@ -1,28 +1,194 @@
-"""The course of one meta-training run: its meta-steps, validations, checkpoints, best model, test."""
+"""The trainer of a meta-learner: meta-steps, validations, checkpoints, the best model, its test on unseen classes."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta.backbones.checkpoint import ModelSpec, load_tensors, read_tensors, save_model
+from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.config import MetatrainConfig
-from arelu_meta.data.fewshot import ClassSplits, Sampler, TaskBatch
-from arelu_meta.data.fewshot.class_splits import present_classes
-from arelu_meta.errors import InputError, RunError
-from arelu_meta.meta.distributed import gather_shares, share_of
-from arelu_meta.meta.evaluation import adaptation_curves, describe_curve
-from arelu_meta.meta.inner_loop import BASELINES
-from arelu_meta.meta.outer import OuterLoop
-from arelu_meta.meta.preparing import headline, make_noise, make_sampler
-from arelu_meta.meta.results import draw_run, summarise
+from arelu_meta.data.fewshot.class_splits import ClassSplits, present_classes
+from arelu_meta.data.fewshot.task_sampler import TensorSampler, load_pool
+from arelu_meta.data.fewshot.tasks import Sampler, TaskBatch
+from arelu_meta.data.splits import ImageSet
+from arelu_meta.errors import InputError, RunError, SharedRunError
+from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, restore_optimizer
+from arelu_meta.meta.distributed import gather_shares, share_of, shared_meta_gradient
+from arelu_meta.meta.engine import VectorizedEngine, build_engine
+from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve, first_nonfinite_step
+from arelu_meta.meta.inner_loop import BASELINES, attach_loop, inner_of, step_weights
+from arelu_meta.meta.normalization import train_mode
 from arelu_meta.runs.checkpoints import check_kinds, digest_of, has_digest, restoring
+from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.progress import ProgressBar, progress
-from arelu_meta.runs.reproducibility import random_state, restore_random_state
+from arelu_meta.runs.reproducibility import naming_anomaly, random_state, restore_random_state
 from arelu_meta.runs.run_folder import RunFolder, report_results, resumable
 from arelu_meta.runs.signals import SavePoints
+from arelu_meta.statistics import groups_interval
+
+_OF_THE_LEARNER = ("algorithm", "adapt", "normalization")
+_ALL_STEPS_COUNT = 0.1  # MAML++: the share of the training over which the loss after every step counts
+
+Draw = Callable[[Sequence[int]], TaskBatch]
+
+
+class OuterLoop:
+    """What a meta-step changes: the model, its optimiser, its schedules.
+
+    Args:
+        config: of the run.
+        model: on the device, in training mode as its normalisation asks for; it gains its inner loop.
+        images: two tasks' images, shape (2, images, channels, height, width), to try engines on.
+        ranks: the processes.
+        checkpoint: says which one is the last good one, for errors.
+    """
+
+    def __init__(
+        self,
+        config: MetatrainConfig,
+        model: nn.Module,
+        images: torch.Tensor,
+        ranks: Ranks,
+        checkpoint: Callable[[], str],
+    ) -> None:
+        self.config, self.model, self.ranks, self._checkpoint = config, model, ranks, checkpoint
+        meta = config.meta
+        self.inner = inner_of(meta)
+        self.gates = gate_schedule(model, config.optim.open_gates)
+        attach_loop(model, self.inner)  # gates that a schedule opens do not adapt
+        self.optimizer = build_optimizer(model, config.optim)
+        self.schedule = build_schedule(self.optimizer, config.optim, meta.steps, updates_per_epoch=1)
+        chunk, precision = None if meta.task_chunk == "auto" else meta.task_chunk, config.run.precision
+        self.engine, self.engine_note = build_engine(
+            meta.engine, model, self.inner, meta.normalization, images, chunk, precision
+        )
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
+        self.engine.scaler = self.scaler
+        self.step = 0
+
+    def take_step(self, draw: Draw) -> tuple[float, float]:
+        """Average the query gradients of a batch of tasks and step once.
+
+        Args:
+            draw: gives tasks by their numbers, on the model's device.
+
+        Returns:
+            The mean query loss and query accuracy of the tasks.
+
+        Raises:
+            RunError: if a query loss is not finite; it names the task and, where it can, the inner step and the layer.
+
+        Source: Finn et al. 2017, algorithm 2, line 10.
+        """
+        meta = self.config.meta
+        train_mode(self.model, meta.normalization)
+        self.optimizer.zero_grad(set_to_none=True)
+        first = self.step * meta.batch_tasks
+        tasks = range(first, first + meta.batch_tasks)
+        if meta.algorithm == "mamlpp":
+            self.engine.step_weights = step_weights(meta.inner_steps, self.step / meta.steps, _ALL_STEPS_COUNT)
+        with self._attention(), naming_anomaly(lambda what: self.diverged(what, self.step + 1)):
+            losses, accuracies = shared_meta_gradient(self.engine, self.model, draw, tasks, self.ranks)
+        if not losses.isfinite().all():
+            raise self._query_loss_diverged(losses, tasks, draw)
+        self.scaler.unscale_(self.optimizer)
+        if self.config.optim.clip_grad is not None:
+            learning = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+            nn.utils.clip_grad_norm_(learning, self.config.optim.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        if self.gates is not None:
+            self.gates(self.step / meta.steps)
+        self.schedule.step_update(self.step)
+        return losses.double().mean().item(), accuracies.mean().item()
+
+    def how_many_at_once(self, draw: Draw) -> str:
+        """Settle how the engine goes through a meta-batch, and say it.
+
+        Args:
+            draw: gives tasks by their numbers, on the model's device.
+        """
+        if not isinstance(self.engine, VectorizedEngine):
+            return f"{self.engine.name} engine: task after task"
+        batch = range(len(share_of(range(self.config.meta.batch_tasks), *self.ranks.share)) or 1)
+        train_mode(self.model, self.config.meta.normalization)
+        with self._attention():
+            how = self.engine.settle_chunk(draw(batch))
+        return f"{self.engine.name} engine: {how}"
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        # Fused attention has no second derivative.
+        return contextlib.nullcontext() if self.inner.first_order else sdpa_kernel(SDPBackend.MATH)
+
+    def _query_loss_diverged(self, losses: torch.Tensor, tasks: Sequence[int], draw: Draw) -> RunError:
+        """Name the task and, by adapting to it once more, the inner step and the layer."""
+        first = int(losses.isfinite().int().argmin())
+        where = first_nonfinite_step(
+            self.model, self.engine.loop, draw([tasks[first]]), self.inner.steps, self.engine.precision
+        )
+        what = f"the query loss of task {tasks[first]} became {losses[first].item()}"
+        return self.diverged(what, self.step + 1, where, SharedRunError)
+
+    def diverged(self, what: object, step: int, where: str | None = None, kind: type[RunError] = RunError) -> RunError:
+        """Make the error of a run that diverged.
+
+        Args:
+            what: became infinite.
+            step: the meta-step.
+            where: the inner step and the layer, where they are known.
+            kind: of error.
+        """
+        return kind(
+            f"{what} at step {step} (learning rate {self.config.optim.lr:.3g}, inner learning rate "
+            f"{self.config.meta.inner_lr:.3g}){'' if where is None else f', first in {where}'}; "
+            f"the last good checkpoint is {self._checkpoint()}; "
+            "try a smaller --meta.inner_lr or --optim.lr"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Collect what a checkpoint keeps."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": self.config.optim.name,
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "learner": self._learner(),
+        }
+
+    def _learner(self) -> dict[str, str]:
+        return {name: getattr(self.config.meta, name) for name in _OF_THE_LEARNER}
+
+    def check_same(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another learner, whose results would be recorded as if it had been one from the start.
+
+        Args:
+            state: of a checkpoint; one from before it was noted is taken.
+
+        Raises:
+            ValueError: saying what differs.
+        """
+        for name, value in state.get("learner", {}).items():
+            if (mine := self._learner().get(name)) != value:
+                raise ValueError(f"its meta.{name} is {value!r}, not {mine!r}")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint whose weights the model has already.
+
+        Args:
+            state: what `state` returned.
+        """
+        restore_optimizer(self.optimizer, self.schedule, state["optimizer"], state["step"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+
 
 _KINDS = {
     "step": int,
@@ -261,3 +427,122 @@ class MetaTrainer:
             draw_run(self.folder, self.spec, results["test_accuracy"], self.validation_tasks is not None)
         self.folder.finish(results)
         return results
+
+
+def make_noise(config: MetatrainConfig, spec: ModelSpec, device: torch.device) -> torch.Tensor:
+    """Make noise in the shape of two tasks' images, to try engines on.
+
+    Args:
+        config: the ways.
+        spec: what the model takes.
+        device: where to.
+
+    Returns:
+        Shape (2, ways, channels, side, side), float32.
+    """
+    inputs = spec.inputs
+    shape = (2, config.task.ways, inputs.channels, inputs.image_size, inputs.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def make_sampler(
+    config: MetatrainConfig,
+    spec: ModelSpec,
+    splits: ClassSplits,
+    part: str,
+    device: torch.device,
+) -> Sampler:
+    """Decode the images of a part, and draw tasks from them: task i of a seed is the same for every engine.
+
+    Args:
+        config: the tasks' size, and the seed.
+        spec: what the model takes.
+        splits: the parts.
+        part: train, validation or test; training classes are also turned where data.rotations says so.
+        device: where the images lie, if they fit.
+    """
+    images: ImageSet = getattr(splits, part)
+    rotations = part == "train" and config.data.rotations
+    pool = load_pool(images, spec.inputs, splits.inverted, rotations)
+    return TensorSampler(pool.to(device), config.task, f"{part} {config.run.seed}")
+
+
+def headline(config: MetatrainConfig, spec: ModelSpec, splits: ClassSplits, engine_note: str, ranks: Ranks) -> str:
+    """Say in two lines what is meta-trained, how, and on what.
+
+    Args:
+        config: of the run.
+        spec: of the model.
+        splits: the classes.
+        engine_note: what `build_engine` said.
+        ranks: the processes.
+    """
+    described = splits.describe()
+    counts = {name: len(described.get(f"{name}_classes", [])) for name in ("train", "validation", "test")}
+    task, meta, inner = config.task, config.meta, inner_of(config.meta)
+    processes = f", {ranks.processes} processes" if ranks.processes > 1 else ""
+    return (
+        f"{spec.name} ({spec.activation or 'its own activation'}), {task.ways}-way {task.shots}-shot, "
+        f"{meta.algorithm} that adapts {inner.adapted_part}, order {1 if inner.first_order else 2}, "
+        f"{meta.normalization} normalisation, "
+        f"{engine_note}, on {ranks.device}{processes}\n"
+        f"{counts['train']} classes to train on, {counts['validation']} to validate on, "
+        f"{counts['test']} unseen to test on"
+        + "".join(f"; {note}" for note in splits.notes)
+        + (f"; {len(splits.skipped)} files skipped that are not images" if splits.skipped else "")
+    )
+
+
+def summarise(config: MetatrainConfig, spec: ModelSpec, curves: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Lay out accuracies on unseen tasks beside what they were reached with.
+
+    Args:
+        config: of the run.
+        spec: of the model.
+        curves: what `adaptation_curves` returned.
+
+    Returns:
+        Flat values: among others `test_accuracy` (mean over tasks), `test_low`, `test_high`, `accuracy_after_0`, ….
+    """
+    mean, low, high = groups_interval([row[-1] for row in curves], len(curves) * config.task.ways * config.task.queries)
+    inner = inner_of(config.meta)
+    return {
+        "task": "metatrain",
+        "seed": config.run.seed,
+        "test_accuracy": mean,
+        "test_low": low,
+        "test_high": high,
+        "test_n": len(curves),
+        "normalization": config.meta.normalization,
+        "algorithm": config.meta.algorithm,
+        "order": 1 if inner.first_order else 2,
+        "ways": config.task.ways,
+        "shots": config.task.shots,
+        "queries": config.task.queries,
+        "inner_steps": spec.meta["inner_steps"],
+        "inner_lr": config.meta.inner_lr,
+        **curve_results(curves),
+        "adapt": inner.adapted_part,
+        "model": spec.name,
+        "activation": spec.activation,
+        "init": spec.init,
+    }
+
+
+def draw_run(folder: RunFolder, spec: ModelSpec, accuracy: float, validated: bool) -> None:
+    """Draw curves.png: query accuracy and query loss over the meta-steps.
+
+    Args:
+        folder: of the run, with its rows.
+        spec: of the model.
+        accuracy: on unseen classes, for the title.
+        validated: whether there is a validation to draw.
+    """
+    columns = ["train_accuracy"] + (["validation_accuracy"] if validated else [])
+    draw_curves(
+        folder.path / "curves.png",
+        folder.rows,
+        "step",
+        {"query accuracy": columns, "query loss": ["train_loss"]},
+        f"{spec.name}, {spec.activation or 'own activation'}: accuracy on unseen classes {accuracy:.1%}",
+    )

@@ -87,7 +87,7 @@ def test_everything_that_a_run_notes_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_meta_learners_normalisation_comes_back(tmp_path: Path) -> None:
-    spec = spec_of("conv4_32", meta={"normalization": "transductive"})
+    spec = spec_of("conv4_32", task="metatrain", meta=META)
     model = trained(spec)
     save_model(tmp_path / "m.safetensors", model, spec)
     again, _ = load_model(tmp_path / "m.safetensors")

@@ -27,7 +27,7 @@ from arelu_meta.cli import parse
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.finetuning.defaults import settle, settle_rates
 from arelu_meta.finetuning.finetune import finetune
-from arelu_meta.meta.settings import settle_head
+from arelu_meta.meta.metatrain import resolve_head_init
 from arelu_meta.validation import flatten
 
 EVERY = "original,arelu,arelu:paper,arelu:open,arelu:leak,arelu:nearest,gelu,leaky_relu,prelu"
@@ -79,7 +79,7 @@ def _settings(config: ClaimsConfig, trial: Any) -> dict[str, Any]:
         return {name: value for name, value in asdict(trial).items() if name not in CONTENDER}
     made: Any
     if trial.pipeline == "maml":
-        made = settle_head(small_lr.metatrain_config(config, trial, Path("run")))
+        made = resolve_head_init(small_lr.metatrain_config(config, trial, Path("run")))
     else:
         made = settle_rates(settle(small_lr.finetune_config(config, trial, Path("run"))), images=100)
     assert made.optim.act_lr in (None, made.optim.lr)

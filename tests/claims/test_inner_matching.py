@@ -14,8 +14,9 @@ from arelu_meta.cli import parse
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot import TaskBatch, load_class_splits
 from arelu_meta.meta.inner_loop import Inner, inner_of
+from arelu_meta.meta.meta_trainer import make_sampler
+from arelu_meta.meta.metatrain import make_model
 from arelu_meta.meta.normalization import set_normalization
-from arelu_meta.meta.preparing import make_model, make_sampler
 
 
 def _tasks() -> TaskBatch:

@@ -11,8 +11,8 @@ from arelu_meta import metatrain
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot import TaskBatch
 from arelu_meta.errors import RunError
-from arelu_meta.meta.blame import first_nonfinite_step
 from arelu_meta.meta.engine import VectorizedEngine
+from arelu_meta.meta.evaluation import first_nonfinite_step
 from arelu_meta.meta.inner_loop import Inner
 
 

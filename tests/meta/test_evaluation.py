@@ -14,8 +14,7 @@ from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.fewshot import Pool, TaskBatch, TensorSampler
 from arelu_meta.errors import InputError
 from arelu_meta.meta import engine
-from arelu_meta.meta.evaluation import adaptation_curves, curve_results, task_accuracies
-from arelu_meta.meta.feature_pool import with_features
+from arelu_meta.meta.evaluation import adaptation_curves, curve_results, task_accuracies, with_features
 from arelu_meta.meta.inner_loop import Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import NORMALIZATIONS, set_normalization
 

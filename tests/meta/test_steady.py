@@ -9,8 +9,7 @@ from arelu_meta import create_backbone, evaluate, metatrain
 from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.fewshot import Pool, TensorSampler
 from arelu_meta.errors import RunError
-from arelu_meta.meta.evaluation import task_accuracies
-from arelu_meta.meta.steady import at_steady_rate
+from arelu_meta.meta.evaluation import task_accuracies, with_lr_backoff
 
 CPU = torch.device("cpu")
 
@@ -37,10 +36,10 @@ def test_the_first_rate_that_lowers_the_support_loss_is_taken(lr: float, refused
     def judge() -> list[float]:
         return task_accuracies(model, sampler, range(20), 0.01, 5, CPU)
 
-    accuracies, steady = at_steady_rate(model, sampler, range(20), lr, 5, CPU, "float32", judge)
-    assert steady.refused == pytest.approx(refused)
+    accuracies, backoff = with_lr_backoff(model, sampler, range(20), lr, 5, CPU, "float32", judge)
+    assert backoff.refused == pytest.approx(refused)
     assert sum(accuracies) / 20 > 0.6  # chance is a third, which is where a network that diverged stays
-    assert bool(str(steady)) == bool(refused)
+    assert bool(str(backoff)) == bool(refused)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
@@ -54,12 +53,12 @@ def test_a_task_that_diverges_later_on_refuses_the_rate_too_and_all_rates_may_be
             raise RunError("the predictions for task 7 became NaN or infinite after 5 inner steps")
         return "judged"
 
-    found, steady = at_steady_rate(model, sampler, range(9), 0.05, 5, CPU, "float32", fail_twice)
+    found, backoff = with_lr_backoff(model, sampler, range(9), 0.05, 5, CPU, "float32", fail_twice)
     assert found == "judged"
-    assert steady.refused == pytest.approx((0.05, 0.005))
-    assert str(steady) == "finetune takes its steps at inner rate 0.0005: at 0.05 and 0.005 it diverged"
+    assert backoff.refused == pytest.approx((0.05, 0.005))
+    assert str(backoff) == "finetune takes its steps at inner rate 0.0005: at 0.05 and 0.005 it diverged"
     with pytest.raises(RunError, match=r"^fine-tuning .* each inner rate from 1e\+30 to 1e\+26; leave finetune out of"):
-        at_steady_rate(model, sampler, range(9), 1e30, 5, CPU, "float32", lambda: None)
+        with_lr_backoff(model, sampler, range(9), 1e30, 5, CPU, "float32", lambda: None)
 
 
 def test_evaluating_against_finetune_survives_the_inner_rate_of_the_run(
