@@ -230,6 +230,8 @@ def _check_header(spec: ModelSpec) -> None:
     except (TypeError, ValueError) as error:
         raise InputError(f"provenance is no run's ({error})") from error
     if spec.task == "finetune":
+        if meta:
+            raise InputError(f"meta is a meta-learner's, and its task {spec.task}")
         if len(spec.classes) != spec.num_classes:
             raise InputError(f"classes are {len(spec.classes)}, its num_classes {spec.num_classes}")
         return

@@ -18,8 +18,8 @@ from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_of_alphabets
 from arelu_meta.data.fewshot.task_sampler import TensorSampler, load_pool, unlabelled_images
 from arelu_meta.data.image_folder import find_root
 from arelu_meta.data.loaders import InputSpec
-from arelu_meta.data.provenance import Provenance, check_unchanged, of_its_run, start_of_its_run
-from arelu_meta.data.splits import ImageSet, concatenate, note_copies
+from arelu_meta.data.provenance import check_unchanged, of_its_run, start_of_its_run
+from arelu_meta.data.splits import ImageSet, Provenance, concatenate, note_copies
 from arelu_meta.errors import InputError
 from arelu_meta.meta.evaluation import (
     adaptation_curves,
