@@ -342,6 +342,35 @@ def read_folders(
                 f"{where}: {str(folder)!r} has {len(classes)} sub-folders; at least {needed} classes are needed"
             )
         found[key] = classes
+    sets = sets_of_files(found, root, reading, where, may_lack, {key: str(folder) for key, folder in folders.items()})
+    remarks = _note_passed(passed)
+    return {key: replace(images, remarks=(*images.remarks, *remarks)) for key, images in sets.items()}
+
+
+def sets_of_files(
+    found: Mapping[str, Mapping[str, Sequence[Path]]],
+    root: Path,
+    reading: Reading,
+    where: str,
+    may_lack: Collection[str] = ("validation", "test"),
+    places: Mapping[str, str] | None = None,
+) -> dict[str, ImageSet]:
+    """Check files whose classes are known, and make sets of them; pixels have the same range in all.
+
+    Args:
+        found: the files of each class of each set.
+        root: what names are relative to; a file that lies elsewhere goes by its whole path.
+        reading: how files are read.
+        where: the flag that named them, for errors.
+        may_lack: the sets whose classes may be without an image that is read.
+        places: where each set lies, for errors; default: where.
+
+    Returns:
+        The images by the same names; `skipped` lists the files left out, `remarks` says how pixels are read.
+
+    Raises:
+        InputError: naming the class or the file.
+    """
     paths = [path for classes in found.values() for files in classes.values() for path in files]
     for path in paths:
         check_encodable(path, where)
@@ -356,14 +385,13 @@ def read_folders(
             fault = "may not be read by this user; remove it or give --data.skip_broken"
         raise InputError(f"{where}: {str(first)!r}{more} {fault}")
     range, remarks = _range_of(checked, reading)
-    remarks += _note_passed(passed)
     read = partial(_read_below, root, range, reading.max_pixels)
     sets = {}
     for key, classes in found.items():
         whole = {name: [path for path in files if path not in broken] for name, files in classes.items()}
         if absent := [name for name, files in whole.items() if not files]:
             if key not in may_lack or len(absent) == len(whole):
-                place = str(folders[key])
+                place = (places or {}).get(key, where)
                 raise InputError(
                     f"{where}: class {absent[0]!r} in {place!r} has no image; every class needs at least one"
                 )
@@ -373,15 +401,19 @@ def read_folders(
         sets[key] = ImageSet(
             classes=tuple(whole),
             labels=np.repeat(np.arange(len(whole)), [len(files) for files in whole.values()]),
-            names=tuple(path.relative_to(root).as_posix() for path in kept),
+            names=tuple(_name_below(path, root) for path in kept),
             read=read,
-            skipped=tuple(path.relative_to(root).as_posix() for path in skipped),
+            skipped=tuple(_name_below(path, root) for path in skipped),
             known_digests=np.array([checked[path].digest for path in kept], dtype=np.uint64),
             known_sizes=np.array([checked[path].size for path in kept], dtype=np.int64),
             range=range,
             remarks=remarks,
         )
     return sets
+
+
+def _name_below(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _range_of(checked: Mapping[Path, Checked], reading: Reading) -> tuple[str, tuple[str, ...]]:

@@ -107,8 +107,10 @@ def check_augmentation(name: str) -> None:
 
 
 def _transform(
-    transform: Callable[[Image.Image], Tensor], spec: InputSpec, training: bool, image: Image.Image
+    transform: Callable[[Image.Image], Tensor], spec: InputSpec, training: bool, image: Image.Image | Tensor
 ) -> Tensor:
+    if isinstance(image, Tensor):  # of a prepared set
+        return image
     image = to_channels(image, spec.channels, spec.range)
     if spec.fit != "crop" and training:
         image = _whole_square(image, spec, math.ceil(_BEFORE_CROPS * spec.image_size))
@@ -368,7 +370,7 @@ def keep_decoded(images: ImageSet, asked: bool | str = "auto", beside: ImageSet 
     Raises:
         InputError: if an image cannot be read.
     """
-    if asked is False:
+    if asked is False or images.prepared:
         return images
     if asked == "auto":
         held = sum(decoded_bytes(one) for one in (images, beside) if one is not None)

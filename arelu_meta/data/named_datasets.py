@@ -24,6 +24,7 @@ from arelu_meta.data.image_io import (
 )
 from arelu_meta.data.splits import (
     ImageSet,
+    Labels,
     Provenance,
     Splits,
     fill_splits,
@@ -261,16 +262,28 @@ def named_root(config: DataConfig) -> Path:
     return below if below.is_dir() and not given.is_dir() else given
 
 
-def _labels(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+def labels_held(dataset: Any) -> list[Any] | None:
+    """Find the labels that a data set holds apart from its images, or None.
+
+    Args:
+        dataset: torchvision's, or one that keeps them as its sets do.
+    """
     for attribute in ("targets", "labels", "_labels", "y"):
-        found = getattr(dataset, attribute, None)
-        if found is not None and len(found) == len(dataset):
-            return np.asarray(found).astype(np.int64)
+        found: Any = getattr(dataset, attribute, None)
+        if hasattr(found, "__len__") and len(found) == len(dataset):
+            return list(found)
     for attribute in ("_samples", "samples", "_flat_character_images"):
         found = getattr(dataset, attribute, None)
-        if found is not None and len(found) == len(dataset):
-            return np.asarray([int(sample[1]) for sample in found], dtype=np.int64)
-    return np.asarray([int(dataset[index][1]) for index in range(len(dataset))], dtype=np.int64)
+        if hasattr(found, "__len__") and len(found) == len(dataset):
+            return [sample[1] for sample in found]
+    return None
+
+
+def _labels(dataset: Any) -> Labels:
+    held = labels_held(dataset)
+    return np.asarray(
+        [item[1] for item in map(dataset.__getitem__, range(len(dataset)))] if held is None else held
+    ).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -415,7 +428,21 @@ def load_images(config: DataConfig, seed: int, seen: Provenance | None = None) -
     Raises:
         InputError: if the data is missing or unusable, naming the folder, class or file.
     """
-    splits = _load(config, seed, seen)
+    return finish_splits(_load(config, seed, seen), config, seed, seen)
+
+
+def finish_splits(splits: Splits, config: DataConfig, seed: int, seen: Provenance | None) -> Splits:
+    """Take the fold and the number of training images that a config asks for, and count what was seen.
+
+    Args:
+        splits: all images.
+        config: per_class, folds, fold.
+        seed: of the folds and of the choice.
+        seen: what the model was trained on before.
+
+    Raises:
+        InputError: if a class has too few images for either.
+    """
     if config.folds is not None:
         splits = take_fold(splits, config.folds, config.fold or 1, seed)
     if config.per_class is not None:
@@ -431,7 +458,6 @@ def _count_seen(splits: Splits, seen: Provenance) -> int | None:
 
 
 def _load(config: DataConfig, seed: int, seen: Provenance | None) -> Splits:
-
     name = (config.name or ("folder" if config.root else "digits")).lower()
     if name == "folder":
         if config.root is None:

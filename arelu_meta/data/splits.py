@@ -30,6 +30,7 @@ class ImageSet:
         known_sizes: shape (images, 2), int64: width and height of each, where they are known.
         range: of pixels of more than 8 bits, as its data set's were read; auto where there are none.
         remarks: what is to be said of how it was read.
+        prepared: whether `read` gives tensors that the network takes as they are.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +43,7 @@ class ImageSet:
     known_sizes: Labels | None = None
     range: str = "auto"
     remarks: tuple[str, ...] = ()
+    prepared: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
