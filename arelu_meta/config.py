@@ -378,8 +378,9 @@ class EvalConfig(Settings):
         every: meta-steps between two validations.
         validation_tasks: tasks of each validation.
         patience: stop after this many validations without a better accuracy; default: never.
-        against: evaluate: what else is judged on the same tasks, pair by pair: run folders, or centroid, logistic or
-            finetune on the backbone that the run started from; several with commas between.
+        against: evaluate: what else is judged on the same tasks, pair by pair: run folders; pixels (the nearest class
+            by raw pixels); or centroid, logistic or finetune on the backbone that the run started from; several with
+            commas between.
     """
 
     tasks: int = setting(600, least=2, most=MOST_TASKS, read_by=("metatrain", ON_TASKS))

@@ -14,6 +14,18 @@ from arelu_meta.meta.normalization import support_statistics, uses_support_stati
 _COSINE_SCALE = 10.0
 
 
+class RawPixels(nn.Module):
+    """Take an image as its own features: what learned ones have to beat. With one shot it is the nearest neighbour."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Flatten images of shape (images, channels, height, width)."""
+        return images.flatten(1)
+
+    def forward_head(self, hidden: Tensor, pre_logits: bool = True) -> Tensor:
+        """Return features of shape (images, pixels) as they are."""
+        return hidden
+
+
 @torch.no_grad()
 def baseline_probabilities(model: nn.Module, tasks: TaskBatch, inner: Inner) -> Tensor:
     """Classify each task's queries by a backbone's frozen features; the model does not change.

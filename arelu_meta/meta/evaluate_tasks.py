@@ -21,6 +21,7 @@ from arelu_meta.data.loaders import InputSpec
 from arelu_meta.data.provenance import check_unchanged, of_its_run, start_of_its_run
 from arelu_meta.data.splits import ImageSet, Provenance, concatenate, note_copies
 from arelu_meta.errors import InputError
+from arelu_meta.meta.baselines import RawPixels
 from arelu_meta.meta.evaluation import (
     adaptation_curves,
     curve_results,
@@ -32,6 +33,8 @@ from arelu_meta.meta.inner_loop import BASELINES, Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.runs.progress import progress
 from arelu_meta.statistics import groups_interval, paired_tasks
+
+PIXELS = "pixels"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def evaluate_tasks(
     loaded = [_rival(rival, spec) for rival in rivals]
     _, seed = of_its_run(spec.config)
     images, task, notes = _images_and_task(spec, asked, checkpoint)
-    notes += [note for rival in rivals if rival not in BASELINES for note in _note_rival(rival, images)]
+    notes += [note for rival in rivals if rival not in (*BASELINES, PIXELS) for note in _note_rival(rival, images)]
     pool = load_pool(images, spec.inputs, spec.meta["inverted"]).to(device)
     sampler = TensorSampler(pool, task, f"test {seed}")
     numbers = range(asked.tasks)
@@ -218,13 +221,19 @@ def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
     Raises:
         InputError: if there is no such run or baseline, or it is for tasks of other ways or images.
     """
+    if against == PIXELS:
+        model = RawPixels()
+        attach_loop(model, Inner(spec.meta["inner_lr"], 1, algorithm="centroid"))
+        return model.eval(), 1
     if against in BASELINES:
         model, meta = _backbone_of_start(spec), spec.meta
         set_normalization(model, meta["normalization"])
         attach_loop(model, Inner(meta["inner_lr"], meta["inner_steps"], algorithm=against))
         return model.eval(), meta["inner_steps"]
     if not Path(against).exists():
-        raise InputError(f"eval.against: {against!r} does not exist; give a run folder, centroid, logistic or finetune")
+        raise InputError(
+            f"eval.against: {against!r} does not exist; give a run folder, pixels, centroid, logistic or finetune"
+        )
     model, other = load_model(against, "eval.against")
     if other.task != "metatrain" or other.num_classes != spec.num_classes or other.inputs != spec.inputs:
         raise InputError(f"eval.against: {against!r} is no meta-learner for the same ways and images; give one that is")

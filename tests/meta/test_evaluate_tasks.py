@@ -54,6 +54,18 @@ def test_a_baseline_is_judged_on_the_very_backbone_that_the_run_started_from(
     assert 0 <= evaluate(run, tasks=4, against="centroid, logistic")["against_accuracy_2"] <= 1
 
 
+def test_raw_pixels_tell_striped_classes_apart_with_no_network_at_all(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for row in range(8):
+        (tmp_path / "stripes" / str(row)).mkdir(parents=True)
+        for number in range(4):
+            pixels = random.integers(0, 60, (8, 8), dtype=np.uint8)
+            pixels[row] += 150
+            Image.fromarray(pixels).save(tmp_path / "stripes" / str(row) / f"{number}.png")
+    run = _run(tmp_path / "run", str(tmp_path / "stripes"))
+    assert evaluate(run, tasks=10, against="pixels")["against_accuracy"] > 0.9
+
+
 def test_classes_that_were_trained_on_are_told_apart_from_unseen_ones(tmp_path: Path, photos: str) -> None:
     run = _run(tmp_path / "run", photos)
     assert evaluate(run, tasks=4)["test_seen"] == 0
