@@ -222,7 +222,7 @@ def _rival(against: str, spec: ModelSpec) -> tuple[nn.Module, int]:
         InputError: if there is no such run or baseline, or it is for tasks of other ways or images.
     """
     if against == PIXELS:
-        model = RawPixels()
+        model: nn.Module = RawPixels()
         attach_loop(model, Inner(spec.meta["inner_lr"], 1, algorithm="centroid"))
         return model.eval(), 1
     if against in BASELINES:
