@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta.data.fewshot import Episode, TaskBatch
+from arelu_meta.data.fewshot.given_tasks import as_task, iterate_tasks, sizes_of, stack
 from arelu_meta.errors import InputError, import_learn2learn
 from arelu_meta.meta.algorithms import (
     build_maml,
@@ -47,12 +48,10 @@ __all__ = ["ENGINES", "Engine", "Inner", "Learn2learnEngine", "VectorizedEngine"
 ENGINES = ("auto", "learn2learn", "vectorized")
 
 Weights = dict[str, Tensor]
-Task = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Support images, support labels, query images, query labels."""
 
 
 def meta_gradient(
-    model: nn.Module, tasks: TaskBatch | Iterable[Task], inner_lr: float, inner_steps: int = 1, order: int = 2
+    model: nn.Module, tasks: TaskBatch | Iterable[object], inner_lr: float, inner_steps: int = 1, order: int = 2
 ) -> tuple[Tensor, Tensor]:
     """Add MAML's gradient of the mean query loss to the `.grad` of a model's parameters.
 
@@ -72,8 +71,10 @@ def meta_gradient(
 
     Args:
         model: maps images to logits; its parameters are the initial weights, those that need no gradient stay fixed.
-        tasks: a `TaskBatch`, or for each task its support images and labels and its query images and labels, labels
-            int64 from 0, on the model's device; tasks may differ in size. Each class of a support set weighs the same.
+        tasks: a `TaskBatch`, or for each task its support images and labels and its query images and labels (as four
+            tensors, as two pairs, or by the names `support` and `query`), or images with their labels as a learn2learn
+            task set draws them, of which the first half of each class is support. Labels are whole numbers from 0,
+            all on the model's device; tasks may differ in size. Each class of a support set weighs the same.
         inner_lr: learning rate of the inner loop.
         inner_steps: gradient steps on a task's support set.
         order: 2, or 1 to leave second derivatives out.
@@ -103,30 +104,11 @@ def meta_gradient(
     return torch.cat(losses), torch.cat(accuracies)
 
 
-def _batches(tasks: Iterable[Task]) -> Iterator[TaskBatch]:
+def _batches(tasks: Iterable[object]) -> Iterator[TaskBatch]:
     """Stack tasks that follow each other and are of one size."""
-
-    def shapes(parts: Task) -> list[torch.Size]:
-        return [part.shape for part in parts]
-
-    checked = [_checked_task(number, parts) for number, parts in enumerate(tasks)]
-    for _, alike in groupby(checked, key=shapes):
-        yield TaskBatch(*(torch.stack(parts) for parts in zip(*alike, strict=True)))
-
-
-def _checked_task(number: int, parts: object) -> Task:
-    if not isinstance(parts, Sequence) or len(parts) != 4 or not all(isinstance(part, Tensor) for part in parts):
-        raise InputError(
-            f"tasks: task {number} is of another form; give support images, support labels, query images, query labels"
-        )
-    support_images, support_labels, query_images, query_labels = parts
-    for images, labels in ((support_images, support_labels), (query_images, query_labels)):
-        if labels.dim() != 1 or labels.dtype != torch.int64 or not len(images) == len(labels) > 0:
-            raise InputError(
-                f"tasks: task {number} has images of shape {tuple(images.shape)} with labels of shape "
-                f"{tuple(labels.shape)}, {labels.dtype}; give one int64 label an image"
-            )
-    return support_images, support_labels, query_images, query_labels
+    found = [as_task(one, number) for number, one in enumerate(iterate_tasks(tasks))]
+    for _, alike in groupby(found, key=sizes_of):
+        yield stack(list(alike))
 
 
 class Engine(Protocol):
@@ -434,6 +416,8 @@ class VectorizedEngine:
             weight = float(last) if self.step_weights is None else self.step_weights[step]
             if weight or last:
                 logits = model.query_logits(weights, tasks)
+                if last:
+                    check_labels(tasks.query_labels, logits.shape[2])
                 losses = weight * task_losses(logits, tasks.query_labels)
                 total = losses if total is None else total + losses
         assert total is not None
