@@ -97,21 +97,13 @@ TASKS: dict[str, Task] = {
         configs.ReportConfig, "arelu_meta.report.report:report_task", "a page of a run, a study or a sweep", ("runs",)
     ),
     "bench": Task(configs.BenchConfig, "arelu_meta.bench.command:bench_task", "what it costs, beside peers", ("what",)),
+    "data": Task(
+        configs.DataTaskConfig, "arelu_meta.data.commands:data_task", "where a named data set comes from", ("name",)
+    ),
+    "recipes": Task(configs.RecipesConfig, "arelu_meta.recipes:recipes_task", "the packaged recipes", ("name",)),
     "env": Task(configs.EnvConfig, "arelu_meta.runs.environment:env_task", "what a bug report needs"),
 }
-_OPTIONAL = ("data.root",)  # words that may be left out
-# Sets that data/named_datasets.py does not have from torchvision.
-_SETS = {
-    "digits",
-    "mnist-m",
-    "omniglot-small",
-    "omniglot",
-    "mini-imagenet",
-    "tiered-imagenet",
-    "cifar-fs",
-    "fc100",
-    "cub",
-}
+_OPTIONAL = ("data.root", "name")  # words that may be left out
 _SHORT = {"data": "data.root", "model": "model.name"}  # beside each field's last name, where one field alone has it
 
 _RUNS = {"demo", "finetune", "metatrain", "claims", "sweep"}  # what these do lies in a folder, whoever reads along
@@ -157,7 +149,7 @@ def _main(arguments: list[str]) -> None:
 
 def _greet(task: Task, config: Any) -> None:
     """Look for the data and say what is done, in the first tenths of a second: torch takes many times that."""
-    if hasattr(config, "data"):
+    if isinstance(getattr(config, "data", None), configs.DataConfig):
         from arelu_meta.data.image_folder import class_holders
 
         class_holders(config.data)
@@ -224,7 +216,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     short = any(word.partition("=")[0] == "--data" for word in arguments)
     positional = _of_words(task, name, words, given | named, known)
     given |= named | positional
-    if (short or positional) and "data.root" in given:
+    if (short or positional) and "data.name" in known and "data.root" in given:
         given = _named_set(given)
     config = _make(name, task, given, known)
     validate(config)
@@ -375,10 +367,10 @@ def _named_set(given: Flags) -> Flags:
     """Take a word for data, `finetune mnist`, as the name of a set where it is one and no folder is called so."""
     from pathlib import Path
 
-    from arelu_meta.data.named_datasets import NAMED_SETS
+    from arelu_meta.data.catalogue import CATALOGUE
 
     word = str(given["data.root"])
-    if "data.name" in given or word not in _SETS | NAMED_SETS.keys() or Path(word).is_dir():
+    if "data.name" in given or word not in CATALOGUE or CATALOGUE[word].root or Path(word).is_dir():
         return given
     return {"data.name": word, **{name: value for name, value in given.items() if name != "data.root"}}
 

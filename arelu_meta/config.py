@@ -801,6 +801,45 @@ class DemoConfig(Settings):
 
 
 @dataclass
+class LookupConfig(Settings):
+    """Where a named set is looked for.
+
+    Args:
+        root: the folder that it lies in; default: the working directory and $ARELU_META_DATA.
+        fetch: download what is missing, through torchvision or learn2learn.
+    """
+
+    root: str | None = None
+    fetch: bool = False
+
+
+@dataclass
+class DataTaskConfig(Settings):
+    """Say where a named data set comes from, its terms and layout, and whether it is here; fetch it where asked.
+
+    Args:
+        name: of the set, as mnist or omniglot-small; default: list all of them.
+        data: where it is looked for.
+    """
+
+    name: str | None = None
+    data: LookupConfig = field(default_factory=LookupConfig)
+
+
+@dataclass
+class RecipesConfig(Settings):
+    """List the packaged recipes, or copy one to read and change it.
+
+    Args:
+        name: of the recipe, as finetune/flowers17 or flowers17; default: list all of them.
+        out: the file to copy it to; never over another one; default: its own name, here.
+    """
+
+    name: str | None = None
+    out: str | None = None
+
+
+@dataclass
 class EnvConfig(Settings):
     """Print what a bug report needs: versions, machine, devices."""
 

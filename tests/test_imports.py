@@ -24,7 +24,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("finetuning",),
     ("meta",),
     ("evaluation", "prediction", "evaluate", "predict", "report", "export", "bench", "claims", "demo"),
-    ("cli", "sweep", "__main__"),
+    ("cli", "recipes", "sweep", "__main__"),
 ]
 
 

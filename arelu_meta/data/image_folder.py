@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from arelu_meta.config import DataConfig
+from arelu_meta.data.catalogue import pointer
 from arelu_meta.data.image_io import (
     Checked,
     Reading,
@@ -67,7 +68,9 @@ def find_root(root: str) -> Path:
             return candidate
     if given.is_file():
         raise InputError(f"data.root: {root!r} is a file; give a folder with one sub-folder a class")
-    raise InputError(f"data.root: {root!r} does not exist; give a folder with one sub-folder a class")
+    raise InputError(
+        f"data.root: {root!r} does not exist; give a folder with one sub-folder a class{pointer(given.name)}"
+    )
 
 
 def _is_folder_to_read(path: Path) -> bool:

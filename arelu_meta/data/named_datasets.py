@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from arelu_meta.config import DataConfig
+from arelu_meta.data.catalogue import pointer
 from arelu_meta.data.image_folder import data_home, find_root, load_folder, part_folders, read_folder
 from arelu_meta.data.image_io import (
     Digests,
@@ -176,7 +177,7 @@ def load_part(name: str, arguments: dict[str, Any], config: DataConfig) -> Image
         InputError: if it is not there and cannot be downloaded.
     """
     spec = NAMED_SETS[name]
-    dataset = _open(name, arguments, config)
+    dataset = open_part(name, arguments, config)
     labels = _labels(dataset)
     classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     names = [str(item) for item in classes] if classes else [str(label) for label in range(labels.max() + 1)]
@@ -200,7 +201,17 @@ def _digests(dataset: Any, name: str, arguments: dict[str, Any], images: int) ->
     return digest_texts(f"{name} {sorted(arguments.items())} {index}" for index in range(images))
 
 
-def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
+def open_part(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
+    """Open one part of a torchvision set, as torchvision has it.
+
+    Args:
+        name: a key of `NAMED_SETS`.
+        arguments: what tells the part.
+        config: root and download.
+
+    Raises:
+        InputError: if it is not there and cannot be downloaded.
+    """
     import torchvision.datasets
 
     make: Callable[..., Any] = getattr(torchvision.datasets, NAMED_SETS[name].kind)
@@ -215,6 +226,7 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
         remove_empty(folders_around(root) - before)
         raise InputError(
             f"data.name: {name!r} is missing or damaged in {str(root)!r} ({missing}); give --data.download true"
+            f"{pointer(name)}"
         )
     try:
         # torchvision reports its own tries; one sentence is left of them if all fail.
@@ -225,7 +237,7 @@ def _open(name: str, arguments: dict[str, Any], config: DataConfig) -> Any:
         reason = str(error).split("\n")[0].rstrip(":")
         raise InputError(
             f"data.name: {name!r} is missing or damaged in {str(root)!r} and could not be downloaded ({reason}); "
-            "put it there"
+            f"put it there{pointer(name)}"
         ) from error
 
 
@@ -321,6 +333,7 @@ def pixels_in_memory(images: ImageSet) -> Pixels | None:
 NAME = "mnist-m"
 _SIDE = 28
 _PHOTOGRAPHS = "cifar10-subset"
+MNIST_M_NEEDS = ("mnist", _PHOTOGRAPHS, "cifar10")  # the digits, and either of the others
 
 
 def load_mnist_m(config: DataConfig, seed: int) -> Splits:
@@ -359,7 +372,7 @@ def _photographs(config: DataConfig, part: str) -> ImageSet:
     except InputError as error:
         raise InputError(
             f"data.name: {NAME!r} needs photographs, and neither {_PHOTOGRAPHS!r} nor CIFAR-10 lies in "
-            f"{str(named_root(config))!r}; put one there, or give --data.download true"
+            f"{str(named_root(config))!r}; put one there, or give --data.download true{pointer(NAME)}"
         ) from error
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from arelu_meta.config import DataConfig, TaskConfig
+from arelu_meta.data.catalogue import pointer
 from arelu_meta.data.fewshot.class_splits import (
     ClassSplits,
     check_class_sizes,
@@ -113,7 +114,9 @@ def _open(name: str, make: Callable[..., Any], config: DataConfig) -> Any:
     remove_empty(folders_around(root) - before)
     where = f"data.name: {name!r} is missing or damaged in {str(root)!r}"
     if not config.download:
-        raise InputError(f"{where} ({_reason(missing)}); put it there, or give --data.download true") from missing
+        raise InputError(
+            f"{where} ({_reason(missing)}); put it there, or give --data.download true{pointer(name)}"
+        ) from missing
     print(f"downloading {name} ({BENCHMARKS[name].size}) to {root}", flush=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,9 @@ def _open(name: str, make: Callable[..., Any], config: DataConfig) -> Any:
             return make(root=str(root), download=True)
     except _FAILURES as error:
         remove_empty(folders_around(root) - before)
-        raise InputError(f"{where} and could not be downloaded ({_reason(error)}); put it there") from error
+        raise InputError(
+            f"{where} and could not be downloaded ({_reason(error)}); put it there{pointer(name)}"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:
