@@ -201,7 +201,8 @@ class ModelConfig(Settings):
         pretrained: true, false, or what to start from: a run folder or its model.safetensors; weights of the model that
             timm or PyTorch saved (.safetensors, .pth, .pth.tar, .bin, .ckpt, a folder of save_for_hf); or
             hf-hub:OWNER/NAME.
-        activation: what to swap in; default: the model's own.
+        activation: what to swap in, also arelu:START, arelu:START:frozen (the scalars do not learn) or a control
+            (`arelu-meta activations` lists both); default: the model's own.
         init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; leak opens
             preserve's gates a little on the negative side, open on both; nearest comes as near as an AReLU can to what
             it replaces; fit does so on the training images.
@@ -588,7 +589,8 @@ class StudyModelConfig(Settings):
         name: names of models, with commas between; default: the study's own.
         pretrained: true, false, or the path of a run folder or model.safetensors; default: the study's own.
         activation: activations, with commas between, each with its start behind a colon where it has one, as
-            original,relu,arelu:paper,arelu:preserve; original keeps the model's own; default: the study's.
+            original,relu,arelu:paper,arelu:preserve; original keeps the model's own; also controls, as control:gain,
+            control:leak, relu:he or arelu:open:frozen (`arelu-meta activations` explains them); default: the study's.
     """
 
     name: str | None = setting(None, several=True)

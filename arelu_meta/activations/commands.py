@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
+from arelu_meta.activations.controls import CONTROLS
 from arelu_meta.activations.registry import ActivationInfo, activation_info, create_activation, list_activations
 from arelu_meta.config import ActivationsConfig
 from arelu_meta.errors import InputError
@@ -40,6 +41,9 @@ def activations_task(config: ActivationsConfig) -> list[ActivationInfo]:
     found = list_activations()
     rows = [[one.name, ", ".join(one.aliases), "yes" if one.learnable else "", one.source] for one in found]
     print_table(f"{len(found)} activations", ["name", "alias", "learns", "source"], rows)
+    print("\ncontrols, for --model.activation of finetune and claims:")
+    for name, control in CONTROLS.items():
+        print(f"  {name}: {control.formula}\n    {control.why}")
     if drawn is not None:
         print(f"drawn to {drawn}")
     return found

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from arelu_meta.activations.arelu import ALPHA_INIT, BETA_INIT, AReLU
+from arelu_meta.activations.controls import CONTROLS, check_control_name, freeze_scalars, scaled_line, scaled_relu
 from arelu_meta.activations.zoo import (
     APL,
     ELSA,
@@ -54,8 +55,8 @@ ALIASES: Mapping[str, str] = {
 }
 """Another spelling → the name under which the activation is listed with its source."""
 
-_UNLISTED = frozenset({"log_softmax", "softmax", "softmax2d", "softmin"})
-"""They can be created, but they normalise over a dimension, and so activate nothing."""
+_UNLISTED = frozenset({"log_softmax", "softmax", "softmax2d", "softmin", *CONTROLS})
+"""They can be created, but they normalise over a dimension, and so activate nothing; or they are controls."""
 
 _LEFT_OUT: Mapping[str, str] = {
     "glu": "it halves a dimension, and an activation here keeps its input's shape",
@@ -134,10 +135,18 @@ def _elsa(
     return ELSA(base, alpha, beta, variant, device, dtype)
 
 
+def _frozen_arelu(
+    alpha: float = ALPHA_INIT, beta: float = BETA_INIT, device: Device = None, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """AReLU whose scalars do not learn."""
+    return freeze_scalars(AReLU(alpha, beta, device=device, dtype=dtype))
+
+
 _ENTRIES: Mapping[str, _Entry] = {
     "acon_c": _ours(AconC, "Ma et al., 2021"),
     "apl": _ours(APL, "Agostinelli et al., 2015"),
     "arelu": _ours(AReLU, "Chen, Li and Xu, 2020"),
+    "arelu:frozen": _ours(_frozen_arelu, "a control"),
     "celu": _torch("CELU"),
     "elsa": _ours(_elsa, "Chen, Li and Xu, 2020"),
     "elu": _torch("ELU"),
@@ -150,6 +159,7 @@ _ENTRIES: Mapping[str, _Entry] = {
     "hardtanh": _torch("Hardtanh"),
     "identity": _torch("Identity"),
     "leaky_relu": _torch("LeakyReLU"),
+    "linear:gain": _ours(scaled_line, "a control"),
     "log_softmax": _torch("LogSoftmax", elementwise=False, dim=-1),
     "logsigmoid": _torch("LogSigmoid"),
     "maxout": _ours(Maxout, "Goodfellow et al., 2013", elementwise=False),
@@ -160,6 +170,8 @@ _ENTRIES: Mapping[str, _Entry] = {
     "quick_gelu": _timm("QuickGELU"),
     "relu": _torch("ReLU"),
     "relu6": _torch("ReLU6"),
+    "relu:gain": _ours(scaled_relu, "a control"),
+    "relu:he": _torch("ReLU"),
     "rrelu": _ours(RReLU, "torch.nn.RReLU"),
     "selu": _torch("SELU"),
     "sigmoid": _torch("Sigmoid"),
@@ -194,6 +206,9 @@ def canonical_name(name: str, where: str = "activation") -> str:
     folded = ALIASES.get(folded, folded)
     if folded in _LEFT_OUT:
         raise InputError(f"{where}: {name!r} cannot be used as one; {_LEFT_OUT[folded]}")
+    check_control_name(folded)
+    if folded in CONTROLS and folded not in _ENTRIES:
+        raise InputError(f"{where}: {name!r} goes over a model's own activations or its head; create_backbone takes it")
     if folded not in _ENTRIES:
         raise InputError(f"{where}: {name!r} is not known; {nearest_names(name, [*_ENTRIES, *ALIASES], most=1)}")
     return folded

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from arelu_meta.activations import zoo
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.activations.controls import FixedLeak, Scaled
 from arelu_meta.errors import InputError, RunError
 
 Pattern = str | type[nn.Module]
@@ -172,7 +173,7 @@ def _activation_types() -> tuple[type[nn.Module], ...]:
     }
     for file in (timm.models.metaformer, timm.models.nfnet):
         types |= {kind for name, kind in inspect.getmembers(file, inspect.isclass) if name in _COMPOSITES}
-    types |= {AReLU, GatedAReLU, PerCallActivation}
+    types |= {AReLU, GatedAReLU, PerCallActivation, FixedLeak, Scaled}
     return tuple(kind for kind in types if issubclass(kind, nn.Module))
 
 

@@ -3,6 +3,7 @@
 Weights come with this package, through timm, from a file of timm or plain PyTorch, or from the Hugging Face Hub.
 """
 
+import copy
 import importlib
 import importlib.util
 import logging
@@ -16,7 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from arelu_meta.backbones.networks import PAPER_NETS
+from arelu_meta.activations.controls import CONTROLS, HEAD_GAIN, draw_he, split_start
+from arelu_meta.backbones.calibration import batches_of
+from arelu_meta.backbones.initialization import STARTED
+from arelu_meta.backbones.networks import PAPER_NETS, heads_of, set_gain
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.backbones.timm_compat import explain_weights_that_do_not_fit
 from arelu_meta.errors import InputError, nearest_names, out_of_memory
@@ -309,7 +313,7 @@ def create_backbone(
             in a checkpoint), a folder of timm's save_for_hf, `hf-hub:OWNER/NAME`; a head of another size is new.
         num_classes: outputs of a new head; default: the model's own.
         in_chans: channels of an image; pretrained first layers are adapted as timm does.
-        activation: what to swap in, a name of `list_activations()`; default: the model's own stays.
+        activation: what to swap in, a name of `list_activations()` or a control's; default: the model's own stays.
         init: how an AReLU starts; default: `preserve` with pretrained weights, `paper` otherwise.
         data: a few batches of images, which `init="fit"` looks at.
         **kwargs: passed to the model (`img_size`, `drop_rate`, …).
@@ -333,10 +337,75 @@ def create_backbone(
         make = _paper_net if name in PAPER_NETS else _timm_model
         model = make(name, pretrained, in_chans=in_chans, **kwargs)
     if activation is not None:
-        start = (init or ("preserve" if pretrained else "paper")) if activation == "arelu" else init
-        swap_activations(model, activation, init=start, data=data)
+        activation, named = split_start(activation)
+        if activation in STARTED:
+            init = init or named or ("preserve" if pretrained else "paper")
+        put_in(model, activation, init, data, pretrained=bool(pretrained))
     explain_weights_that_do_not_fit(model)
     return model
+
+
+def put_in(
+    model: nn.Module,
+    activation: str,
+    init: str | None,
+    data: Tensor | Iterable[object] | None = None,
+    batch_norm: bool = False,
+    pretrained: bool = False,
+) -> None:
+    """Swap an activation in, or make of a model what a control is.
+
+    Args:
+        model: changed in place.
+        activation: as in `create_backbone`, its start taken out.
+        init: how an AReLU starts.
+        data: a few batches of images, for starts that look at them, and for the constant of control:gain; without them
+            that is `HEAD_GAIN`.
+        batch_norm: as in `swap_activations`.
+        pretrained: whether the weights are worth keeping.
+
+    Raises:
+        InputError: as `swap_activations`; if weights would be drawn that are pretrained.
+    """
+    at = CONTROLS[activation].at if activation in CONTROLS else "activations"
+    if at in ("activations", "last"):
+        swap_activations(model, activation, init=init, data=data, batch_norm=batch_norm)
+        return
+    if init is not None:
+        raise InputError(f"init: {init!r} is an initialization of 'arelu', not of {activation!r}; give no init")
+    if at == "weights":
+        if pretrained:
+            raise InputError(
+                f"activation: {activation!r} draws all weights anew; give it a model without pretrained ones"
+            )
+        swap_activations(model, "relu")
+        draw_he(model)
+    if at == "head":
+        batches = batches_of(data, model)
+        set_gain(model, _gain_of_open(model, batches) if batches else HEAD_GAIN)
+
+
+def _gain_of_open(model: nn.Module, batches: list[Tensor]) -> float:
+    """Return by how much the start `open` raises the root mean square of what the head gets."""
+    opened = copy.deepcopy(model)
+    swap_activations(opened, "arelu", init="open", data=batches, batch_norm=True)
+    before, after = (_head_size(one, batches) for one in (model, opened))
+    return after / before if before > 0 and math.isfinite(after) else HEAD_GAIN
+
+
+@torch.no_grad()
+def _head_size(model: nn.Module, batches: list[Tensor]) -> float:
+    sizes: list[Tensor] = []
+    training = model.training
+    hook = heads_of(model)[0].register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].square().mean()))
+    try:
+        model.eval()
+        for images in batches:
+            model(images)
+    finally:
+        hook.remove()
+        model.train(training)
+    return float(torch.stack(sizes).mean().sqrt())
 
 
 def _stock_source(pretrained: str | Path) -> str:

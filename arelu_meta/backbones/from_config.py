@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from arelu_meta.activations.controls import CONTROLS, SWAPPED_IN, split_start
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.calibration import reestimate_batch_norm
 from arelu_meta.backbones.checkpoint import ModelSpec, load_tensors, read_spec, read_tensors
@@ -15,16 +16,16 @@ from arelu_meta.backbones.create import (
     create_backbone,
     is_stock,
     load_backbone,
+    put_in,
     read_stock,
     size_argument,
 )
-from arelu_meta.backbones.initialization import OPENED, is_gate_that_learns
+from arelu_meta.backbones.initialization import INITS, OPENED, STARTED, is_gate_that_learns
 from arelu_meta.backbones.networks import PAPER_NETS, heads_of, zero_head
-from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.image_io import compose
 from arelu_meta.data.loaders import InputSpec
-from arelu_meta.errors import InputError, out_of_memory, printable
+from arelu_meta.errors import InputError, nearest_names, out_of_memory, printable
 
 
 def check_model_config(config: ModelConfig) -> None:
@@ -37,12 +38,17 @@ def check_model_config(config: ModelConfig) -> None:
         InputError: naming the field, its value and what is allowed.
     """
     check_model_name(config.name)
-    if config.activation is not None:
+    given, config = config, with_start(config)
+    if config.activation is not None and config.activation not in CONTROLS:
         try:
             create_activation(config.activation)
         except InputError as error:
             raise InputError(f"model.{error}") from error
-    if config.init is not None and config.activation != "arelu":
+    if config.pretrained and config.activation == "relu:he":
+        raise InputError(
+            f"model.activation: {given.activation!r} draws all weights anew; give --model.pretrained false with it"
+        )
+    if config.init is not None and config.activation not in STARTED:
         raise InputError(f"model.init: {config.init!r} starts an AReLU; give --model.activation arelu with it")
     if config.reset_head and not isinstance(config.pretrained, str):
         raise InputError(
@@ -55,6 +61,30 @@ def check_model_config(config: ModelConfig) -> None:
                 f"model.pretrained: {config.pretrained!r} is of another architecture ({spec.name!r}) than "
                 f"model.name {config.name!r}; give --model.name {spec.name}"
             )
+
+
+def with_start(config: ModelConfig) -> ModelConfig:
+    """Take an AReLU's start out of its name: `arelu:open` is `arelu` with init open, and frozen likewise.
+
+    Args:
+        config: left as it is.
+
+    Raises:
+        InputError: if the name's start is unknown, or init is another one.
+    """
+    if config.activation is None:
+        return config
+    try:
+        activation, start = split_start(config.activation)
+    except InputError as error:
+        raise InputError(f"model.{error}") from error
+    if start is None:
+        return replace(config, activation=activation)
+    if start not in INITS:
+        raise InputError(f"model.activation: {config.activation!r} is not known; {nearest_names(start, INITS)}")
+    if config.init not in (None, start):
+        raise InputError(f"model.init: {config.init!r}, and model.activation is {config.activation!r}; leave one out")
+    return replace(config, activation=activation, init=start)  # type: ignore[arg-type]  # checked just now
 
 
 Unlabelled = Callable[[InputSpec], list[Tensor]]
@@ -113,6 +143,7 @@ def build_with_head(
     Raises:
         InputError: if the model cannot be made so, or a checkpoint does not fit.
     """
+    config = with_start(config)
     if isinstance(config.pretrained, str) and not is_stock(config.pretrained):
         return _from_checkpoint(config, classes, image_size, task, images)
     channels = data_channels if config.name in PAPER_NETS or not config.pretrained else 3
@@ -195,10 +226,12 @@ def _swap_in(
     """Swap in the activation that a config asks for, if any; return the start that an AReLU got."""
     if config.activation is None:
         return None
-    init = (config.init or default) if config.activation == "arelu" else None
-    data = _shuffled(images(inputs)) if init in ("fit", *OPENED) and images is not None else None
-    batch_norm = init in OPENED and data is not None
-    swap_activations(model, config.activation, init=init, data=data, batch_norm=batch_norm)
+    activation = config.activation
+    init = (config.init or default) if activation in STARTED else None
+    opened = init in OPENED or (activation in SWAPPED_IN and activation.startswith("control:"))
+    looks = init == "fit" or opened or activation == "control:gain"
+    data = _shuffled(images(inputs)) if looks and images is not None else None
+    put_in(model, activation, init, data, batch_norm=opened and data is not None)
     return init
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import ALPHA_INIT, BETA_INIT, AReLU, GatedAReLU
+from arelu_meta.activations.controls import FROZEN, FixedLeak
 from arelu_meta.backbones.calibration import BETA_LIMIT, Moments, moments_of
 from arelu_meta.validation import checked
 
@@ -33,6 +34,9 @@ HOOKS = (
 LEAK = 0.2
 """How far the gates of `leak` and `open` start open. It was chosen on test images of flowers17
 (experiments/init_study, seed 0), so that these two starts look too good there; cifar10-subset had no part in it."""
+
+STARTED = ("arelu", FROZEN)
+"""Activations that an initialization is of."""
 
 OPENED = ("leak", "open")
 """Initializations that change the function a little; images, where there are any, mend the batch statistics."""
@@ -250,6 +254,22 @@ class InPlaceGatedAReLU(_WritesBack, GatedAReLU):
     """The gated residual that works in place."""
 
 
+class InPlaceFixedLeak(_WritesBack, FixedLeak):
+    """The control's fixed leak that works in place."""
+
+
+def control_of(original: nn.Module, name: str, last: bool = True) -> nn.Module:
+    """Make a control over a copy of the activation that it replaces.
+
+    Args:
+        original: the activation that goes; it is not changed.
+        name: control:leak, control:negative-leak or control:last.
+        last: whether it is the last call of the activation in a forward; control:last leaves others as they are.
+    """
+    base = out_of_place_copy(original)
+    return base if name == "control:last" and not last else FixedLeak(base, negative=name == "control:negative-leak")
+
+
 def write_back(module: nn.Module) -> bool:
     """Let an activation work in place, also where a network reads the input again.
 
@@ -262,6 +282,8 @@ def write_back(module: nn.Module) -> bool:
     if type(module) in (AReLU, GatedAReLU):
         module.inplace = False  # type: ignore[assignment]  # it would keep its output, which is written over
         module.__class__ = InPlaceAReLU if type(module) is AReLU else InPlaceGatedAReLU
+    elif type(module) is FixedLeak:
+        module.__class__ = InPlaceFixedLeak
     elif hasattr(module, "inplace"):
         module.inplace = True  # type: ignore[assignment]
     else:

@@ -212,6 +212,37 @@ def heads_of(model: nn.Module, head: str | None = None) -> list[nn.Module]:
     return [linear[-1]]
 
 
+class GainedLinear(nn.Linear):
+    """A linear head whose input is multiplied by a constant: `linear(gain * x)`; what `control:gain` makes of a head.
+
+    Attributes:
+        gain: shape (1,), a buffer.
+    """
+
+    gain: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the logits."""
+        return super().forward(input * self.gain)
+
+
+def set_gain(model: nn.Module, gain: float) -> None:
+    """Multiply what a model's head gets by a constant.
+
+    Args:
+        model: its head is changed in place.
+        gain: the constant.
+
+    Raises:
+        InputError: if the head is not one linear layer.
+    """
+    heads = heads_of(model)
+    if len(heads) != 1 or type(heads[0]) is not nn.Linear:
+        raise InputError("activation: 'control:gain' needs a head that is one linear layer; give another model")
+    heads[0].__class__ = GainedLinear
+    heads[0].register_buffer("gain", heads[0].weight.detach().new_full((1,), gain))
+
+
 def zero_head(model: nn.Module) -> None:
     """Start a new head on pretrained features at zero, so that its noise does not shake them in the first steps.
 

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.activations.controls import CONTROLS, FROZEN, SWAPPED_IN, freeze_scalars, split_start
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.activation_sites import (
     REPLACED_ROLES,
@@ -58,6 +59,8 @@ from arelu_meta.backbones.functional_patches import (
 from arelu_meta.backbones.initialization import (
     HOOKS,
     INITS,
+    STARTED,
+    control_of,
     default_init,
     fit_init,
     move_hooks,
@@ -94,7 +97,8 @@ def swap_activations(
 
     Args:
         model: any module.
-        activation: a name of `list_activations()`.
+        activation: a name of `list_activations()`, `arelu:START`, or a control that is put in the activations' place
+            (`CONTROLS`).
         init: how an AReLU starts: `preserve` (every output stays as it was), `paper`, `leak`, `open`, `nearest`, or
             `fit`, which needs `data`; default: `preserve` for pretrained weights, `paper` otherwise. Other activations
             start as they are made.
@@ -118,6 +122,8 @@ def swap_activations(
         InputError: if a name is unknown, a pattern matches nothing, the model cannot be changed, there is nothing to
             replace, or `preserve` would move an output; the model is unchanged then.
     """
+    activation, named = split_start(activation)
+    init = named if init is None else init
     check_arguments(activation, init, share, data, batch_norm)
     check_model(model)
     batches = batches_of(data, model)
@@ -153,7 +159,9 @@ def check_arguments(
     Raises:
         InputError: if a name is unknown, or one needs images and there are none.
     """
-    if activation != "arelu" and init is not None:
+    if activation in CONTROLS and activation not in SWAPPED_IN:
+        raise InputError(f"activation: {activation!r} is no activation of its own; create_backbone takes it")
+    if activation not in STARTED and init is not None:
         raise InputError(
             f"init: {init!r} is an initialization of 'arelu'; {activation!r} starts as it is made, give no init"
         )
@@ -164,7 +172,8 @@ def check_arguments(
     for what, needed in (("init: 'fit'", init == "fit"), ("batch_norm: True", batch_norm)):
         if needed and data is None:
             raise InputError(f"{what} looks at images; give data=, a few unlabelled batches")
-    create_activation(activation)
+    if activation not in SWAPPED_IN:
+        create_activation(activation)
 
 
 def check_model(model: nn.Module) -> None:
@@ -190,7 +199,7 @@ def check_model(model: nn.Module) -> None:
 REPLACED = "_arelu_meta_replaced"
 """Under which name a module keeps what was taken out of it, by the name of the place."""
 
-Maker = Callable[[Site, int, Collector | None], nn.Module]
+Maker = Callable[["Filling", int, Collector | None], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -307,7 +316,7 @@ def fill(model: nn.Module, fillings: list[Filling], wanted: Wanted) -> None:
     """
     make = _maker(model, wanted)
     for filling in fillings:
-        filling.modules = [make(filling.site, call, None) for call in range(filling.calls)]
+        filling.modules = [make(filling, call, None) for call in range(filling.calls)]
     _put_in(model, fillings, wanted)
 
 
@@ -341,7 +350,7 @@ def fill_by_data(
             run(model, batches[1:])
         for filling in fillings:
             looked = [one if isinstance(one, Collector) else None for one in filling.modules]
-            filling.modules = [make(filling.site, call, collector) for call, collector in enumerate(looked)]
+            filling.modules = [make(filling, call, collector) for call, collector in enumerate(looked)]
         _put_in(model, fillings, wanted)
         if batch_norm:
             reestimate_batch_norm(model, batches)
@@ -394,18 +403,23 @@ def put_back(owner: nn.Module, name: str) -> None:
 def _maker(model: nn.Module, wanted: Wanted) -> Maker:
     made: dict[tuple[int, int], nn.Module] = {}
 
-    def make(site: Site, call: int, collector: Collector | None) -> nn.Module:
+    def make(filling: Filling, call: int, collector: Collector | None) -> nn.Module:
+        site = filling.site
         key = (id(site.module), call)
         if wanted.tied and key in made:  # one module gives one activation, wherever it stands
             return made[key]
         device, dtype = _where(model, site)
-        if wanted.activation != "arelu":
+        if wanted.activation in SWAPPED_IN and wanted.activation.startswith("control:"):
+            after = control_of(site.module, wanted.activation, last=call == filling.calls - 1)
+        elif wanted.activation not in STARTED:
             after = create_activation(wanted.activation, device=device, dtype=dtype)
         elif wanted.init == "fit":
             after = fit_init(site.module, device, dtype, collector.moments if collector else None)
         else:
             after = INITS[str(wanted.init)](site.module, device=device, dtype=dtype)
-        if not isinstance(after, GatedAReLU):  # its base holds them
+        if wanted.activation == FROZEN:
+            freeze_scalars(after)
+        if not hasattr(after, "base"):  # which would hold them
             for name, buffer in site.module.named_buffers(recurse=False):
                 if not hasattr(after, name):
                     after.register_buffer(name, buffer.clone(), name not in site.module._non_persistent_buffers_set)
@@ -488,7 +502,7 @@ class _Swap:
         sites = find_sites(model)
         check_patterns([*sites, *map(as_before_any_swap, sites)], [*(self.include or ()), *(self.exclude or ())])
         self._put_earlier_originals_back()
-        if self.activation == "arelu" and self.init is None:
+        if self.activation in STARTED and self.init is None:
             self.init = default_init(model)
         report.init = self.init
         to_preserve = self._outputs_to_preserve()
@@ -496,6 +510,11 @@ class _Swap:
         sites = find_sites(model)
         self._check_there_is_something(sites, traces)
         fillings = self._fillings(sites, traces)
+        if self.activation in CONTROLS and CONTROLS[self.activation].at == "last":
+            for filling in fillings[:-1]:
+                reason = f"{self.activation} replaces the last activation alone"
+                report.kept.append(Kept(filling.site.path, filling.site.role, filling.before, reason))
+            del fillings[:-1]
         wanted = Wanted(self.activation, self.init, tied=traces.evaluation is None or self.share == "module")
         if self.batches and fillings:
             drift = fill_by_data(model, fillings, wanted, self.batches, self.batch_norm)
@@ -599,7 +618,8 @@ class _Swap:
         # Where nobody looked, the input may be read again.
         read_again = any(path in trace.read_again for trace in seen) or not seen
         filling.write_back = read_again and works_in_place(filling.site.module)
-        if not filling.write_back or self.activation == "arelu" or write_back(create_activation(self.activation)):
+        ours = self.activation in ("arelu", *SWAPPED_IN)
+        if not filling.write_back or ours or write_back(create_activation(self.activation)):
             return True
         if not seen:
             filling.write_back = False
@@ -650,7 +670,7 @@ class _Swap:
         notes, why = self.report.notes, ""
         if self.as_asked:
             notes.append(f"{self.as_asked} are {self.activation} from before, and stay as they are")
-        if self.activation == "arelu" and self.asked_init is None and self.report.swapped:
+        if self.activation in STARTED and self.asked_init is None and self.report.swapped:
             look = "do not look pretrained" if self.init == "paper" else "may be pretrained"
             notes.append(f"init: {self.init}, since the weights {look}; give init= to choose another")
         what = "what it calls several times, or as a function, is not known"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
+from arelu_meta.claims.controls import ORIGINAL
 from arelu_meta.claims.small_lr import (
     FEWEST_RATES,
-    ORIGINAL,
     Runs,
     Trial,
     contenders_of,

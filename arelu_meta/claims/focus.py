@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec
 from arelu_meta.backbones.from_config import build_backbone
+from arelu_meta.claims.controls import ORIGINAL
 from arelu_meta.claims.small_lr import (
-    ORIGINAL,
     Trial,
     contenders_of,
     finetune_config,

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from arelu_meta.activations.controls import draw_he
 from arelu_meta.activations.registry import PAPER_ACTIVATIONS, create_activation
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.claims.study import Row
@@ -88,6 +89,8 @@ def make_network(
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU | nn.LeakyReLU):
                 setattr(module, name, create_activation(activation, **options))
+    if activation == "relu:he":
+        draw_he(model)
     return model
 
 
@@ -241,8 +244,8 @@ def _test_batches(data: Tensors) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def stackable(trial: Trial) -> bool:
-    """Say whether stacked networks compute what single ones do: not where chance enters (RReLU)."""
-    return trial.activation != "rrelu"
+    """Return True if stacked networks compute what single ones do: no chance (RReLU) and no buffers enter."""
+    return trial.activation not in ("rrelu", "arelu:frozen")
 
 
 def train_stacked(trials: Sequence[Trial], data: Tensors) -> list[list[Row]]:

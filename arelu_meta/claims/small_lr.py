@@ -17,6 +17,7 @@ import torch
 from scipy.integrate import trapezoid
 
 from arelu_meta.backbones.from_config import check_model_config
+from arelu_meta.claims.controls import ORIGINAL, check_contender, contender_model, scalars_learn
 from arelu_meta.claims.matched_learning_rate import STEPS, NoMatchError, matched_inner_rate, matched_rate
 from arelu_meta.claims.study import (
     Plan,
@@ -47,13 +48,11 @@ from arelu_meta.config import (
     TrainConfig,
 )
 from arelu_meta.data.named_datasets import load_images
-from arelu_meta.errors import InputError, counted, nearest_names
+from arelu_meta.errors import InputError, counted
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.meta.metatrain import metatrain
 from arelu_meta.statistics import Comparison, area_over_rates, compare, judge, rate_equivalent
-
-_STARTS = ("paper", "preserve", "leak", "open", "nearest", "fit")
 
 
 @contextmanager
@@ -210,30 +209,6 @@ def distinct(contenders: list[str], pretrained: bool) -> list[str]:
     return [name for name in contenders if name != same or "arelu" not in contenders]
 
 
-def check_contender(name: str) -> str:
-    """Refuse an unknown activation or start.
-
-    Args:
-        name: `original`, an activation, or `arelu:START`.
-
-    Returns:
-        It, the activation under the name by which it is listed.
-
-    Raises:
-        InputError: with what is allowed.
-    """
-    if name == ORIGINAL:
-        return name
-    activation, colon, start = name.partition(":")
-    if colon and activation.lower() != "arelu":
-        raise InputError(f"model.activation: {name!r} has a start, and only arelu has starts; give {activation}")
-    if colon and start not in _STARTS:
-        raise InputError(f"model.activation: {name!r} is not known; {nearest_names(start, _STARTS)}")
-    from arelu_meta.activations.registry import canonical_name
-
-    return canonical_name(activation, "model.activation") + colon + start
-
-
 def small_rate(config: ClaimsConfig) -> float:
     """Return the small learning rate: the smallest, unless optim.small_lr names it.
 
@@ -272,16 +247,7 @@ def model_config(name: str, pretrained: bool | str, contender: str) -> ModelConf
         pretrained: as model.pretrained.
         contender: as in `Trial`.
     """
-    activation, _, start = contender.removeprefix(MATCHED).partition(":")
-    original = contender.startswith(MATCHED) or contender == ORIGINAL
-    return ModelConfig(
-        name=name,
-        pretrained=pretrained,
-        activation=None if original else activation,
-        init=None if original else start or None,  # type: ignore[arg-type]  # checked by check_contender
-        reset_head=isinstance(pretrained, str),
-        head_init="zero" if pretrained else "random",
-    )
+    return contender_model(name, pretrained, ORIGINAL if contender.startswith(MATCHED) else contender)
 
 
 def work(config: ClaimsConfig, trials: Sequence[Trial]) -> list[list[Row]]:
@@ -312,7 +278,7 @@ def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> Finetun
         optim=OptimConfig(
             name=trial.optimizer,
             lr=trial.lr,
-            act_lr=trial.lr if model.activation else None,
+            act_lr=trial.lr if model.activation and scalars_learn(trial.contender) else None,
             weight_decay=1e-4,
             schedule="cosine",
             clip_grad=UNCLIPPED,
@@ -442,7 +408,7 @@ def _estimate_maml(config: ClaimsConfig, like: Trial, trials: Sequence[Trial]) -
     return sum(start + trial.length * a_step + judged * a_task for trial in trials)
 
 
-ORIGINAL, MATCHED = "original", "matched:"
+MATCHED = "matched:"
 OPEN_STARTS = ("arelu:open", "arelu:leak")
 FEWEST_RATES = 3  # of which one can be the best without being the largest or the smallest
 _TARGET_SHARE = 0.9
@@ -549,7 +515,7 @@ def _aim(runs: Runs, reference: str) -> float | None:
 
 def is_ours(contender: str) -> bool:
     """Return True if a contender is an AReLU, by whatever start: what the claims are about."""
-    return contender.partition(":")[0] == "arelu"
+    return contender.partition(":")[0] == "arelu" and not contender.endswith(":frozen")
 
 
 def _comparisons(
@@ -740,7 +706,11 @@ def keeps_function(contender: str, pretrained: bool) -> bool:
         contender: `original`, an activation, or `arelu:START`.
         pretrained: whether it starts from pretrained weights, which says how an AReLU without a start starts.
     """
-    return contender == "arelu:preserve" or (contender == "arelu" and pretrained)
+    if contender in ("control:gain", "control:head10"):
+        return True
+    return contender.removesuffix(":frozen") == "arelu:preserve" or (
+        contender in ("arelu", "arelu:frozen") and pretrained
+    )
 
 
 def start_notes(contenders: Sequence[str]) -> list[str]:

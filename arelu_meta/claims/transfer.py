@@ -17,6 +17,7 @@ from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.backbones.networks import PAPER_NETS
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.claims import small_lr
+from arelu_meta.claims.controls import ORIGINAL
 from arelu_meta.claims.in_memory_training import (
     Shelf,
     Tensors,
@@ -29,8 +30,8 @@ from arelu_meta.claims.in_memory_training import (
     shelved,
     train_epoch,
 )
-from arelu_meta.claims.small_lr import ORIGINAL, contenders_of, distinct, model_config, small_rate
 from arelu_meta.claims.small_lr import conclude as conclude_pair
+from arelu_meta.claims.small_lr import contenders_of, distinct, model_config, small_rate
 from arelu_meta.claims.study import (
     Plan,
     Row,

@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import Literal
 
+from arelu_meta.activations.controls import FROZEN, HEAD_RATE, is_control
 from arelu_meta.config import FinetuneConfig
+from arelu_meta.errors import InputError
 from arelu_meta.finetuning.freezing import keeps_features
 
 _LARGEST_GRADIENT = 1.0  # without a limit, still statistics let the first steps throw the features away
@@ -71,6 +73,12 @@ def settle_rates(config: FinetuneConfig, images: int) -> FinetuneConfig:
     optim = config.optim
     if optim.lr == "default":
         optim = replace(optim, lr=default_rate(config, images))
+    if config.model.activation == "control:head10" and optim.head_lr is None:
+        if isinstance(optim.lr, str):
+            raise InputError(
+                f"optim.lr: {optim.lr!r} does not go with control:head10, whose head has a rate of its own"
+            )
+        optim = replace(optim, head_lr=HEAD_RATE * optim.lr)
     if optim.act_lr is None and not isinstance(optim.lr, str) and (share := scalars_share(config)) is not None:
         optim = replace(optim, act_lr=share * optim.lr)
     return replace(config, optim=optim)
@@ -109,7 +117,8 @@ def scalars_share(config: FinetuneConfig) -> float | None:
         A share below 1; None where they learn as the rest does (the function is not kept, or the scalars are what is
         trained) or not at all.
     """
-    learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
+    own = config.model.activation is None or is_control(config.model.activation)
+    learned = not own or isinstance(config.model.pretrained, str)
     mode = config.train.mode
     gentle = keeps_function(config) and learned and mode != "activations" and not keeps_features(mode)
     return _SCALARS_SHARE if gentle else None
@@ -122,7 +131,8 @@ def keeps_function(config: FinetuneConfig) -> bool:
         config: its model; any activation but a gated AReLU is taken to change the function.
     """
     model = config.model
-    kept = model.activation is None or (model.activation == "arelu" and model.init in (None, "preserve"))
+    kept = model.activation in (None, "control:gain", "control:head10")
+    kept = kept or (model.activation in ("arelu", FROZEN) and model.init in (None, "preserve"))
     return bool(model.pretrained) and kept
 
 

@@ -9,9 +9,17 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from arelu_meta.activations.controls import is_control
 from arelu_meta.backbones.checkpoint import ModelSpec, provenance_of
 from arelu_meta.backbones.create import suit_layout
-from arelu_meta.backbones.from_config import Head, build_with_head, check_forward, check_gates, check_model_config
+from arelu_meta.backbones.from_config import (
+    Head,
+    build_with_head,
+    check_forward,
+    check_gates,
+    check_model_config,
+    with_start,
+)
 from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.backbones.networks import PAPER_NETS, heads_of, zero_head
 from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
@@ -66,6 +74,7 @@ def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
     check_augmentation(config.data.augmentation)
     _check_read(config)
     check_model_config(config.model)
+    config = replace(config, model=with_start(config.model))
     check_optimizer_name(config.optim.name)
     check_trackers(tracker_names(config.run.trackers))
     config = settle(config)
@@ -82,7 +91,8 @@ def _check_read(config: FinetuneConfig) -> None:
     """Refuse a value that this run would not read beside its others."""
     if config.train.mode == "probe" and config.optim.lr == "auto":
         raise InputError(f"optim.lr: 'auto' is not read by {reader_of(config)}; leave it out")
-    learned = config.model.activation is not None or isinstance(config.model.pretrained, str)
+    own = config.model.activation is None or is_control(config.model.activation)
+    learned = not own or isinstance(config.model.pretrained, str)
     if config.optim.act_lr is not None and not learned:
         raise InputError(
             f"optim.act_lr: {config.optim.act_lr} is of activations that learn, and the model keeps its own; give "

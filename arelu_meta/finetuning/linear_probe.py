@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from arelu_meta.backbones.networks import GainedLinear
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loaders import Batches, BatchOrder, InputSpec, build_transform
 from arelu_meta.data.splits import ImageSet
@@ -200,12 +201,12 @@ def write_head(head: nn.Linear, weight: Tensor, bias: Tensor) -> None:
     """Write a fitted head.
 
     Args:
-        head: changed in place.
+        head: changed in place; one that multiplies what it gets has its weight divided by as much.
         weight: shape (classes, features).
         bias: shape (classes,); left out where the head has none.
     """
     with torch.no_grad():
-        head.weight.copy_(weight)
+        head.weight.copy_(weight / head.gain if isinstance(head, GainedLinear) else weight)
         if head.bias is not None:
             head.bias.copy_(bias)
 

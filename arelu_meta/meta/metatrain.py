@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from arelu_meta.backbones.checkpoint import ModelSpec, provenance_of
-from arelu_meta.backbones.from_config import build_with_head, check_forward, check_gates, check_model_config
+from arelu_meta.backbones.from_config import build_with_head, check_forward, check_gates, check_model_config, with_start
 from arelu_meta.backbones.networks import PAPER_NETS, zero_head
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot.benchmarks import load_class_splits
@@ -42,6 +42,9 @@ def metatrain(config: MetatrainConfig | None = None) -> dict[str, Any]:
     config = MetatrainConfig() if config is None else config
     validate(config, MetatrainConfig)
     check_model_config(config.model)
+    config = replace(config, model=with_start(config.model))
+    if config.model.activation in ("control:gain", "control:head10"):
+        raise InputError(f"model.activation: {config.model.activation!r} is for finetune and claims; leave it out")
     check_optimizer_name(config.optim.name)
     check_read(config)
     config = resolve_head_init(config)
