@@ -100,7 +100,7 @@ def split_start(name: str) -> tuple[str, str | None]:
     first, _, rest = name.partition(":")
     if first.lower() != "arelu" or not rest:
         return name, None
-    parts = rest.split(":")
+    parts = rest.lower().split(":")
     frozen = parts[-1] == "frozen"
     starts = parts[:-1] if frozen else parts
     if len(starts) > 1:

@@ -33,7 +33,7 @@ def check_contender(name: str) -> str:
     first, colon, _ = name.partition(":")
     if colon and start is None and not is_control(name) and first not in {one.partition(":")[0] for one in CONTROLS}:
         raise InputError(f"model.activation: {name!r} has a start, and only arelu has starts; give {first}")
-    return name if start is not None else canonical_name(activation, "model.activation")
+    return name.lower() if start is not None else canonical_name(activation, "model.activation")
 
 
 def contender_model(name: str, pretrained: bool | str, contender: str) -> ModelConfig:
