@@ -1,4 +1,4 @@
-"""What a study reads off accuracies over learning rates, beside the accuracy itself: area, peak, width, regret, worth."""
+"""What a study reads off accuracies over learning rates: area, peak, width, regret, steps, worth."""
 
 import itertools
 import math
