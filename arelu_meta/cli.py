@@ -104,7 +104,8 @@ TASKS: dict[str, Task] = {
     "env": Task(configs.EnvConfig, "arelu_meta.runs.environment:env_task", "what a bug report needs"),
 }
 _OPTIONAL = ("data.root", "name")  # words that may be left out
-_SHORT = {"data": "data.root", "model": "model.name"}  # beside each field's last name, where one field alone has it
+_ALSO = {"study.regime": "regime"}  # a field of a study beside the word that names it
+_SHORT = {"data": "data.root", "model": "model.name", **_ALSO}  # beside a last name that one field alone has
 
 _RUNS = {"demo", "finetune", "metatrain", "claims", "sweep"}  # what these do lies in a folder, whoever reads along
 
@@ -290,6 +291,7 @@ def _of_file(file: str, known: Flags, task: str) -> Flags:
         raise InputError(f"config: {file!r} holds a {type(content).__name__}; give keys such as `optim:`")
     found: Flags = {}
     for key, value in _leaves(content, known):
+        key = _ALSO.get(key, key)
         if key in known and key in found:
             raise InputError(f"config: {file!r}: {key!r} is given twice, dotted and nested; give it once")
         below = [flag.removeprefix(f"{key}.") for flag in known if flag.startswith(f"{key}.")]

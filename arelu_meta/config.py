@@ -688,6 +688,9 @@ class ClaimsConfig(Settings):
             mnist-to-svhn, svhn-to-mnist, mnist-to-digits) and imagenet-to-flowers17 (a pretrained backbone, on a folder
             or set of images); default: the study's own.
         depth: gradients: hidden layers of the networks, with commas between, as 5,20,50; default: the study's own.
+        regime: also --study.regime; how all contenders fine-tune: careful (batch normalisation held, the head starts as
+            logistic regression on the features, gradients clipped) or plain (none of it); default: careful for
+            pretrained weights, plain for random ones.
         margin: how many points (gradients: powers of ten) a difference must exceed to count; within it, two are level.
         processes: runs side by side on a CPU; default: one a core.
         engine: mnist: one network after another in each process, or stacked and vectorised; auto stacks on a GPU.
@@ -707,6 +710,7 @@ class ClaimsConfig(Settings):
     target: float | None = setting(None, above=0, most=1, read_by=("claims small-lr",))
     pairs: str | None = setting(None, several=True, read_by=("claims transfer",))
     depth: int | str | None = setting(None, least=2, several=True, read_by=("claims gradients",))
+    regime: Literal["plain", "careful"] | None = setting(None, read_by=FINETUNE_STUDIES)
     margin: float = setting(1.0, least=0)
     processes: int | None = setting(None, least=1, most=1024)
     engine: Literal["auto", "single", "stacked"] = setting("auto", read_by=("claims mnist",))

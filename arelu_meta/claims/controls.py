@@ -7,7 +7,8 @@ from arelu_meta.claims.tables import Table
 from arelu_meta.config import ModelConfig
 from arelu_meta.errors import InputError, nearest_names
 
-ORIGINAL = "original"
+ORIGINAL, HELD, PROBE = "original", "original:held", "probe"
+"""The model's own activations; with batch normalisation held; and logistic regression on its frozen features."""
 
 
 def check_contender(name: str) -> str:
@@ -22,7 +23,7 @@ def check_contender(name: str) -> str:
     Raises:
         InputError: with what is allowed.
     """
-    if name == ORIGINAL or name in CONTROLS:
+    if name in (ORIGINAL, HELD) or name in CONTROLS:
         return name
     try:
         activation, start = split_start(name)
@@ -44,7 +45,7 @@ def contender_model(name: str, pretrained: bool | str, contender: str) -> ModelC
         pretrained: as model.pretrained.
         contender: as `check_contender` takes it.
     """
-    activation, init = (None, None) if contender == ORIGINAL else split_start(contender)
+    activation, init = (None, None) if contender in (ORIGINAL, HELD) else split_start(contender)
     return ModelConfig(
         name=name,
         pretrained=pretrained,
@@ -57,7 +58,7 @@ def contender_model(name: str, pretrained: bool | str, contender: str) -> ModelC
 
 def scalars_learn(contender: str) -> bool:
     """Return True if a contender swaps in an activation that may have scalars with a learning rate of their own."""
-    return contender != ORIGINAL and not is_control(contender)
+    return contender not in (ORIGINAL, HELD) and not is_control(contender)
 
 
 def explained(names: list[str]) -> Table:

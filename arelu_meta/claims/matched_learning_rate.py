@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.checkpoint import ModelSpec
 from arelu_meta.backbones.from_config import build_backbone
+from arelu_meta.backbones.networks import zero_head
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.data.fewshot import ClassSplits, TaskBatch, load_class_splits
 from arelu_meta.data.loaders import unlabelled_batches
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.finetuning.finetune import make_batches
+from arelu_meta.finetuning.freezing import set_learning, set_training
+from arelu_meta.finetuning.linear_probe import start_with_probe
 from arelu_meta.finetuning.optimizer import build_optimizer, peak_rate
 from arelu_meta.meta.engine import VmappedModel
 from arelu_meta.meta.inner_loop import Inner, InnerLoop, inner_of
@@ -36,14 +39,16 @@ class NoMatchError(Exception):
 
 
 def matched_rate(ours: FinetuneConfig, theirs: FinetuneConfig) -> float:
-    """Find the rate at which our first steps change the logits as much as theirs do.
+    """Find the rate of our head at which our first steps change the logits as much as theirs do.
+
+    The head alone: at a multiple of every rate, what is matched is soon lost in the backbone.
 
     Args:
-        ours: the run whose rate is sought; all its parts learn at one rate.
+        ours: the run whose head's rate is sought; the rest keeps its own.
         theirs: the run to be matched, on the same images in the same order.
 
     Returns:
-        A learning rate.
+        optim.head_lr.
 
     Raises:
         NoMatchError: if no rate up to 100 times as large gets there, or the loss grows at the one that does.
@@ -75,7 +80,7 @@ def matched(steps: Callable[[float], tuple[float, float]], rate: float, wanted: 
 
 
 def _at(config: FinetuneConfig, lr: float) -> FinetuneConfig:
-    return replace(config, optim=replace(config.optim, lr=lr))
+    return replace(config, optim=replace(config.optim, head_lr=lr))
 
 
 def solve(change: Callable[[float], float], wanted: float) -> float:
@@ -107,15 +112,16 @@ def first_steps(model: nn.Module, batches: Labelled, config: FinetuneConfig) -> 
     """Take the first steps of a run, as it takes them, and say what they do to the images that they are taken on.
 
     Args:
-        model: left as it was; batch normalisation takes each batch's own statistics, as in training.
+        model: left as it was; batch normalisation is held or takes each batch's own statistics, as in training.
         batches: images of shape (batch, channels, height, width) and labels of shape (batch,), one pair a step.
-        config: optimiser, rate and clipping.
+        config: optimiser, rates, clipping, and what is held.
 
     Returns:
         The root mean square of the change of the first batch's logits, and the change of its loss; infinite where they
         overflow.
     """
-    moved = deepcopy(model).train()
+    moved = deepcopy(model)
+    set_training(moved, config.train)
     optimizer = build_optimizer(moved, config.optim)
     with torch.no_grad():
         before = moved(batches[0][0])
@@ -156,8 +162,10 @@ def _begin_finetuning(config: FinetuneConfig) -> tuple[nn.Module, Labelled]:
         partial(unlabelled_batches, splits.train),
     )
     if config.model.head_init == "zero":
-        for parameter in model.get_classifier().parameters():  # type: ignore[operator]
-            nn.init.zeros_(parameter)
+        zero_head(model)
+    if config.model.head_init == "probe":
+        start_with_probe(model, spec.inputs, splits.train, splits.validation, torch.device("cpu"))
+    set_learning(model, config.train)
     batches = make_batches(config, splits, spec.inputs, Ranks(torch.device("cpu")))[0].epoch(1)
     return model, [(images, labels) for (images, labels), _ in zip(batches, range(STEPS), strict=False)]
 

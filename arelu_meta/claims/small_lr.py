@@ -17,9 +17,10 @@ import torch
 from scipy.integrate import trapezoid
 
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.claims.controls import ORIGINAL, check_contender, contender_model, scalars_learn
+from arelu_meta.claims.controls import HELD, ORIGINAL, PROBE, check_contender, contender_model, scalars_learn
 from arelu_meta.claims.matched_learning_rate import STEPS, NoMatchError, matched_inner_rate, matched_rate
 from arelu_meta.claims.study import (
+    CLAIMS,
     Plan,
     Row,
     amount,
@@ -35,7 +36,7 @@ from arelu_meta.claims.study import (
     seeds_of,
     side_by_side,
 )
-from arelu_meta.claims.tables import Curves, Heatmap, Outcome, Table, mean_series
+from arelu_meta.claims.tables import Anchor, Curves, Heatmap, Outcome, Table, chance, mean_series
 from arelu_meta.config import (
     ClaimsConfig,
     EvalConfig,
@@ -111,13 +112,15 @@ class Trial:
         per_class: training images a class, or None for all.
         model: name of the backbone.
         pretrained: as model.pretrained.
-        contender: `original`, an activation, or `arelu:START`; `matched:CONTENDER` is the original at a rate at which
-            its first steps move the logits as far as that contender's.
+        contender: `original`, an activation, or `arelu:START`; `original:held` is the original with batch normalisation
+            held, and `probe` logistic regression on its frozen features; `matched:CONTENDER` is the original at a rate
+            at which its first steps move the logits as far as that contender's.
         optimizer: a name of timm's; of the outer loop in maml.
         lr: learning rate; of the inner loop in maml.
         seed: of split, weights, order and tasks.
         length: epochs, or meta-steps.
         tasks: that maml is judged on.
+        regime: plain or careful, of finetune; the same for all contenders.
     """
 
     pipeline: str
@@ -133,6 +136,7 @@ class Trial:
     seed: int
     length: int
     tasks: int = 0
+    regime: str = "plain"
 
 
 def list_trials(config: ClaimsConfig) -> list[Trial]:
@@ -165,48 +169,66 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
         seed=config.run.seed,
         length=(config.meta.steps if maml else config.train.epochs) or 1,
         tasks=(config.meta.tasks or 0) if maml else 0,
+        regime=regime_of(config, pretrained),
     )
+    if not maml:
+        contenders = with_held(contenders, first)
     trials = []
     for seed in seeds_of(config):
+        trials += [] if maml else [replace(first, contender=PROBE, seed=seed)]
         for lr, contender in itertools.product(read_numbers("optim.lr", config.optim.lr), contenders):
             trials.append(replace(first, contender=contender, lr=lr, seed=seed))
         # What begins as the original does would be matched at the original's own rate: the same run again.
         others = [
             name
             for name in contenders
-            if name != ORIGINAL and ORIGINAL in contenders and not keeps_function(name, pretrained)
+            if ORIGINAL in contenders and name not in (ORIGINAL, HELD) and not keeps_function(name, pretrained)
         ]
         trials += [replace(first, contender=f"{MATCHED}{name}", seed=seed) for name in others]
     return trials
 
 
+def regime_of(config: ClaimsConfig, pretrained: bool) -> str:
+    """Return how all contenders train: as `--study.regime` says, or carefully where there are features to keep."""
+    return config.regime or ("careful" if pretrained else "plain")
+
+
+def with_held(contenders: Sequence[str], trial: Trial) -> list[str]:
+    """Add the original with batch normalisation held, without which the original is a straw man.
+
+    Args:
+        contenders: of the study.
+        trial: any of it; under the careful regime all hold it, and from random weights there is nothing to hold.
+    """
+    needed = ORIGINAL in contenders and trial.regime == "plain" and bool(trial.pretrained)
+    return [one for name in contenders for one in ([name, HELD] if name == ORIGINAL and needed else [name])]
+
+
 def contenders_of(config: ClaimsConfig, pretrained: bool | None = None) -> list[str]:
-    """List a resolved config's contenders, each once.
+    """List a resolved config's contenders, each once; those that are the same by construction are merged.
 
     Args:
         config: of the study.
         pretrained: whether all networks are, which says how an AReLU without a start starts; None where some are.
 
     Raises:
-        InputError: as `check_contender`; and if two contenders are one.
+        InputError: as `check_contender`.
     """
     found = read_names("model.activation", config.model.activation)
     contenders = list(dict.fromkeys(check_contender(name) for name in found))
-    default = f"arelu:{'preserve' if pretrained else 'paper'}"
-    if pretrained is not None and {"arelu", default} <= {*contenders}:
-        raise InputError(f"model.activation: 'arelu' and {default!r} are the same here; leave one of them out")
-    return contenders
+    return contenders if pretrained is None else merged(contenders, pretrained)
 
 
-def distinct(contenders: list[str], pretrained: bool) -> list[str]:
-    """Leave out an AReLU by its start where the one without a start is the same.
+def merged(contenders: Sequence[str], pretrained: bool) -> list[str]:
+    """Leave out an AReLU that another one is already: the one without a start has a start, too.
 
     Args:
         contenders: of the study.
         pretrained: whether the networks are.
     """
-    same = f"arelu:{'preserve' if pretrained else 'paper'}"
-    return [name for name in contenders if name != same or "arelu" not in contenders]
+    start = f"arelu:{'preserve' if pretrained else 'paper'}"
+    first = {start if name == "arelu" else name: name for name in reversed(contenders)}
+    return [name for name in contenders if name in first.values()]
 
 
 def small_rate(config: ClaimsConfig) -> float:
@@ -234,20 +256,24 @@ def _headline(config: ClaimsConfig, small: float) -> str:
 
 
 UNCLIPPED = 1e9  # of all gradients together; left open, the defaults would clip some contenders and not others
+_CLIPPED = 1.0  # under the careful regime
 _INNER_STEPS = 5
 _VALIDATIONS, _VALIDATION_TASKS = 4, 50
 _PROBED_TASKS = (2, 8)  # to be judged on; a whole run's hundreds take minutes on a large backbone
 
 
-def model_config(name: str, pretrained: bool | str, contender: str) -> ModelConfig:
-    """Say which model a contender is.
+def model_config(name: str, pretrained: bool | str, contender: str, regime: str = "plain") -> ModelConfig:
+    """Return which model a contender is.
 
     Args:
         name: of the backbone.
         pretrained: as model.pretrained.
         contender: as in `Trial`.
+        regime: plain or careful, which starts the head as the probe.
     """
-    return contender_model(name, pretrained, ORIGINAL if contender.startswith(MATCHED) else contender)
+    bare = contender.startswith(MATCHED) or contender == PROBE
+    made = contender_model(name, pretrained, ORIGINAL if bare else contender)
+    return replace(made, head_init="probe") if regime == "careful" else made
 
 
 def work(config: ClaimsConfig, trials: Sequence[Trial]) -> list[list[Row]]:
@@ -270,7 +296,8 @@ def work(config: ClaimsConfig, trials: Sequence[Trial]) -> list[list[Row]]:
 
 def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> FinetuneConfig:
     """Make a trial's config: every contender trains alike, whatever the defaults would choose for it."""
-    model = model_config(trial.model, trial.pretrained, trial.contender)
+    careful = trial.regime == "careful"
+    model = model_config(trial.model, trial.pretrained, trial.contender, trial.regime)
     return FinetuneConfig(
         run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device, pictures=False),
         data=deepcopy(config.data),
@@ -281,21 +308,32 @@ def finetune_config(config: ClaimsConfig, trial: Trial, folder: Path) -> Finetun
             act_lr=trial.lr if model.activation and scalars_learn(trial.contender) else None,
             weight_decay=1e-4,
             schedule="cosine",
-            clip_grad=UNCLIPPED,
+            clip_grad=_CLIPPED if careful else UNCLIPPED,
         ),
-        train=TrainConfig(epochs=trial.length, freeze_bn=False, keep="best"),
+        train=TrainConfig(epochs=trial.length, freeze_bn=careful or trial.contender == HELD, keep="best"),
     )
 
 
+def probe_config(config: ClaimsConfig, trial: Trial, folder: Path) -> FinetuneConfig:
+    """Make the config of logistic regression on the frozen features of a trial's original: the anchor of its study."""
+    made = finetune_config(config, replace(trial, contender=ORIGINAL), folder)
+    model = replace(made.model, head_init="probe")
+    return FinetuneConfig(run=made.run, data=made.data, model=model, train=TrainConfig(epochs=1, mode="probe"))
+
+
 def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
-    rate = trial.lr
+    if trial.contender == PROBE:
+        results = finetune(probe_config(config, trial, folder))
+        ends = {name: results[name] for name in ("validation_accuracy", "test_accuracy")}
+        return [{"step": 0, "accuracy": results["validation_accuracy"], **ends, "chance": 1 / results["classes"]}]
+    made, rate = finetune_config(config, trial, folder), trial.lr
     if trial.contender.startswith(MATCHED):
-        like = _matched_by(trial)
         try:
-            rate = matched_rate(finetune_config(config, trial, folder), finetune_config(config, like, folder))
+            rate = matched_rate(made, finetune_config(config, _matched_by(trial), folder))
         except NoMatchError as reason:
             return [{"refused": str(reason)}]
-    results = finetune(finetune_config(config, replace(trial, lr=rate), folder))
+        made.optim.head_lr = rate
+    results = finetune(made)
     metrics = _numbers(folder / "metrics.csv")
     images = json.loads((folder / "split.json").read_text(encoding="utf-8"))["train"]
     steps = -(-len(images) // trial.batch_size)
@@ -424,7 +462,8 @@ class Runs:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.refused = {(row["contender"], row["seed"]): row["refused"] for row in rows if row.get("refused")}
-        rows = [row for row in rows if not row.get("refused")]
+        self.anchors = _anchors(rows)
+        rows = [row for row in rows if not row.get("refused") and row["contender"] != PROBE]
         self.inner = any(row.get("pipeline") == "maml" for row in rows)
         """Whether learning rate and steps are those of an inner loop."""
         self.pretrained = any(row.get("pretrained") for row in rows)
@@ -436,6 +475,23 @@ class Runs:
         self.contenders = [name for name in listed if not name.startswith(MATCHED)]
         self.matched = [name for name in listed if name.startswith(MATCHED)]
         self.rates = sorted({lr for name, lr in self.by if name in self.contenders}, reverse=True)
+
+    @property
+    def reference(self) -> str:
+        """What claims are made against: the original, with batch normalisation held where it is there."""
+        return next((name for name in (HELD, ORIGINAL) if name in self.contenders), self.contenders[0])
+
+    @property
+    def subject(self) -> str | None:
+        """What claims are made of: the first AReLU of the study, else its first contender beside the reference."""
+        others = [name for name in self.contenders if name not in (ORIGINAL, HELD, self.reference)]
+        return next(filter(is_ours, others), others[0] if others else None)
+
+    def area(self, contender: str) -> dict[int, float]:
+        """Return each seed's mean test accuracy over the log-rates, in per cent."""
+        tested = {lr: self.test(contender, lr) for lr in self.rates}
+        seeds = set.intersection(*map(set, tested.values()))
+        return {seed: area_over_rates({lr: tested[lr][seed] for lr in self.rates}) for seed in sorted(seeds)}
 
     def test(self, contender: str, lr: float) -> dict[int, float]:
         """Return each seed's test accuracy in per cent."""
@@ -490,7 +546,7 @@ def conclude(
     """
     runs = Runs(rows)
     best = {name: runs.best_rate(name) for name in runs.contenders}
-    reference = ORIGINAL if ORIGINAL in runs.contenders else runs.contenders[0]
+    reference = runs.reference
     aim = 100 * target if target is not None else _aim(runs, reference)
     tables = [
         _readings(runs, small, best, reference),
@@ -498,12 +554,13 @@ def conclude(
         *([_multipliers(runs, small)] if runs.matched else []),
     ]
     curves = [
+        *([rate_curves(runs)] if len(runs.rates) > 1 else []),
         course_curves(runs, dict.fromkeys([*runs.contenders, *runs.matched], small), f"at {small:g}"),
         course_curves(runs, best, "each at its best rate"),
     ]
-    comparisons = list(_comparisons(runs, small, best, reference, margin, resplit))
+    comparisons = list(_comparisons(runs, small, best, margin, resplit))
     said = [*_notes(runs, small, best), *start_notes(runs.contenders), *(f"Of the data: {note}." for note in notes)]
-    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=said)
+    return Outcome(judge(comparisons), tables, curves, [_map(runs)], notes=said, anchors=runs.anchors)
 
 
 def _aim(runs: Runs, reference: str) -> float | None:
@@ -513,44 +570,49 @@ def _aim(runs: Runs, reference: str) -> float | None:
     return _TARGET_SHARE * highest if highest > 0 else None
 
 
+def _anchors(rows: Sequence[Row]) -> list[Anchor]:
+    """Average what needed no training of the backbone: the probe's runs, or what a few-shot run says beside its own."""
+    known = {
+        PROBE: ("test_accuracy", "logistic regression on the frozen features of the original"),
+        "pixels": ("pixels", "the nearest neighbour of raw pixels, by their cosine, on the same tasks"),
+        "centroids": ("centroids", "the nearest centroid of the untrained features, on the same tasks"),
+    }
+    found = []
+    for name, (column, about) in known.items():
+        of_it = [row for row in rows if (row["contender"] == PROBE if name == PROBE else row["contender"] == ORIGINAL)]
+        values = {row["seed"]: 100 * row[column] for row in of_it if row.get(column) is not None}
+        found += [Anchor(name, float(np.mean([*values.values()])), about)] if values else []
+    guess = next((row["chance"] for row in rows if row.get("chance")), None)
+    return found + ([chance(round(1 / guess))] if guess else [])
+
+
 def is_ours(contender: str) -> bool:
     """Return True if a contender is an AReLU, by whatever start: what the claims are about."""
     return contender.partition(":")[0] == "arelu" and not contender.endswith(":frozen")
 
 
 def _comparisons(
-    runs: Runs, small: float, best: dict[str, float], reference: str, margin: float, resplit: float
+    runs: Runs, small: float, best: dict[str, float], margin: float, resplit: float
 ) -> Iterator[Comparison]:
-    """Make the three readings of each contender against the reference; the matched one explains and is not judged."""
-    nothing_of_ours = not any(map(is_ours, runs.contenders))
-    readings = [(f"at {small:g}", dict.fromkeys(runs.contenders, small))]
-    if len(runs.rates) >= FEWEST_RATES:
-        readings.append(("each at its best rate", best))
+    """Read each contender against the reference; the first two readings of the study's subject are its claims."""
+    reference = runs.reference
+    against = partial(compare, margin=margin, images=runs.images(reference, small), resplit=resplit)
     for name in runs.contenders:
         if name == reference:
             continue
-        for where, rates in readings:
-            shown = f" ({rates[name]:g} and {rates[reference]:g})" if rates is best else ""
-            yield compare(
-                f"{name} against {reference} {where}{shown}",
-                runs.test(name, rates[name]),
-                runs.test(reference, rates[reference]),
-                margin,
-                images=runs.images(name, rates[name]),
-                resplit=resplit,
-                primary=is_ours(name) or nothing_of_ours,
-            )
+        there = f" ({best[name]:g} and {best[reference]:g})"
+        readings = [("over all rates", runs.area(name), runs.area(reference))] * (len(runs.rates) > 1)
+        if len(runs.rates) >= FEWEST_RATES:
+            tested = (runs.test(one, best[one]) for one in (name, reference))
+            readings.append((f"each at its best rate{there}", next(tested), next(tested)))
+        readings.append((f"at {small:g}", runs.test(name, small), runs.test(reference, small)))
+        for number, (where, ours, theirs) in enumerate(readings):
+            claimed = number < CLAIMS and name == runs.subject
+            yield against(f"{name} against {reference} {where}", ours, theirs, primary=claimed)
         ours, theirs = runs.test(name, small), runs.test(MATCHED + name, small)
         if len(ours.keys() & theirs.keys()) > 1:
-            yield compare(
-                f"{name} at {small:g} against {reference} whose first {runs.axis}s move the logits as far",
-                ours,
-                theirs,
-                margin,
-                images=runs.images(name, small),
-                resplit=resplit,
-                primary=False,
-            )
+            claim = f"{name} at {small:g} against {ORIGINAL} whose first {runs.axis}s move the logits as far"
+            yield against(claim, ours, theirs, primary=False)
 
 
 def _readings(runs: Runs, small: float, best: dict[str, float], reference: str) -> Table:
@@ -641,13 +703,14 @@ def _multipliers(runs: Runs, small: float) -> Table:
         factors = [run[-1]["rate"] / small for run in runs.course(name, small)]
         mean = f"{np.exp(np.mean(np.log(factors))):.3g}" if factors else "it became NaN"
         rows.append([name.removeprefix(MATCHED), mean])
+    who = "the original" if runs.inner else "the original's head"
     how = (
         "the inner learning rate multiplied, before meta-training"
         if runs.inner
-        else "all learning rates multiplied alike"
+        else "the head's learning rate multiplied"
     )
     return Table(
-        f"How many times as fast the original has to learn at {small:g} for its first {runs.axis}s to go as far",
+        f"How many times as fast {who} has to learn at {small:g} for its first {runs.axis}s to go as far",
         ["as", "times (geometric mean over seeds)"],
         rows,
         f"By the root mean square of the change of the logits after {STEPS} {runs.axis}s, {how}.",
@@ -672,6 +735,22 @@ def course_curves(runs: Runs, rates: dict[str, float], where: str) -> Curves:
             series.append(mean_series(shown, accuracies, steps))
     what = "accuracy on unseen tasks (%)" if runs.inner else "validation accuracy (%)"
     return Curves(f"Accuracy by {runs.axis}, {where}", runs.axis, what, series)
+
+
+def rate_curves(runs: Runs) -> Curves:
+    """Draw test accuracy over the learning rate, a line a contender.
+
+    Args:
+        runs: finished, at two or more rates.
+    """
+    rates = sorted(runs.rates)
+    series = []
+    for name in runs.contenders:
+        tested = [runs.test(name, lr) for lr in rates]
+        seeds = set.intersection(*map(set, tested))
+        series.append(mean_series(name, [[one[seed] for one in tested] for seed in sorted(seeds)], rates))
+    axis = "inner learning rate" if runs.inner else "learning rate"
+    return Curves(f"Test accuracy over the {axis}", axis, "test accuracy (%)", series)
 
 
 def _map(runs: Runs) -> Heatmap:

@@ -43,6 +43,7 @@ from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.runs.run_folder import check_apart, locked, open_run
 from arelu_meta.validation import flatten, validate
 
+CLAIMS = 2  # that a study judges, fixed before its first run; whatever else it compares is described
 Row = dict[str, Any]
 """One read-out of a run: accuracy after an epoch or step; plain values by column."""
 

@@ -36,6 +36,7 @@ class Series:
         y: means over runs.
         low: lower edge of the band, or nothing.
         high: upper edge.
+        dashed: whether it is a line to read the others against.
     """
 
     name: str
@@ -43,6 +44,34 @@ class Series:
     y: list[float]
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
+    dashed: bool = False
+
+
+@dataclass
+class Anchor:
+    """What all contenders of a study are read against, and nobody trained for: the probe, chance, raw pixels.
+
+    Args:
+        name: in tables and legends.
+        accuracy: in per cent.
+        about: what it is, in a line.
+        where: how the titles begin of the curves that it is drawn into; all of accuracy by default.
+    """
+
+    name: str
+    accuracy: float
+    about: str
+    where: str = ""
+
+
+def chance(classes: int, where: str = "") -> Anchor:
+    """Return the accuracy of guessing.
+
+    Args:
+        classes: how many there are to guess among.
+        where: as of `Anchor`.
+    """
+    return Anchor("chance", 100 / classes, f"guessing among {classes} classes", where)
 
 
 @dataclass
@@ -87,6 +116,7 @@ class Outcome:
         heatmaps: such as learning rate by activation.
         images: pictures that lie in the folder.
         notes: what a reader should know.
+        anchors: what is read beside the contenders, in a table and as lines.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
@@ -95,6 +125,7 @@ class Outcome:
     heatmaps: list[Heatmap] = field(default_factory=list)
     images: list[Picture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    anchors: list[Anchor] = field(default_factory=list)
 
     @property
     def claims(self) -> list[Comparison]:
@@ -103,6 +134,11 @@ class Outcome:
 
     def complete(self) -> None:
         """Add what every study says alike: what is described and not judged, and by which test."""
+        if self.anchors:
+            self.tables.insert(1, _anchored(self.anchors))
+        for drawn in self.curves:
+            if drawn.series and "accuracy" in drawn.y_label:
+                drawn.series += _lines([one for one in self.anchors if drawn.title.startswith(one.where)], drawn.series)
         others = [one for one in self.comparisons if not one.primary]
         if others:
             self.tables.append(described(others, "Compared beside the claims"))
@@ -121,10 +157,25 @@ class Outcome:
             "verdicts": [one.as_row() for one in self.claims],
             **{
                 name: [asdict(one) for one in getattr(self, name)]
-                for name in ("tables", "curves", "heatmaps", "images")
+                for name in ("tables", "curves", "heatmaps", "images", "anchors")
             },
             "notes": list(self.notes),
         }
+
+
+def _anchored(anchors: Sequence[Anchor]) -> Table:
+    rows: list[list[Any]] = [[one.where, one.name, f"{one.accuracy:.1f}", one.about] for one in anchors]
+    several = any(one.where for one in anchors)
+    columns = ["where", "anchor", "test accuracy (%)", "what it is"]
+    note = "Whoever is not ahead of these has not been worth its training."
+    skipped = 0 if several else 1
+    return Table("What every contender is read against", columns[skipped:], [row[skipped:] for row in rows], note)
+
+
+def _lines(anchors: Sequence[Anchor], series: Sequence[Series]) -> list[Series]:
+    """Draw anchors from the first point of all curves to the last."""
+    points = [value for one in series for value in one.x]
+    return [Series(one.name, [min(points), max(points)], [one.accuracy] * 2, dashed=True) for one in anchors]
 
 
 def mean_series(name: str, runs: Sequence[Sequence[float]], x: Sequence[float]) -> Series:

@@ -31,7 +31,7 @@ from arelu_meta.claims.in_memory_training import (
     train_epoch,
 )
 from arelu_meta.claims.small_lr import conclude as conclude_pair
-from arelu_meta.claims.small_lr import contenders_of, distinct, model_config, small_rate
+from arelu_meta.claims.small_lr import MATCHED, contenders_of, merged, model_config, small_rate
 from arelu_meta.claims.study import (
     Plan,
     Row,
@@ -171,10 +171,11 @@ def list_trials(
     small, large = [], {}
     rates = read_numbers("optim.lr", config.optim.lr)
     for pair, (source, target) in pairs.items():
-        runs = itertools.product(seeds_of(config), distinct(contenders, source == PRETRAINED), rates)
         if source == PRETRAINED:
-            large[pair] = [_backbone_trial(config, target, backbones[0], *run) for run in runs]
+            listed = small_lr.list_trials(backbone_config(config, target))
+            large[pair] = [trial for trial in listed if not trial.contender.startswith(MATCHED)]
             continue
+        runs = itertools.product(seeds_of(config), merged(contenders, pretrained=False), rates)
         small += [
             Trial(
                 pair=pair,
@@ -210,25 +211,6 @@ def _check_models(
     check_optimizer_name(optimizer)
     for name in contenders if any(pretrained) else []:
         check_model_config(model_config(backbones[0], True, name))
-
-
-def _backbone_trial(
-    config: ClaimsConfig, target: str, model: str, seed: int, contender: str, lr: float
-) -> small_lr.Trial:
-    return small_lr.Trial(
-        pipeline="finetune",
-        data=target,
-        image_size=config.data.image_size,
-        batch_size=config.data.batch_size,
-        per_class=config.data.per_class,
-        model=model,
-        pretrained=True,
-        contender=contender,
-        optimizer=read_names("optim.name", config.optim.name)[0],
-        lr=lr,
-        seed=seed,
-        length=config.train.epochs or 1,
-    )
 
 
 def _grouped(trials: Sequence[Trial]) -> list[list[Any]]:
@@ -357,8 +339,10 @@ def _small_sets() -> list[str]:
 
 
 def backbone_config(config: ClaimsConfig, target: str) -> ClaimsConfig:
-    """Say where a target's images lie: a set that goes by its name, or a folder."""
+    """Return the study of a pretrained backbone on a target: a set that goes by its name, or a folder."""
     found = deepcopy(config)
+    found.model.pretrained = True
+    found.model.name = next((one for one in read_names("model.name", config.model.name) if one not in PAPER_NETS), None)
     if target.lower() in _small_sets():
         found.data.name = target
     else:
@@ -494,9 +478,14 @@ def conclude(
         resplit: by pair, as in `compare`.
 
     Returns:
-        What `small-lr` concludes of each pair, Holm's correction made over all of them.
+        What `small-lr` concludes of each pair; the claims are those of the first pair that is named.
     """
+    first = next(iter(rows))
     whole = Outcome(notes=["Learning rates are those on the target; every network learned its source at the same one."])
+    if len(rows) > 1:
+        whole.notes.append(
+            f"The study's claims are of {first}, the pair that is named first; the others are described."
+        )
     by_pair = {
         pair: conclude_pair(some, small, margin, None, resplit=(resplit or {}).get(pair, 0.0))
         for pair, some in rows.items()
@@ -504,7 +493,11 @@ def conclude(
     shared = [note for note in next(iter(by_pair.values())).notes if all(note in one.notes for one in by_pair.values())]
     whole.notes += shared
     for pair, found in by_pair.items():
-        whole.comparisons += [replace(one, claim=f"{pair}: {one.claim}") for one in found.comparisons]
+        whole.comparisons += [
+            replace(one, claim=f"{pair}: {one.claim}", primary=one.primary and pair == first)
+            for one in found.comparisons
+        ]
+        whole.anchors += [replace(one, where=f"{pair}:") for one in found.anchors]
         for name in ("tables", "curves", "heatmaps"):
             titled = [replace(one, title=f"{pair}: {one.title}") for one in getattr(found, name)]
             setattr(whole, name, getattr(whole, name) + titled)

@@ -34,6 +34,7 @@ class Series:
         y: what they are; None leaves a gap.
         low: lower end of the band, one a point; empty for no band.
         high: upper end.
+        dashed: whether it is a line to read the others against.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Series:
     y: Sequence[float | None]
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
+    dashed: bool = False
 
 
 def plotly_text(text: object) -> str:
@@ -123,8 +125,8 @@ def _counts(values: Sequence[Any]) -> bool:
 
 
 def _line(one: Series, meta: Mapping[str, Any], group: str, number: int, by_depth: bool, bold: bool) -> dict[str, Any]:
-    style = 0 if by_depth else number // _COLOURS
-    marked = len(one.x) <= _MARKED
+    style = 0 if by_depth else 1 if one.dashed else number // _COLOURS
+    marked = len(one.x) <= _MARKED and not one.dashed
     return {
         "type": "scatter",
         "mode": "lines+markers" if marked else "lines",

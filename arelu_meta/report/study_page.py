@@ -180,6 +180,7 @@ def _curves(found: dict[str, Any]) -> Block:
             [_number(value) for value in one["y"]],
             [_number(value) for value in one.get("low") or ()],
             [_number(value) for value in one.get("high") or ()],
+            dashed=one.get("dashed") is True,
         )
         for one in found["series"]
     ]

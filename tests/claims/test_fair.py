@@ -20,11 +20,12 @@ from arelu_meta.claims import (
 )
 from arelu_meta.claims.gradients import PlainNet
 from arelu_meta.claims.in_memory_training import Tensors
-from arelu_meta.claims.small_lr import MATCHED
+from arelu_meta.claims.small_lr import HELD, MATCHED, PROBE
 from arelu_meta.claims.study import resolve
 from arelu_meta.claims.transfer import read_pairs
 from arelu_meta.cli import parse
 from arelu_meta.config import ClaimsConfig
+from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle, settle_rates
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.meta.metatrain import resolve_head_init
@@ -40,6 +41,8 @@ STUDIES = [
     "meta",
     "meta --variant paper --meta.shots 1,5 --optim.name adamw",
     "small-lr --data.root flowers17",
+    f"small-lr --study.regime plain --data.root flowers17 --model.activation {EVERY}",
+    "small-lr --regime careful --model.pretrained false",
     "small-lr --size full --data.root flowers17",
     f"small-lr --data.root flowers17 --model.activation {EVERY}",
     "small-lr --model.pretrained false --optim.name adamw --data.per_class 5 --data.batch_size 7",
@@ -48,6 +51,7 @@ STUDIES = [
     f"small-lr --pipeline maml --size full --optim.name adamw --model.activation {EVERY.replace('arelu,', '')}",
     f"small-lr --pipeline maml --model.pretrained true --model.name test_resnet --model.activation {EVERY}",
     "transfer",
+    "transfer --study.regime plain --pairs imagenet-to-flowers17",
     "transfer --size full",
     "transfer --optim.name adam --data.per_class 3",
     "focus",
@@ -97,10 +101,14 @@ def test_the_contenders_of_a_study_share_every_setting_but_the_activation(words:
         name = getattr(trial, "contender", None) or trial.activation
         by_contender.setdefault(name, []).append(_settings(config, trial))
     assert len(by_contender) > 1
-    matched = {name: by_contender.pop(name) for name in list(by_contender) if name.startswith(MATCHED)}
+    matched = {name: by_contender.pop(name) for name in list(by_contender) if name.startswith((MATCHED, PROBE))}
+    held = by_contender.pop(HELD, None)
     first, *others = by_contender.values()
     for other in others:
         assert other == first  # at every rate, seed and place, in this order
+    if held is not None:  # which is what it is there for
+        assert all(one.pop("train.freeze_bn") for one in held)
+        assert held == [{name: value for name, value in one.items() if name != "train.freeze_bn"} for one in first]
     for found in matched.values():
         assert all(one in first for one in found)  # but for the rate, which is looked for before the run
 
@@ -119,15 +127,50 @@ def test_what_is_compared_is_all_that_a_run_resolves(tmp_path: Path) -> None:
     assert all(one == written[0] for one in written)
 
 
-@pytest.mark.parametrize("pretrained", [False, True])
-def test_no_contender_is_clipped_or_held_or_slowed_by_the_defaults(pretrained: bool) -> None:
-    config = _config(
-        f"small-lr --model.pretrained {str(pretrained).lower()} --model.activation original,arelu:preserve"
-    )
+@pytest.mark.parametrize(
+    ("words", "regime"),
+    [
+        ("--model.pretrained false", "plain"),
+        ("", "careful"),
+        ("--study.regime plain", "plain"),
+        ("--model.pretrained false --study.regime careful", "careful"),
+    ],
+)
+def test_the_regime_is_the_same_for_all_and_no_default_clips_holds_or_slows_some(words: str, regime: str) -> None:
+    careful = regime == "careful"
+    config = _config(f"small-lr {words} --model.activation original,arelu:preserve,arelu:paper")
+    heads = set()
     for trial in _trials(config):
         made = settle_rates(settle(small_lr.finetune_config(config, trial, Path("run"))), 100)
-        assert (made.optim.clip_grad, made.train.freeze_bn) == (small_lr.UNCLIPPED, False)
+        assert made.optim.clip_grad == (1.0 if careful else small_lr.UNCLIPPED)
+        assert made.train.freeze_bn == (careful or trial.contender == HELD)
         assert made.optim.act_lr in (None, made.optim.lr)
+        heads.add(made.model.head_init)
+    assert len(heads) == 1
+    assert ("probe" in heads) == careful
+
+
+def test_the_regime_is_read_from_a_file_as_from_the_command_line(tmp_path: Path) -> None:
+    for content in ("study: small-lr\nstudy.regime: plain\n", "study: small-lr\nregime: plain\n"):
+        (tmp_path / "study.yaml").write_text(content)
+        assert parse("claims", ["--config", str(tmp_path / "study.yaml")]).regime == "plain"
+    assert parse("claims", ["focus", "--study.regime", "careful"]).regime == "careful"
+
+
+@pytest.mark.parametrize("study", ["mnist", "gradients", "meta", "small-lr --pipeline maml"])
+def test_a_regime_of_fine_tuning_is_refused_where_nothing_is_fine_tuned(study: str) -> None:
+    with pytest.raises(InputError, match=r"^regime: 'plain' is not read by claims"):
+        _config(f"{study} --study.regime plain")
+
+
+def test_a_plain_study_of_pretrained_weights_has_the_held_original_and_every_study_its_probe() -> None:
+    careful, plain, scratch = (
+        {trial.contender for trial in _trials(_config(f"small-lr {words}"))}
+        for words in ("", "--study.regime plain", "--model.pretrained false")
+    )
+    assert HELD in plain
+    assert HELD not in careful | scratch  # where all hold it, or nothing is worth holding
+    assert PROBE in careful & plain & scratch
 
 
 def test_all_contenders_of_a_seed_begin_with_the_same_weights() -> None:

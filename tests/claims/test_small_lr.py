@@ -25,6 +25,8 @@ def _trials(*words: str) -> list[Any]:
 
 def test_every_contender_runs_at_every_rate_and_the_matched_one_at_the_small_rate_alone() -> None:
     trials = _trials("--train.repeats", "2", "--model.activation", "original,gelu,arelu:paper")
+    assert sum(one.contender == "probe" for one in trials) == 2  # one a seed, at no rate
+    trials = [one for one in trials if one.contender != "probe"]
     found = {(one.contender, one.lr) for one in trials}
     everywhere = {(name, lr) for name in ("original", "gelu", "arelu:paper") for lr in (0.1, 0.01)}
     assert found == everywhere | {("matched:gelu", 0.01), ("matched:arelu:paper", 0.01)}
@@ -49,8 +51,6 @@ def test_the_small_rate_may_be_named() -> None:
         (["--model.activation", "gelu:paper"], "only arelu has starts"),
         (["--model.activation", "arelu:papper"], "'arelu:papper' is not known; nearest: 'paper'"),
         (["--model.activation", "rellu"], "rellu"),
-        (["--model.activation", "arelu,arelu:paper"], "'arelu' and 'arelu:paper' are the same here; leave one"),
-        (["--model.pretrained", "true", "--model.activation", "arelu,arelu:preserve"], "'arelu:preserve' are the same"),
         (["--optim.name", "sdg"], "optim.name: 'sdg' is not known"),
         (["--model.name", "mnist_linear,conv4"], "one backbone"),
         (
@@ -63,6 +63,21 @@ def test_bad_input_is_named(words: list[str], says: str) -> None:
     with pytest.raises(InputError) as caught:
         _trials(*words)
     assert says in str(caught.value)
+
+
+def test_contenders_that_are_the_same_by_construction_are_merged() -> None:
+    for words, kept in (
+        (["--model.activation", "original,arelu:paper,arelu"], {"original", "arelu:paper"}),
+        (["--model.activation", "original,arelu,arelu:preserve"], {"original", "arelu", "arelu:preserve"}),
+        (
+            ["--model.pretrained", "true", "--model.activation", "original,arelu,arelu:preserve"],
+            {"original", "arelu"},
+        ),
+    ):
+        assert {one.contender for one in _trials(*words, "--optim.lr", "0.1")} - {"probe"} - {
+            "matched:arelu",
+            "matched:arelu:paper",
+        } == kept
 
 
 def test_contenders_differ_in_nothing_but_their_activation(tmp_path: Any) -> None:
@@ -107,11 +122,40 @@ def _study() -> list[dict[str, Any]]:
 
 def test_a_contender_may_be_ahead_at_the_small_rate_behind_at_the_best_and_level_with_the_steps_matched() -> None:
     found = conclude(_study(), 0.001, 1.0, None)
-    assert [one.verdict for one in found.comparisons] == ["ahead", "behind", "level"]
-    assert [one.primary for one in found.comparisons] == [True, True, False]  # what is matched explains, and is said
-    assert "at 0.001" in found.comparisons[0].claim
+    assert [one.verdict for one in found.claims] == ["behind", "behind"]  # fixed beforehand; the others are described
+    assert [one.primary for one in found.comparisons] == [True, True, False, False]
+    assert "over all rates" in found.comparisons[0].claim
     assert "best rate (0.001 and 0.01)" in found.comparisons[1].claim
-    assert "move the logits as far" in found.comparisons[2].claim
+    assert "at 0.001" in found.comparisons[2].claim
+    assert found.comparisons[2].low > 25
+    assert "move the logits as far" in found.comparisons[3].claim
+
+
+def test_only_the_first_arelu_of_a_study_is_judged_against_the_held_original() -> None:
+    rows = [
+        *_study(),
+        *(row for lr in (0.01, 0.003, 0.001) for row in _rows("original:held", lr, [85.0, 86, 85.5], 0.9)),
+        *(row for lr in (0.01, 0.003, 0.001) for row in _rows("arelu:open", lr, [95.0, 96, 95.6], 0.9)),
+    ]
+    found = conclude(rows, 0.001, 1.0, None)
+    assert len(found.claims) == 2
+    assert all(one.claim.startswith("arelu:paper against original:held ") for one in found.claims)
+    assert any(one.claim.startswith("original against original:held") for one in found.comparisons)
+
+
+def test_the_probe_and_chance_are_a_table_and_dashed_lines() -> None:
+    probe = {"contender": "probe", "lr": 0.001, "step": 0, "accuracy": 0.7, "validation_accuracy": 0.7, "chance": 0.1}
+    rows = [*_study(), *({**probe, "seed": seed, "test_accuracy": 0.7 + seed / 100} for seed in range(3))]
+    found = conclude(rows, 0.001, 1.0, None)
+    found.complete()
+    assert [(one.name, round(one.accuracy, 1)) for one in found.anchors] == [("probe", 71.0), ("chance", 10.0)]
+    assert found.tables[1].rows[0][:2] == ["probe", "71.0"]
+    for drawn in found.curves:
+        assert [(one.name, one.y[0]) for one in drawn.series if one.dashed] == [
+            ("probe", pytest.approx(71.0)),
+            ("chance", pytest.approx(10.0)),
+        ]
+    assert not any(row[0] == "probe" for row in found.tables[0].rows)
 
 
 def test_a_best_rate_at_the_edge_of_those_tried_is_said() -> None:
@@ -262,7 +306,7 @@ def test_where_no_task_is_left_to_choose_a_rate_by_one_rate_alone_is_tried(tmp_p
     with pytest.raises(InputError, match=r"^optim\.lr: the best of 0\.1,0\.01 is chosen on validation tasks"):
         _maml_plan(root, "0.1,0.01").__enter__()
     with _maml_plan(root, "0.1") as plan:
-        assert len(plan.trials) == 6  # two contenders and the one that is matched, two seeds
+        assert len(plan.trials) == 6  # two contenders and the one that is matched, two seeds; no probe of features
 
 
 def test_a_seed_that_leaves_no_task_to_choose_a_rate_by_is_found_before_the_first_run(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_both_kinds_of_pair_take_the_same_contenders_rates_and_seeds() -> None:
     assert set(large) == {"imagenet-to-flowers17"}
     assert {trial.pair for trial in small} == {"mnist-to-mnist-m", "mnist-to-digits"}
     for some in (small, large["imagenet-to-flowers17"]):
-        found = {(one.contender, one.lr, one.seed) for one in some}
+        found = {(one.contender, one.lr, one.seed) for one in some if one.contender != "probe"}
         assert len(found) == 3 * 2 * 3
 
 
@@ -104,16 +104,15 @@ def _rows(contender: str, tests: list[float]) -> list[dict[str, Any]]:
     ]
 
 
-def test_each_pair_is_judged_and_corrected_for_all_of_them() -> None:
+def test_the_pair_that_is_named_first_is_judged_and_the_others_are_described() -> None:
     ahead = [*_rows("original", [0.50, 0.52, 0.51]), *_rows("arelu", [0.60, 0.63, 0.61])]
     behind = [*_rows("original", [0.60, 0.63, 0.61]), *_rows("arelu", [0.50, 0.52, 0.51])]
     outcome = conclude({"a-to-b": ahead, "a-to-c": behind}, 1e-3, 1.0)
-    verdicts = {one.claim: one.verdict for one in outcome.comparisons}
-    assert verdicts == {
-        "a-to-b: arelu against original at 0.001": "ahead",
-        "a-to-c: arelu against original at 0.001": "behind",
-    }
-    assert all(one.p_holm == pytest.approx(2 * one.p) for one in outcome.comparisons)
+    assert [(one.claim, one.verdict) for one in outcome.claims] == [
+        ("a-to-b: arelu against original at 0.001", "ahead")
+    ]
+    assert [one.claim for one in outcome.comparisons if not one.primary] == ["a-to-c: arelu against original at 0.001"]
+    assert any("the pair that is named first" in note for note in outcome.notes)
     assert all(table.title.startswith(("a-to-b: ", "a-to-c: ")) for table in outcome.tables)
 
 
@@ -169,4 +168,4 @@ def test_street_numbers_are_learned_from_digits_and_the_other_way_round(
     words = ["transfer", "--pairs", "digits-to-svhn,svhn-to-digits", "--data.root", str(tmp_path / "svhn")]
     words += ["--optim.lr", "1e-2", "--train.epochs", "1", "--train.repeats", "2", "--processes", "1"]
     results = claims_task(parse("claims", [*words, "--run.folder", str(tmp_path / "study")]))
-    assert [one["claim"].split(":")[0] for one in results["verdicts"][::2]] == ["digits-to-svhn", "svhn-to-digits"]
+    assert [one["claim"].split(":")[0] for one in results["verdicts"]] == ["digits-to-svhn"]  # the first that is named
