@@ -30,8 +30,8 @@ from arelu_meta.claims.in_memory_training import (
     shelved,
     train_epoch,
 )
-from arelu_meta.claims.small_lr import conclude as conclude_pair
 from arelu_meta.claims.small_lr import MATCHED, contenders_of, merged, model_config, small_rate
+from arelu_meta.claims.small_lr import conclude as conclude_pair
 from arelu_meta.claims.study import (
     Plan,
     Row,

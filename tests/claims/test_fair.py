@@ -18,9 +18,10 @@ from arelu_meta.claims import (
     small_lr,
     transfer,
 )
+from arelu_meta.claims.controls import HELD, PROBE
 from arelu_meta.claims.gradients import PlainNet
 from arelu_meta.claims.in_memory_training import Tensors
-from arelu_meta.claims.small_lr import HELD, MATCHED, PROBE
+from arelu_meta.claims.small_lr import MATCHED
 from arelu_meta.claims.study import resolve
 from arelu_meta.claims.transfer import read_pairs
 from arelu_meta.cli import parse
