@@ -12,6 +12,7 @@ from arelu_meta.timm_act_layer import register_act_layer
 if TYPE_CHECKING:
     from arelu_meta.activations.arelu import AReLU, GatedAReLU, arelu
     from arelu_meta.activations.registry import create_activation, list_activations
+    from arelu_meta.backbones.adapters import load_adapter, save_adapter
     from arelu_meta.backbones.create import create_backbone
     from arelu_meta.backbones.initialization import fold
     from arelu_meta.backbones.swap import SwapReport, swap_activations, unswap
@@ -37,9 +38,11 @@ __all__ = [
     "finetune",
     "fold",
     "list_activations",
+    "load_adapter",
     "meta_gradient",
     "metatrain",
     "parameter_groups",
+    "save_adapter",
     "set_trainable",
     "swap_activations",
     "unswap",
@@ -51,6 +54,8 @@ _HOMES = {
     "arelu": "arelu_meta.activations.arelu",
     "create_activation": "arelu_meta.activations.registry",
     "list_activations": "arelu_meta.activations.registry",
+    "load_adapter": "arelu_meta.backbones.adapters",
+    "save_adapter": "arelu_meta.backbones.adapters",
     "create_backbone": "arelu_meta.backbones.create",
     "fold": "arelu_meta.backbones.initialization",
     "SwapReport": "arelu_meta.backbones.swap",

@@ -34,8 +34,8 @@ META_STUDIES = ("claims small-lr --pipeline maml", "claims meta")
 
 DEVICE = r"auto|mps|(cpu|cuda|xpu)(:\d{1,3})?"
 LAST_STAGES = re.compile(r"last-([1-9]\d*)")
-MODE = rf"full|head|activations|norm|bias|gradual|probe|{LAST_STAGES.pattern}"
-MODES = "full, head, activations, norm, bias, gradual, probe or last-N, as last-2"
+MODE = rf"full|head|activations|norm|bias|lora|gradual|probe|{LAST_STAGES.pattern}"
+MODES = "full, head, activations, norm, bias, lora, gradual, probe or last-N, as last-2"
 LARGEST_IMAGE = 2**12  # pixels a side: 200 MB an image, and a few times that in a network
 MOST_PIXELS = 2**27  # an image: half a gigabyte decoded; the largest cameras and telephones take some 108 million
 RANGE = r"auto|(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)"
@@ -118,6 +118,8 @@ class RunConfig(Settings):
         deterministic: bit-identical results for the same command on the same machine, where PyTorch can.
         detect_anomaly: name the operation whose gradient becomes NaN; slow.
         pictures: draw curves, confusions and mistakes at the end; false saves seconds where runs are many.
+        save: finetune: what model.safetensors holds: the model, or an adapter (only what differs from the pretrained
+            backbone: kilobytes where little is trained; evaluate, predict, export and model.pretrained take it).
         trackers: finetune: where else metrics go, through accelerate, with commas between: tensorboard, wandb, mlflow …
     """
 
@@ -130,6 +132,7 @@ class RunConfig(Settings):
     deterministic: bool = setting(False, unread_by=("claims",))
     detect_anomaly: bool = setting(False, unread_by=("claims",))
     pictures: bool = setting(True, read_by=TRAIN)
+    save: Literal["model", "adapter"] = setting("model", read_by=("finetune",))
     trackers: str | None = setting(None, read_by=("finetune",))
 
 
@@ -268,9 +271,11 @@ class TrainConfig(Settings):
         epochs: passes over the training images.
         mode: full (every parameter); head (a linear probe: the rest stays as it is, statistics too); activations (the
             scalars of the activations and the head); norm (scale and shift of normalisation, and the head); bias (all
-            biases and the head); last-N (the last N stages and the head); gradual (the head first,
-            then a stage more at a time, all by half of the training); probe (scikit-learn's logistic regression on the
-            frozen features, no gradient steps).
+            biases and the head); lora (low-rank adapters of linear layers and convolutions, and the head; needs the
+            extra peft; the model's file holds them merged); last-N (the last N stages and the head); gradual (the head
+            first, then a stage more at a time, all by half of the training); probe (scikit-learn's logistic regression
+            on the frozen features, no gradient steps).
+        lora_rank: of the low-rank adapters of mode lora.
         repeats: how many seeds, from run.seed on.
         freeze_bn: leave batch normalisation as it is, scale and shift and statistics; auto does so where the pretrained
             function is kept (the model's own activations, or preserve), but not in mode activations.
@@ -293,8 +298,9 @@ class TrainConfig(Settings):
 
     epochs: int = setting(20, least=1)
     mode: str = setting(
-        "full", pattern=MODE, words="full, head, activations, norm, bias, gradual, probe or last-N, as last-2"
+        "full", pattern=MODE, words="full, head, activations, norm, bias, lora, gradual, probe or last-N, as last-2"
     )
+    lora_rank: int = setting(8, least=1, most=4096)
     repeats: int = setting(1, least=1)
     freeze_bn: bool | Literal["auto"] = "auto"
     sync_bn: bool = False

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec
-from arelu_meta.backbones.create import suit_layout
+from arelu_meta.backbones.networks import suit_layout
 from arelu_meta.config import (
     ON_IMAGES,
     ON_TASKS,

@@ -10,7 +10,7 @@ import timm
 from torch import nn
 
 from arelu_meta.backbones.checkpoint import ModelSpec, load_model
-from arelu_meta.backbones.create import suit_layout
+from arelu_meta.backbones.networks import suit_layout
 from arelu_meta.config import MOST_PIXELS, DataConfig, PredictConfig, RunConfig
 from arelu_meta.data.prediction_inputs import Source, centre_crop, gather, tell_skipped
 from arelu_meta.errors import InputError, printable

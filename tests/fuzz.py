@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from arelu_meta.backbones.checkpoint import load_tensors, read_spec, read_tensors
+from arelu_meta.backbones.checkpoint import read_spec
+from arelu_meta.backbones.networks import load_tensors, read_tensors
 from arelu_meta.backbones.swap import swap_activations, unswap
 from arelu_meta.cli import parse
 from arelu_meta.data.image_io import find_broken, read_image

@@ -29,7 +29,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from arelu_meta.backbones.checkpoint import read_spec, read_tensors
+from arelu_meta.backbones.checkpoint import read_spec
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.cli import main as arelu_meta
 
 SAME_BYTES = ("metrics.csv", "scalars.csv", "gradients.csv", "split.json")

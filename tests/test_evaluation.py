@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from arelu_meta import evaluate, finetune, metatrain
-from arelu_meta.backbones.checkpoint import read_spec, read_tensors, save_model
+from arelu_meta.backbones.checkpoint import read_spec, save_model
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
 from arelu_meta.data.provenance import of_its_run

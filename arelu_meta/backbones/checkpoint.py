@@ -1,10 +1,11 @@
 """Model files: one safetensors file that says in its header how to rebuild its model. Nothing in it is code."""
 
+import copy
 import importlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,22 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from arelu_meta.activations.controls import CONTROLS
 from arelu_meta.backbones import FINISHERS
-from arelu_meta.backbones.create import OUR_HEADER, check_model_name, create_backbone, is_stock, size_argument
+from arelu_meta.backbones.adapters import apply_adapter, check_adapter, read_adapter, record_in, write_adapter
+from arelu_meta.backbones.lora import has_lora, merge_lora
+from arelu_meta.backbones.networks import (
+    OUR_HEADER,
+    check_model_name,
+    is_stock,
+    load_tensors,
+    make_backbone,
+    read_tensors,
+    size_argument,
+)
+from arelu_meta.backbones.swap import base_of, forget_base, remember_base
 from arelu_meta.config import LARGEST_IMAGE, RANGE, Init, MetaConfig, TaskConfig
 from arelu_meta.data.loaders import InputSpec
 from arelu_meta.data.splits import Provenance
@@ -24,6 +37,7 @@ from arelu_meta.runs.atomic_io import write_atomically
 from arelu_meta.validation import check_value, checked, flags_of
 
 _SMALL = 1_000_000  # parameters that any model may have, however few numbers its file holds
+_LARGEST_BACKBONE = 1_000_000_000  # parameters that an adapter, whose file need not hold them, may ask timm's hub for
 _SMALLEST_STD = 1e-4  # of pixels in [0, 1]; 1/255 where a model takes them as bytes
 # What a header may say: each field's type, and the limits of a number.
 _HEADER_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
@@ -37,6 +51,7 @@ _HEADER_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
     "meta": (dict, {}),
     "config": (dict, {}),
     "provenance": (dict, {}),
+    "adapter": (dict, {}),
 }
 _INPUT_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
     "image_size": (int, {"least": 1, "most": LARGEST_IMAGE}),
@@ -67,6 +82,7 @@ class ModelSpec:
         config: the run's whole config, for the record and for `evaluate`.
         provenance: which images and classes it was trained and validated on, as `Provenance.as_header` writes it; empty
             for a model of before 0.2, which does not say.
+        adapter: of an adapter: its backbone, what was swapped in where, and a digest; empty for a whole model.
     """
 
     task: str
@@ -80,11 +96,12 @@ class ModelSpec:
     meta: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """Make the model, its weights at random."""
         check_model_name(self.name)
-        model = create_backbone(
+        model = make_backbone(
             self.name,
             num_classes=self.num_classes,
             in_chans=self.inputs.channels,
@@ -103,12 +120,28 @@ def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
 
     Args:
         path: the file, `*.safetensors`.
-        model: on any device.
+        model: on any device; low-rank adapters are written merged, as a plain network.
         spec: goes into the header.
     """
+    if has_lora(model):
+        model = merge_lora(copy.deepcopy(model))
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    metadata = {OUR_HEADER: json.dumps(asdict(spec)), "format": "pt"}
+    header = {name: value for name, value in asdict(spec).items() if name != "adapter"}
+    metadata = {OUR_HEADER: json.dumps(header), "format": "pt"}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def save_as_adapter(path: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """Write what has changed of a run's backbone, with the run's spec.
+
+    Args:
+        path: the file, `*.safetensors`.
+        model: as `build_with_head` made it, trained.
+        spec: goes into the header.
+    """
+    base = base_of(model)
+    header = {name: value for name, value in asdict(spec).items() if name != "adapter"}
+    write_adapter(path, model, {} if base is None else base.prints, header)
 
 
 def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelSpec]:
@@ -139,7 +172,16 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
             held = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
         if header is None:
             raise InputError(f"{where}: {str(file)!r} does not say what model it holds; give one that a run here wrote")
-        spec = parse_spec(json.loads(header))
+        content = json.loads(header)
+        if isinstance(content, dict) and "adapter" in content:
+            content |= record_in(file)
+            if "task" not in content:
+                backbone = check_adapter(content["adapter"])["backbone"]
+                raise InputError(
+                    f"{where}: {str(file)!r} is an adapter of {backbone!r}, a network that only its own code makes; "
+                    "make it and call arelu_meta.load_adapter(model, FILE)"
+                )
+        spec = parse_spec(content)
         check_size(spec, held)
         return file, spec
     # A header may be nested deeper than JSON's reader goes, and hold numbers that no float holds.
@@ -171,6 +213,10 @@ def check_size(spec: ModelSpec, held: int) -> None:
     """
     check_model_name(spec.name)
     needed = _count_parameters(spec.name, spec.num_classes, spec.inputs.channels, spec.inputs.image_size)
+    if spec.adapter:  # the backbone is not in the file
+        if spec.num_classes > held or needed > _LARGEST_BACKBONE:
+            raise TypeError(f"its header's model has {needed:,} parameters; a backbone has at most a billion here")
+        return
     # Activations and normalisations that were taken out leave fewer behind, never many.
     if needed > 2 * held + _SMALL:
         raise TypeError(f"its header's model has {needed:,} parameters, and it holds {held:,} numbers")
@@ -181,7 +227,7 @@ def _count_parameters(name: str, num_classes: int, channels: int, image_size: in
     """Count what a model has without making it; 0 where it cannot be told so."""
     try:
         with torch.device("meta"):
-            model = create_backbone(name, num_classes=num_classes, in_chans=channels, **size_argument(name, image_size))
+            model = make_backbone(name, num_classes=num_classes, in_chans=channels, **size_argument(name, image_size))
     except (InputError, NotImplementedError):  # it cannot be made, or reads its own numbers while it is
         return 0
     return sum(parameter.numel() for parameter in model.parameters())
@@ -203,6 +249,8 @@ def parse_spec(content: Any) -> ModelSpec:
     spec = ModelSpec(**{**content, "inputs": InputSpec(**inputs)})
     try:
         _check_header(spec)
+        if spec.adapter:
+            check_adapter(spec.adapter)
     except InputError as error:
         raise TypeError(f"its header's {error}") from error
     return spec
@@ -261,16 +309,6 @@ def provenance_of(pretrained: bool | str) -> Provenance:
     return Provenance.of_header(read_spec(pretrained, "model.pretrained")[1].provenance)
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file's tensors, on the CPU.
-
-    Args:
-        file: what `read_spec` found.
-    """
-    with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-
-
 @checked
 def load_model(path: str | Path, where: str = "checkpoint") -> tuple[nn.Module, ModelSpec]:
     """Rebuild a saved model with its weights.
@@ -286,38 +324,48 @@ def load_model(path: str | Path, where: str = "checkpoint") -> tuple[nn.Module, 
         InputError: if it is missing, damaged, or does not fit what its header says.
     """
     file, spec = read_spec(path, where)
+    if spec.adapter:
+        return _with_adapter(file, spec, where).eval(), replace(spec, adapter={})
     model = spec.build()
     load_tensors(model, read_tensors(file), f"{where}: {str(file)!r}")
+    remember_file(model, file, spec)
     return model.eval(), spec
 
 
-def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str, skip: tuple[str, ...] = ()) -> None:
-    """Load weights after checking every name and shape; the model is unchanged if one does not fit.
+def remember_file(model: nn.Module, file: Path, spec: ModelSpec) -> None:
+    """Remember of a model that it starts from a file: an adapter holds what changes from here on.
 
     Args:
-        model: changed in place.
-        tensors: the weights.
-        where: what an error starts with.
-        skip: prefixes of names that the model keeps as they are.
-
-    Raises:
-        InputError: naming the first tensor that does not fit.
+        model: with the file's weights.
+        file: of the whole model.
+        spec: of the model.
     """
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(skip or ("\0",))}
-    given = {name: tensor for name, tensor in tensors.items() if not name.startswith(skip or ("\0",))}
-    for name in sorted(wanted.keys() ^ given.keys()):
-        state = "is not in the file" if name in wanted else "is in the file but not in the model"
-        raise InputError(f"{where} is of another architecture than the model: {name!r} {state}")
-    for name, tensor in wanted.items():
-        if not isinstance(given[name], Tensor) or given[name].layout != torch.strided:
-            raise InputError(f"{where} is damaged: {name!r} is no plain tensor")
-        if given[name].shape != tensor.shape:
+    forget_base(model)
+    remember_base(model, spec.name, str(file.resolve()), spec.inputs.channels)
+
+
+def _with_adapter(file: Path, spec: ModelSpec, where: str) -> nn.Module:
+    """Make an adapter's backbone with its own weights, and put the adapter on it."""
+    content, tensors = read_adapter(file)
+    source, named = content["pretrained"], f"{where}: {str(file)!r}"
+    if source is False:
+        raise InputError(
+            f"{named} is an adapter of random weights, which no file holds; make the network as it was made and call "
+            "arelu_meta.load_adapter(model, FILE)"
+        )
+    if isinstance(source, str) and not is_stock(source):
+        if not Path(source).exists():
             raise InputError(
-                f"{where} is of another architecture than the model: "
-                f"{name!r} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+                f"{named} is an adapter of {source!r}, which is not here; put it there, or load it from where it is "
+                "and call arelu_meta.load_adapter(model, FILE)"
             )
-        both_floats = given[name].is_floating_point() and tensor.is_floating_point()
-        if given[name].dtype != tensor.dtype and not both_floats:
-            raise InputError(f"{where} is damaged: {name!r} holds {given[name].dtype}, not {tensor.dtype}")
-    with torch.no_grad():
-        model.load_state_dict(given, strict=False)
+        if read_spec(source, named)[1].adapter:
+            raise InputError(f"{named} is an adapter of an adapter; give one that a run here wrote")
+        model, _ = load_model(source, named)
+    else:
+        size = size_argument(spec.name, spec.inputs.image_size)
+        of_head = spec.activation in CONTROLS and CONTROLS[spec.activation].at == "head"  # no swap says so
+        activation = spec.activation if of_head else None
+        model = make_backbone(spec.name, source, spec.num_classes, spec.inputs.channels, activation, **size)
+    apply_adapter(model, content, tensors, named)
+    return merge_lora(model)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.call_tracing import example_input, functional_activations
 from arelu_meta.backbones.create import create_backbone
-from arelu_meta.backbones.from_config import check_model_config, inputs_of
+from arelu_meta.backbones.from_config import check_model_config
+from arelu_meta.backbones.networks import inputs_of
 from arelu_meta.backbones.report import SwapReport
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.config import DataConfig, SwapConfig

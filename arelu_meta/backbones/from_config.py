@@ -10,18 +10,24 @@ from torch import Tensor, nn
 from arelu_meta.activations.controls import CONTROLS, SWAPPED_IN, split_start
 from arelu_meta.activations.registry import create_activation
 from arelu_meta.backbones.calibration import reestimate_batch_norm
-from arelu_meta.backbones.checkpoint import ModelSpec, load_tensors, read_spec, read_tensors
-from arelu_meta.backbones.create import (
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec, remember_file
+from arelu_meta.backbones.initialization import INITS, OPENED, STARTED, is_gate_that_learns
+from arelu_meta.backbones.networks import (
+    PAPER_NETS,
     check_model_name,
-    create_backbone,
+    heads_of,
+    inputs_of,
     is_stock,
     load_backbone,
+    load_tensors,
+    make_backbone,
     put_in,
     read_stock,
+    read_tensors,
     size_argument,
+    zero_head,
 )
-from arelu_meta.backbones.initialization import INITS, OPENED, STARTED, is_gate_that_learns
-from arelu_meta.backbones.networks import PAPER_NETS, heads_of, zero_head
+from arelu_meta.backbones.swap import copy_base, remember_base
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.image_io import compose
 from arelu_meta.data.loaders import InputSpec
@@ -151,8 +157,9 @@ def build_with_head(
     head = Head(new=True)
     if isinstance(config.pretrained, str):
         model, head = _with_stock(config, classes, channels, task, sized)
+        remember_base(model, config.name, config.pretrained, channels)
     else:
-        model = create_backbone(config.name, config.pretrained, len(classes), channels, **sized)
+        model = make_backbone(config.name, config.pretrained, len(classes), channels, **sized)
     inputs = inputs_of(model, channels, image_size)
     init = _swap_in(model, config, "preserve" if config.pretrained else "paper", inputs, images)
     if config.pretrained and head.new and task == "finetune":
@@ -259,30 +266,6 @@ def check_gates(model: nn.Module, open_gates: float | None) -> None:
         )
 
 
-def inputs_of(model: nn.Module, channels: int, image_size: int | None) -> InputSpec:
-    """Say what a model takes as input.
-
-    Args:
-        model: a timm model or one of the papers' networks.
-        channels: of an image, 1 or 3.
-        image_size: side in pixels; None for the model's own.
-    """
-    from timm.data import resolve_data_config
-
-    found = resolve_data_config({}, model=model)
-    mean, std = tuple(found["mean"]), tuple(found["std"])
-    if len(mean) != channels:  # published for colour, used on grey
-        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    return InputSpec(
-        image_size=image_size or found["input_size"][-1],
-        channels=channels,
-        mean=mean,
-        std=std,
-        interpolation=found["interpolation"],
-        crop_pct=found["crop_pct"],
-    )
-
-
 def _from_checkpoint(
     config: ModelConfig, classes: tuple[str, ...], image_size: int | None, task: str, images: Unlabelled | None
 ) -> tuple[nn.Module, ModelSpec, Head]:
@@ -295,11 +278,13 @@ def _from_checkpoint(
     if old.activation == "arelu" and config.init not in (None, old.init):
         raise InputError(f"{where} was started with {old.init!r}, model.init is {config.init!r}; leave it out")
     inputs = replace(old.inputs, image_size=image_size or old.inputs.image_size)
-    spec = replace(old, task=task, num_classes=len(classes), classes=list(classes), inputs=inputs, meta={}, config={})
+    spec = replace(old, task=task, num_classes=len(classes), classes=list(classes), inputs=inputs)
+    spec = replace(spec, meta={}, config={}, adapter={})
     model = spec.build()
     if task == "finetune":
         zero_head(model)
-    tensors = read_tensors(file)
+    whole, _ = load_model(file, "model.pretrained") if old.adapter else (None, None)
+    tensors = read_tensors(file) if whole is None else dict(whole.state_dict())
     fitting = _without_the_learner(model, old, tensors, where) if old.task == "metatrain" else tensors
     names = _head_prefixes(model)
     if config.reset_head:
@@ -320,6 +305,10 @@ def _from_checkpoint(
             f"{old.inputs.image_size} px ({old.name!r} has some for each place in an image); give "
             f"{old.inputs.image_size} or leave it out"
         ) from error
+    if whole is None:
+        remember_file(model, file, old)
+    else:
+        copy_base(whole, model)
     if task == "finetune" and images is not None and fitting.keys() - tensors.keys():
         reestimate_batch_norm(model, _shuffled(images(inputs)))  # the learner had no statistics of its own
     if old.activation is None:

@@ -130,7 +130,8 @@ def swap_activations(
     if trace and example is None:
         example = batches[0] if batches else example_input(model)
     swap = _Swap(model, activation, init, include, exclude, example, batches, trace, share, batch_norm)
-    with _unchanged_after_an_error(model):
+    with unchanged_after_an_error(model):
+        remember_base(model)
         return swap.run()
 
 
@@ -148,7 +149,100 @@ def unswap(model: nn.Module) -> None:
         stop_counting(module)
         unpatch(module)
         drop_timm_support(module)
+    if (base := base_of(model)) is not None and not base.name:
+        forget_base(model)
     match_fast_paths(model)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a model was before anything of it was trained: an adapter holds what has changed since.
+
+    Args:
+        prints: by the name of each tensor a number that hangs on all of its bits.
+        name: as `create_backbone` takes it; "" for a network that it did not make.
+        pretrained: likewise.
+        in_chans: likewise.
+    """
+
+    prints: dict[str, int]
+    name: str = ""
+    pretrained: bool | str = False
+    in_chans: int = 3
+
+
+_BASE = "_arelu_meta_base"
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def remember_base(model: nn.Module, name: str = "", pretrained: bool | str = False, in_chans: int = 3) -> None:
+    """Remember what a model is, if nothing is remembered of it yet; a number a tensor, no copies.
+
+    Args:
+        model: before a swap, and before any training.
+        name: as `create_backbone` takes it; "" for a network that it did not make.
+        pretrained: likewise.
+        in_chans: likewise.
+    """
+    if _BASE not in vars(model):
+        prints = {key: print_of(tensor) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+        vars(model)[_BASE] = Base(prints, name, pretrained, in_chans)
+
+
+def forget_base(model: nn.Module) -> None:
+    """Forget what is remembered of a model.
+
+    Args:
+        model: any module.
+    """
+    vars(model).pop(_BASE, None)
+
+
+def copy_base(source: nn.Module, target: nn.Module) -> None:
+    """Remember of a model what is remembered of another.
+
+    Args:
+        source: any module.
+        target: any module.
+    """
+    forget_base(target)
+    if (base := base_of(source)) is not None:
+        vars(target)[_BASE] = base
+
+
+def base_of(model: nn.Module) -> Base | None:
+    """Return what is remembered of a model.
+
+    Args:
+        model: any module.
+    """
+    found: Base | None = vars(model).get(_BASE)
+    return found
+
+
+def print_of(tensor: Tensor) -> int:
+    """Return a number that hangs on all bits of a tensor, at the speed of memory: training moves it.
+
+    Args:
+        tensor: any; of one on the meta device there are no bits.
+    """
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return 0
+    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
+    return int(bits.sum(dtype=torch.int64))
+
+
+def swaps_of(model: nn.Module) -> dict[tuple[str, str | None], list[str]]:
+    """List the paths of the sites that a swap filled, by activation and init.
+
+    Args:
+        model: any module.
+    """
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for site in find_sites(model):
+        if (replaced := replaced_at(site)) is not None:
+            found.setdefault((replaced.activation, replaced.init), []).append(site.path)
+    return found
 
 
 def check_arguments(
@@ -690,7 +784,7 @@ class _Swap:
 
 
 @contextmanager
-def _unchanged_after_an_error(model: nn.Module) -> Iterator[None]:
+def unchanged_after_an_error(model: nn.Module) -> Iterator[None]:
     """Give a model back as it was where a swap fails: its tree, its classes, its hooks and all attributes."""
     contents = ("_modules", *HOOKS, REPLACED)
     kept = []

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from arelu_meta.backbones.create import suit_layout
+from arelu_meta.backbones.networks import suit_layout
 from arelu_meta.bench.step import CONTENDERS, MODELS
 from arelu_meta.bench.timing import Cases, Contender, Row, cpu_peak_bytes, cuda_peak_bytes, make_row, time_in_turns
 from arelu_meta.config import OptimConfig, TrainConfig

@@ -10,15 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from arelu_meta.backbones.checkpoint import (
-    ModelSpec,
-    check_size,
-    load_model,
-    load_tensors,
-    parse_spec,
-    read_spec,
-    read_tensors,
-)
+from arelu_meta.backbones.checkpoint import ModelSpec, check_size, load_model, parse_spec, read_spec
+from arelu_meta.backbones.networks import load_tensors, read_tensors
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.export.model_card import TAGS, card_body, results_beside, without_paths
 

@@ -10,8 +10,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from arelu_meta.activations.controls import is_control
-from arelu_meta.backbones.checkpoint import ModelSpec, provenance_of
-from arelu_meta.backbones.create import suit_layout
+from arelu_meta.backbones.checkpoint import ModelSpec, provenance_of, read_spec
 from arelu_meta.backbones.from_config import (
     Head,
     build_with_head,
@@ -21,7 +20,7 @@ from arelu_meta.backbones.from_config import (
     with_start,
 )
 from arelu_meta.backbones.initialization import gate_schedule
-from arelu_meta.backbones.networks import PAPER_NETS, heads_of, zero_head
+from arelu_meta.backbones.networks import PAPER_NETS, heads_of, is_stock, suit_layout, zero_head
 from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
 from arelu_meta.data.image_folder import class_holders
 from arelu_meta.data.loaders import (
@@ -91,6 +90,8 @@ def _check_read(config: FinetuneConfig) -> None:
     """Refuse a value that this run would not read beside its others."""
     if config.train.mode == "probe" and config.optim.lr == "auto":
         raise InputError(f"optim.lr: 'auto' is not read by {reader_of(config)}; leave it out")
+    if config.run.save == "adapter":
+        _check_adapter(config)
     own = config.model.activation is None or is_control(config.model.activation)
     learned = not own or isinstance(config.model.pretrained, str)
     if config.optim.act_lr is not None and not learned:
@@ -98,6 +99,21 @@ def _check_read(config: FinetuneConfig) -> None:
             f"optim.act_lr: {config.optim.act_lr} is of activations that learn, and the model keeps its own; give "
             "--model.activation arelu with it"
         )
+
+
+def _check_adapter(config: FinetuneConfig) -> None:
+    """Refuse an adapter of what no file holds, or of what is shared out."""
+    pretrained = config.model.pretrained
+    if not pretrained:
+        raise InputError(
+            "run.save: 'adapter' is what differs from a pretrained backbone, and model.pretrained is false; give "
+            "--run.save model"
+        )
+    if config.train.shard:
+        raise InputError("run.save: 'adapter' does not go with train.shard true; give --run.save model")
+    run = pretrained if isinstance(pretrained, str) and not is_stock(pretrained) else None
+    if run is not None and read_spec(run, "model.pretrained")[1].task == "metatrain":
+        raise InputError(f"run.save: 'adapter' does not go with {run!r}, a meta-learner; give --run.save model")
 
 
 def _check_sync(config: FinetuneConfig, ranks: Ranks) -> None:

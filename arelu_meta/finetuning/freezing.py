@@ -1,10 +1,11 @@
-"""What of a model is trained: everything, the head, the activations, the last stages, or more with every epoch."""
+"""What of a model is trained: all, the head, the activations, low-rank adapters, the last stages, or ever more."""
 
 from collections.abc import Iterable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from arelu_meta.backbones.lora import add_lora, has_lora, lora_parameters
 from arelu_meta.config import LAST_STAGES, TrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters, head_parameters
@@ -92,7 +93,8 @@ def set_trainable(model: nn.Module, mode: str, head: str | None = None) -> dict[
     Args:
         model: any module; changed in place.
         mode: full, head, activations (their scalars and the head), norm (scale and shift of normalisation, and the
-            head), bias (biases and the head), last-N (the last N stages and the head).
+            head), bias (biases and the head), lora (low-rank adapters, which are put in, and the head), last-N (the
+            last N stages and the head).
         head: the path of the head; default: what timm's `get_classifier` gives, else the last linear layer.
 
     Returns:
@@ -107,8 +109,8 @@ def set_trainable(model: nn.Module, mode: str, head: str | None = None) -> dict[
         >>> set_trainable(model, "activations")
         {'backbone': (12520, 0), 'activations': (6, 6), 'head': (410, 410)}
     """
-    allowed = "full, head, activations, norm, bias or last-N"
-    if mode not in ("full", "head", "activations", "norm", "bias") and not LAST_STAGES.fullmatch(mode):
+    allowed = "full, head, activations, norm, bias, lora or last-N"
+    if mode not in ("full", "head", "activations", "norm", "bias", "lora") and not LAST_STAGES.fullmatch(mode):
         raise InputError(f"mode: {mode!r} is not known; give {allowed}")
     set_learning(model, TrainConfig(mode=mode), head=head)
     return count_learning(model, head)
@@ -126,6 +128,8 @@ def set_learning(model: nn.Module, config: TrainConfig, epoch: int | None = None
     Raises:
         InputError: if there are fewer stages than the mode asks for, or no activation that learns.
     """
+    if config.mode == "lora" and not has_lora(model):
+        add_lora(model, config.lora_rank, head)
     divided = stages(model, head)
     count = unfrozen_stages(config.mode, len(divided), config.epochs if epoch is None else epoch, config.epochs)
     if count > len(divided):
@@ -143,7 +147,7 @@ def set_learning(model: nn.Module, config: TrainConfig, epoch: int | None = None
     model.requires_grad_(False)
     learning = [parameters[name] for names in divided[len(divided) - count :] for name in names]
     learning += head_parameters(model, head) + (scalars if config.mode == "activations" else [])
-    learning += _small_parameters(model, config.mode)
+    learning += lora_parameters(model) if config.mode == "lora" else _small_parameters(model, config.mode)
     for parameter in learning:
         parameter.requires_grad_(True)
     if config.freeze_bn is True and config.mode not in _SMALL:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from arelu_meta.backbones.checkpoint import ModelSpec, load_tensors, read_tensors, save_model
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model, save_as_adapter, save_model
+from arelu_meta.backbones.lora import merge_lora
+from arelu_meta.backbones.networks import load_tensors, read_tensors
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loaders import Batches
 from arelu_meta.data.splits import Splits
@@ -301,7 +303,8 @@ class Trainer:
     def _save_model(self) -> None:
         whole = self._whole()
         if self.ranks.main:
-            save_model(self.folder.model_file, whole, self.spec)
+            save = save_as_adapter if self.config.run.save == "adapter" else save_model
+            save(self.folder.model_file, whole, self.spec)
             self.model_digest = digest_of(self.folder.model_file)
 
     def _save_checkpoint(self) -> None:
@@ -369,9 +372,14 @@ class Trainer:
             self.keeper.judge(Judged(self.epoch, row["validation_accuracy"], row["validation_loss"]))
             self._save_model()
 
+    def _kept_tensors(self) -> dict[str, Tensor]:
+        if self.config.run.save == "adapter":  # loaded as anyone will load it, on the backbone's own weights
+            return load_model(self.folder.model_file)[0].state_dict()
+        return read_tensors(self.folder.model_file)
+
     def _finish(self) -> dict[str, Any]:
         self.ranks.wait()
-        model, best = self.training.model, read_tensors(self.folder.model_file)
+        model, best = merge_lora(self.training.model), self._kept_tensors()
         load_tensors(model, best if self.shards is None else self.shards.cut_weights(best), str(self.folder.model_file))
         results: dict[str, Any] = {"task": "finetune", "seed": self.config.run.seed}
         if self.ranks.main or self.shards is not None:  # a model that is shared out runs in all processes at once

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from arelu_meta.backbones.checkpoint import ModelSpec, load_tensors, read_tensors, save_model
+from arelu_meta.backbones.checkpoint import ModelSpec, save_model
 from arelu_meta.backbones.initialization import gate_schedule
+from arelu_meta.backbones.networks import load_tensors, read_tensors
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot.class_splits import ClassSplits, present_classes
 from arelu_meta.data.fewshot.task_sampler import TensorSampler, load_pool

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from arelu_meta.backbones.checkpoint import ModelSpec, load_model, load_tensors, read_spec, read_tensors, save_model
+from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec, save_model
+from arelu_meta.backbones.networks import load_tensors, read_tensors
 from arelu_meta.data.loaders import InputSpec
 from arelu_meta.errors import InputError
 

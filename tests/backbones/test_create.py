@@ -13,7 +13,8 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
-from arelu_meta.backbones.create import check_model_name, create_backbone, embedded_models, model_names
+from arelu_meta.backbones.create import create_backbone
+from arelu_meta.backbones.networks import check_model_name, embedded_models, model_names
 from arelu_meta.backbones.swap import unswap
 from arelu_meta.errors import InputError
 

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from arelu_meta.backbones.create import suit_layout
+from arelu_meta.backbones.networks import suit_layout
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,8 @@ from timm.layers import convert_sync_batchnorm
 
 from arelu_meta import evaluate, finetune, swap_activations
 from arelu_meta.activations.arelu import GatedAReLU
-from arelu_meta.backbones.checkpoint import load_model, read_tensors
+from arelu_meta.backbones.checkpoint import load_model
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.config import DataConfig, FinetuneConfig, RunConfig
 from arelu_meta.errors import InputError, RunError
 from arelu_meta.export.export import describe

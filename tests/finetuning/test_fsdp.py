@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from arelu_meta import evaluate, finetune
-from arelu_meta.backbones.checkpoint import read_tensors
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.fsdp import check_sharding, units

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from arelu_meta import evaluate, finetune
-from arelu_meta.backbones.checkpoint import read_tensors
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.config import FinetuneConfig, RunConfig
 from arelu_meta.finetuning.trainer import Trainer
 

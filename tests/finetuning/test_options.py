@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from arelu_meta import evaluate, finetune
-from arelu_meta.backbones.checkpoint import load_model, read_tensors
+from arelu_meta.backbones.checkpoint import load_model
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.cli import main
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.named_datasets import load_images

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arelu_meta.backbones.checkpoint import read_tensors
+from arelu_meta.backbones.networks import read_tensors
 
 # BatchNorm frozen, augmentation off; batches of 30 leave one of 20, which two processes share evenly and a third not.
 _ARGUMENTS = [

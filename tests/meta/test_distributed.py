@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from arelu_meta import create_backbone
-from arelu_meta.backbones.checkpoint import read_tensors
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.config import RunConfig, TaskConfig
 from arelu_meta.data.fewshot import Pool, TaskBatch, TensorSampler
 from arelu_meta.meta.distributed import share_of, shared_meta_gradient

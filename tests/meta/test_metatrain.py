@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from arelu_meta import evaluate, metatrain
-from arelu_meta.backbones.checkpoint import load_model, read_tensors
+from arelu_meta.backbones.checkpoint import load_model
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.config import MetatrainConfig, TaskConfig
 from arelu_meta.data.fewshot import TaskBatch, TensorSampler, load_class_splits, load_pool
 from arelu_meta.errors import InputError, RunError

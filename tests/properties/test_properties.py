@@ -9,7 +9,8 @@ import timm
 import torch
 
 from arelu_meta import evaluate, finetune, metatrain
-from arelu_meta.backbones.checkpoint import load_model, read_tensors
+from arelu_meta.backbones.checkpoint import load_model
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.backbones.swap import swap_activations, unswap
 from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.finetuning.metrics import predict_logits

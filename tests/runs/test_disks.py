@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from arelu_meta.backbones.checkpoint import read_tensors
+from arelu_meta.backbones.networks import read_tensors
 from arelu_meta.cli import main
 from arelu_meta.runs.checkpoints import load_last
 from arelu_meta.runs.run_folder import RunFolder

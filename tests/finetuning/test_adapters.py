@@ -1,0 +1,70 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from arelu_meta import cli
+from arelu_meta.backbones.checkpoint import load_model, save_model
+from arelu_meta.backbones.from_config import build_backbone
+from arelu_meta.config import ModelConfig
+
+WORDS = ["--model.name", "mnist_conv", "--data.image_size", "28", "--data.per_class", "3", "--train.epochs", "1"]
+WORDS += ["--run.pictures", "false", "--run.device", "cpu"]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model, spec = build_backbone(ModelConfig("mnist_conv", False), tuple("ab"), 1, 28, "finetune")
+    (tmp_path / "base").mkdir()
+    save_model(tmp_path / "base" / "model.safetensors", model, spec)
+    return tmp_path / "base"
+
+
+def run(folder: Path, *words: str) -> dict[str, Any]:
+    assert cli.main(["finetune", *WORDS, *words, "--run.folder", str(folder)]) == 0
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("mode", ["activations", "bias", "lora", "head", "probe", "full", "last-1"])
+def test_a_run_that_saves_an_adapter_is_evaluated_to_the_same_and_goes_on(
+    tmp_path: Path, base: Path, mode: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--train.mode", mode, "--run.save", "adapter", "--model.activation", "arelu"]
+    results = run(tmp_path / "a", "--model.pretrained", str(base), *words)
+    assert cli.main(["evaluate", "--checkpoint", str(tmp_path / "a")]) == 0
+    assert f"test accuracy {results['test_accuracy']:.1%}" in capfd.readouterr().out
+    # From there on: another adapter, of the same backbone and not of this adapter.
+    run(tmp_path / "b", "--model.pretrained", str(tmp_path / "a"), "--run.save", "adapter", "--train.mode", "head")
+    (tmp_path / "a" / "model.safetensors").unlink()
+    model, spec = load_model(tmp_path / "b")
+    assert (spec.activation, spec.init, spec.adapter) == ("arelu", "preserve", {})
+    assert not any("lora" in name for name in model.state_dict())
+
+
+def test_an_adapter_of_a_network_that_nobody_has_is_refused_before_anything_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WORDS, "--model.pretrained", "false", "--run.save", "adapter", "--run.folder", str(tmp_path / "run")]
+    assert cli.main(["finetune", *words]) == 2
+    error = capfd.readouterr().err
+    assert error == (
+        "error: run.save: 'adapter' is what differs from a pretrained backbone, and model.pretrained is false; give "
+        "--run.save model\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_lora_without_peft_is_one_sentence(
+    tmp_path: Path, base: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    words = [*WORDS, "--model.pretrained", str(base), "--train.mode", "lora", "--run.folder", str(tmp_path / "run")]
+    assert cli.main(["finetune", *words]) == 2
+    error = capfd.readouterr().err
+    assert error == ("error: train.mode: 'lora' needs peft, which is not installed; pip install 'arelu-meta[peft]'\n")
+    assert not (tmp_path / "run").exists()
