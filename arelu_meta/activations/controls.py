@@ -1,7 +1,7 @@
 """Controls: what a reviewer would try in AReLU's place, each by a name that stands where an activation's name stands.
 
 Those that act at an activation are modules here and have nothing that learns; what acts on the head, its rate or the
-weights is put in by `create_backbone` (`arelu_meta.backbones.create`) and by fine-tuning's defaults.
+weights is put in by `create_backbone` (`arelu_meta.backbones.networks`) and by fine-tuning's defaults.
 """
 
 from collections.abc import Mapping

@@ -364,8 +364,8 @@ def _with_adapter(file: Path, spec: ModelSpec, where: str) -> nn.Module:
         model, _ = load_model(source, named)
     else:
         size = size_argument(spec.name, spec.inputs.image_size)
-        of_head = spec.activation in CONTROLS and CONTROLS[spec.activation].at == "head"  # no swap says so
-        activation = spec.activation if of_head else None
+        control = CONTROLS.get(spec.activation or "")  # of a head no swap is told
+        activation = spec.activation if control is not None and control.at == "head" else None
         model = make_backbone(spec.name, source, spec.num_classes, spec.inputs.channels, activation, **size)
     apply_adapter(model, content, tensors, named)
     return merge_lora(model)

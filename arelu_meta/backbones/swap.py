@@ -1,6 +1,7 @@
 """Swap activations in any model: find them, replace them, report, and take it back."""
 
 import copy
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -159,7 +160,7 @@ class Base:
     """What a model was before anything of it was trained: an adapter holds what has changed since.
 
     Args:
-        prints: by the name of each tensor a number that hangs on all of its bits.
+        prints: by the name of each tensor a number that hangs on all of its bits (`print_of`).
         name: as `create_backbone` takes it; "" for a network that it did not make.
         pretrained: likewise.
         in_chans: likewise.
@@ -172,7 +173,6 @@ class Base:
 
 
 _BASE = "_arelu_meta_base"
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def remember_base(model: nn.Module, name: str = "", pretrained: bool | str = False, in_chans: int = 3) -> None:
@@ -221,15 +221,14 @@ def base_of(model: nn.Module) -> Base | None:
 
 
 def print_of(tensor: Tensor) -> int:
-    """Return a number that hangs on all bits of a tensor, at the speed of memory: training moves it.
+    """Return a number that hangs on all bits of a tensor and on their places: training moves it.
 
     Args:
         tensor: any; of one on the meta device there are no bits.
     """
     if tensor.is_meta or tensor.layout != torch.strided:
         return 0
-    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
-    return int(bits.sum(dtype=torch.int64))
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def swaps_of(model: nn.Module) -> dict[tuple[str, str | None], list[str]]:

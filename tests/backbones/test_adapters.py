@@ -309,3 +309,16 @@ def test_create_backbone_goes_on_from_a_run_or_says_why_not(tmp_path: Path) -> N
     (tmp_path / "model.safetensors").rename(tmp_path / "moved.safetensors")
     with pytest.raises(InputError, match=r"is an adapter of '.*model.safetensors', which is not here"):
         load_model(tmp_path / "adapter.safetensors")
+
+
+def test_two_changes_that_cancel_out_in_a_sum_are_saved(tmp_path: Path) -> None:
+    net = Net()
+    with torch.no_grad():
+        net.conv.weight.fill_(1)
+    before = copy.deepcopy(net)
+    with torch.no_grad():
+        bits = net.conv.weight.view(torch.int32)
+        bits[0] += 1
+        bits[1] -= 1
+    save_adapter(net, tmp_path / "a.safetensors", base=before)
+    assert "conv.weight" in load_file(tmp_path / "a.safetensors")
