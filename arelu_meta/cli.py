@@ -155,7 +155,9 @@ def _greet(task: Task, config: Any) -> None:
 
         class_holders(config.data)
     values = flatten(config)
-    values["data"] = values.get("data.root") or values.get("data.name") or "the embedded digits"
+    values["data"] = (
+        values.get("data.labels") or values.get("data.root") or values.get("data.name") or "the embedded digits"
+    )
     if task.greeting and os.environ.get("RANK", "").strip("0 ") == "":  # the first process of a run speaks for all
         print(re.sub(r"\{([\w.]+)\}", lambda found: printable(str(values[found[1]])), task.greeting), flush=True)
 

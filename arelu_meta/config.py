@@ -10,6 +10,7 @@ the docstring above it, which is its help:
 
 import re
 from dataclasses import dataclass, field, fields
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 from arelu_meta.errors import nearest_names
@@ -30,6 +31,7 @@ ON_IMAGES, ON_TASKS = "evaluate of a classifier", "evaluate of a meta-learner"
 WITH_FOLDERS = "evaluate with a support and a query folder"
 FINETUNE, TRAIN = ("finetune", "demo"), ("finetune", "metatrain", "demo")
 FINETUNE_STUDIES = ("claims small-lr --pipeline finetune", "claims architectures", "claims transfer", "claims focus")
+LABELLED_STUDIES = FINETUNE_STUDIES[:2]
 META_STUDIES = ("claims small-lr --pipeline maml", "claims meta")
 
 DEVICE = r"auto|mps|(cpu|cuda|xpu)(:\d{1,3})?"
@@ -147,6 +149,8 @@ class DataConfig(Settings):
             (embedded).
         root: the folder of images, or the folder that torchvision's data lies in; a relative one is looked for in the
             working directory, then in $ARELU_META_DATA.
+        labels: a CSV with the columns file (or file_name, as in Hugging Face's metadata.csv) and label, and split
+            (train, val, test) or not; files are relative to data.root or, by default, to the CSV's folder.
         image_size: side in pixels; default: the model's own, 64 for the embedded digits, 28 for episodes with the
             small networks.
         batch_size: images a step.
@@ -172,6 +176,7 @@ class DataConfig(Settings):
 
     name: str | None = setting(None, several=True, unread_by=("predict", WITH_FOLDERS, "claims transfer"))
     root: str | None = setting(None, unread_by=("predict", WITH_FOLDERS))
+    labels: str | None = setting(None, read_by=("finetune", ON_IMAGES, "race", *LABELLED_STUDIES))
     image_size: int | None = setting(
         None, least=1, most=LARGEST_IMAGE, read_by=("finetune", "metatrain", "swap", *FINETUNE_STUDIES, *META_STUDIES)
     )
@@ -193,6 +198,12 @@ class DataConfig(Settings):
     augmentation: str = setting("auto", read_by=FINETUNE, unread_by=(PROBE,), harmless=("none",))
     workers: int | Literal["auto"] = setting("auto", least=0, most=1024, read_by=FINETUNE)
     cache: bool | Literal["auto"] = setting("auto", read_by=FINETUNE)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; a CSV of labels stands in its data's folder where no other is given."""
+        super().__setattr__(name, value)
+        if name == "labels" and isinstance(value, str | PurePath) and self.root is None:
+            self.root = str(PurePath(value).parent)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from arelu_meta.config import (
 )
 from arelu_meta.data.image_folder import find_root, part_folders, read_folder
 from arelu_meta.data.image_io import Reading, compose
+from arelu_meta.data.labels_file import read_labels
 from arelu_meta.data.loaders import Batches, build_transform
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.prediction_inputs import OneImage, tell_skipped
@@ -229,11 +230,14 @@ def _counted(batches: Any, bar: Any) -> Any:
 
 def _test_images(data: DataConfig, seen: Provenance) -> ImageSet:
     """Take the test part of a folder that has one, all of a folder that has none; of digits what was not seen."""
+    if data.labels is not None and (data.name or "folder").lower() == "folder":
+        parts = read_labels(data)
+        return next(parts[part] for part in ("test", "validation", "train", "") if part in parts)
     if (data.name or "folder").lower() != "folder" or data.root is None:
         return load_images(data, 0, seen).test
     root = find_root(data.root)
-    parts = part_folders(root)
-    folder = parts.get("test") or parts.get("validation") or parts.get("train") or root
+    folders = part_folders(root)
+    folder = folders.get("test") or folders.get("validation") or folders.get("train") or root
     return read_folder(folder, root, Reading.of(data), may_lack=True)
 
 

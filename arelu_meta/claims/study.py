@@ -32,7 +32,7 @@ import yaml
 from arelu_meta.claims.tables import Outcome, print_outcome
 from arelu_meta.config import ClaimsConfig, DataConfig, TaskConfig
 from arelu_meta.data.fewshot import ClassSplits, load_class_splits
-from arelu_meta.data.image_folder import class_holders, find_candidates, find_root
+from arelu_meta.data.image_folder import class_holders, find_candidates, find_labels, find_root
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError, MissingExtraError, RunError, counted
 from arelu_meta.runs.atomic_io import write_json, write_text
@@ -559,6 +559,8 @@ def inputs_of(config: ClaimsConfig) -> dict[str, Path]:
     paths = {f"{flag}: {value!r}": Path(value).expanduser() for flag, value in given.items() if value is not None}
     if config.data.root is not None and config.data.name in (None, "folder"):
         paths[f"data.root: {config.data.root!r}"] = find_root(config.data.root)
+    if config.data.labels is not None:
+        paths[f"data.labels: {config.data.labels!r}"] = find_labels(config.data)
     return paths
 
 

@@ -33,7 +33,7 @@ from arelu_meta.data.splits import (
 from arelu_meta.errors import InputError, counted
 
 # A part by its name alone, whatever it holds; other names say it by one of their words.
-_PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 _ENDS = "(ing|set|data|images|imgs)?"
 _WORDS = {
     "train": f"(train|trn){_ENDS}",
@@ -88,18 +88,39 @@ def _unreadable(where: str, folder: Path | str, error: OSError) -> InputError:
 
 
 def class_holders(config: DataConfig) -> list[Path]:
-    """List the folders whose sub-folders a config reads as classes; none for a set that goes by another name.
+    """List the folders whose sub-folders a config reads as classes; none where a name or a CSV tells the images.
 
     Args:
-        config: name and root.
+        config: name, root and labels.
 
     Raises:
-        InputError: if the root is missing.
+        InputError: if the root or the CSV is missing.
     """
+    if config.labels is not None:
+        find_labels(config)
+        return []
     if config.root is None or (config.name or "folder").lower() != "folder":
         return []
     root = find_root(config.root)
     return list(part_folders(root).values()) or [root]
+
+
+def find_labels(config: DataConfig) -> Path:
+    """Find the CSV of data.labels: as it is given, below the data home, or in data.root.
+
+    Args:
+        config: labels and root.
+
+    Raises:
+        InputError: if there is none.
+    """
+    given = Path(config.labels or "").expanduser()
+    places = [Path(), data_home()] + ([find_root(config.root)] if config.root is not None else [])
+    found = next((place / given for place in places if (place / given).is_file()), None)
+    if found is None:
+        kind = "is a folder" if given.is_dir() else "does not exist"
+        raise InputError(f"data.labels: {config.labels!r} {kind}; give a CSV with the columns file,label")
+    return found
 
 
 def load_folder(root: Path, seed: int, reading: Reading = _PLAINLY, seen: Provenance | None = None) -> Splits:
@@ -124,30 +145,54 @@ def load_folder(root: Path, seed: int, reading: Reading = _PLAINLY, seen: Proven
         splits = split_whole(whole, seed, seen=seen)
         notes = (*_note_strays(root), *_note_same_below(whole.names), *splits.notes, *whole.remarks)
         return replace(splits, skipped=whole.skipped, notes=notes)
-    said = []
-    if "test" not in parts and "validation" in parts:
-        parts["test"] = parts.pop("validation")
-        said.append(f"{parts['test'].name}/ is the test set; validation images are cut from the training images")
     loaded = read_folders(parts, root, reading)
-    classes = loaded["train"].classes
-    for part, images in loaded.items():
+    places = {part: f"{folder.name}/" for part, folder in parts.items()}
+    filled = splits_of_parts(loaded, places, f"data.root: {str(root)!r}", seed, seen)
+    return replace(
+        filled,
+        notes=(*describe_parts(root, parts), *filled.notes, *loaded["train"].remarks),
+        skipped=tuple(name for images in loaded.values() for name in images.skipped),
+    )
+
+
+def splits_of_parts(
+    loaded: Mapping[str, ImageSet], places: Mapping[str, str], where: str, seed: int, seen: Provenance | None
+) -> Splits:
+    """Number the parts' classes alike, and cut what is missing from the training images.
+
+    Args:
+        loaded: `train`, and `validation` and `test` or not.
+        places: where each part lies, for notes and errors.
+        where: what the errors start with.
+        seed: of the cuts.
+        seen: what the model was trained on before.
+
+    Returns:
+        The three parts. Where there is validation but no test, it is the test set (as on ImageNet).
+
+    Raises:
+        InputError: naming a class that is not trained on, or is too small to be cut.
+    """
+    found, said = dict(loaded), []
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+        said.append(f"{places['validation']} is the test set; validation images are cut from the training images")
+    classes = found["train"].classes
+    for part, images in found.items():
         for name in images.classes:
             if name not in classes:
+                place = places["validation" if part not in loaded else part]
                 raise InputError(
-                    f"data.root: {str(root)!r}: class {name!r} is in {parts[part].name}/ and not in "
-                    f"{parts['train'].name}/; give it training images, or take it out"
+                    f"{where}: class {name!r} is in {place} and not in {places['train']}; give it training images, or "
+                    "take it out"
                 )
         if absent := [name for name in classes if name not in images.classes]:
             named = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
             said.append(f"no {part} image of {len(absent)} of {len(classes)} classes ({named})")
         labels = np.array([classes.index(name) for name in images.classes], dtype=np.int64)[images.labels]
-        loaded[part] = replace(images, classes=classes, labels=labels)
-    filled = fill_splits(loaded["train"], loaded.get("validation"), loaded.get("test"), seed, seen)
-    return replace(
-        filled,
-        notes=(*describe_parts(root, parts), *said, *filled.notes, *loaded["train"].remarks),
-        skipped=tuple(name for images in loaded.values() for name in images.skipped),
-    )
+        found[part] = replace(images, classes=classes, labels=labels)
+    filled = fill_splits(found["train"], found.get("validation"), found.get("test"), seed, seen)
+    return replace(filled, notes=(*said, *filled.notes))
 
 
 def describe_parts(root: Path, parts: dict[str, Path]) -> list[str]:
@@ -207,14 +252,14 @@ def part_folders(root: Path) -> dict[str, Path]:
     folders = _class_folders(root)
     named = {one: words for one in folders if (words := _parts_of(one.name))}
     below = {one: {compose(child.name) for child in _class_folders(_innermost(one))} for one in named}
-    chosen = [one for one in named if below[one] and one.name.lower() in itertools.chain(*_PARTS.values())]
+    chosen = [one for one in named if below[one] and one.name.lower() in itertools.chain(*PARTS.values())]
     spelt = [one for one in named if below[one] and one not in chosen and not _holds_images(one)]
     if len(chosen) + len(spelt) < len(folders):
         spelt = [one for one in spelt if any(below[one] & below[other] for other in {*chosen, *spelt} - {one})]
     if chosen or len(folders) == 1 or len({part for one in spelt for part in named[one]}) > 1:
         chosen += spelt
     parts: dict[str, Path] = {}
-    for part, folder in [(part, folder) for part in _PARTS for folder in sorted(chosen) if part in named[folder]]:
+    for part, folder in [(part, folder) for part in PARTS for folder in sorted(chosen) if part in named[folder]]:
         if len(named[folder]) > 1:
             raise InputError(
                 f"data.root: {str(root)!r}: {folder.name}/ could be the {' or the '.join(named[folder])} images; "

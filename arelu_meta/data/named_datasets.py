@@ -23,6 +23,7 @@ from arelu_meta.data.image_io import (
     digest_texts,
     to_channels,
 )
+from arelu_meta.data.labels_file import load_labels
 from arelu_meta.data.splits import (
     ImageSet,
     Labels,
@@ -471,7 +472,11 @@ def _count_seen(splits: Splits, seen: Provenance) -> int | None:
 
 
 def _load(config: DataConfig, seed: int, seen: Provenance | None) -> Splits:
-    name = (config.name or ("folder" if config.root else "digits")).lower()
+    name = (config.name or ("folder" if config.root or config.labels else "digits")).lower()
+    if config.labels is not None:
+        if name != "folder":
+            raise InputError(f"data.name: {config.name!r} has labels of its own; leave it out, or data.labels")
+        return load_labels(config, seed, seen)
     if name == "folder":
         if config.root is None:
             raise InputError("data.root: missing; data.name folder needs a folder with one sub-folder a class")

@@ -90,6 +90,7 @@ class Splits:
         notes: what a reader of the results should know.
         skipped: files left out because they are not images.
         own_test: whether the data brought the test set.
+        labelled: whether a file of its own says the labels, which names then do not tell.
         test_seen: how many test images the model is or was trained or validated on; None where nobody knows.
     """
 
@@ -100,6 +101,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     own_test: bool = False
+    labelled: bool = False
     test_seen: int | None = 0
 
     def describe(self) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class Splits:
             "classes": list(self.train.classes),
             **{name: list(part.names) for name, part in parts.items()},
             **{f"{name}_digests": encode(part.digests()) for name, part in parts.items()},
+            **{f"{name}_labels": part.labels.tolist() for name, part in parts.items() if self.labelled},
             "notes": list(self.notes),
             "skipped": list(self.skipped),
         }

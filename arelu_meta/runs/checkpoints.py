@@ -237,7 +237,11 @@ DECIDES_NOTHING = (
     *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
     *("train.shard", "train.compile", "train.sync_bn"),
     *("run.detect_anomaly", "run.deterministic", "data.workers", "data.cache", "data.download", "meta.task_chunk"),
-    *("data.root", "train.channels_last"),  # images are compared one by one; the order of memory is the device's
+    *(
+        "data.root",
+        "data.labels",
+        "train.channels_last",
+    ),  # images and labels are compared one by one; the order of memory is the device's
 )
 _RESOLVED_LATER = (("model.head_init", "auto"), ("data.range", "auto"))  # once classes and pixels are known
 _LENGTHS = ("train.epochs", "meta.steps")
