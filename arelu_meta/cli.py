@@ -280,7 +280,8 @@ def _readers(key: str, known: Flags) -> str | None:
     def has(flags: Flags) -> bool:
         return any(f"{flag}.".startswith(f"{key}.") for flag in flags)
 
-    readers = [] if has(known) else [name for name, task in TASKS.items() if has(flags_of(task.config))]
+    here = has(known) or any(flag.endswith(f".{key}") for flag in known)  # `--name` is meant for one of these
+    readers = [] if here else [name for name, task in TASKS.items() if has(flags_of(task.config))]
     return f"it is read by {', '.join(readers)} alone; leave it out" if readers else None
 
 

@@ -148,9 +148,10 @@ def load_folder(root: Path, seed: int, reading: Reading = _PLAINLY, seen: Proven
     loaded = read_folders(parts, root, reading)
     places = {part: f"{folder.name}/" for part, folder in parts.items()}
     filled = splits_of_parts(loaded, places, f"data.root: {str(root)!r}", seed, seen)
+    used = parts if "test" in parts else {"test" if part == "validation" else part: parts[part] for part in parts}
     return replace(
         filled,
-        notes=(*describe_parts(root, parts), *filled.notes, *loaded["train"].remarks),
+        notes=(*describe_parts(root, used), *filled.notes, *loaded["train"].remarks),
         skipped=tuple(name for images in loaded.values() for name in images.skipped),
     )
 

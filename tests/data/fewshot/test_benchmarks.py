@@ -138,7 +138,8 @@ def test_a_turn_of_a_character_is_its_image_turned() -> None:
 def test_a_benchmark_that_is_not_there_is_one_line_and_leaves_nothing_behind(name: str, tmp_path: Path) -> None:
     root = tmp_path / "elsewhere" / "data"
     with pytest.raises(
-        InputError, match=rf"^data\.name: '{name}' is missing or damaged in .*--data\.download true$"
+        InputError,
+        match=rf"^data\.name: '{name}' is missing or damaged in .*--data\.download true; `arelu-meta data {name}`",
     ) as e:
         _load(name, root)
     assert "\n" not in str(e.value)
@@ -159,7 +160,7 @@ def test_a_download_that_fails_is_one_line_and_leaves_nothing_behind(
     monkeypatch.setattr(requests, "get", fail)
     monkeypatch.setattr(requests.Session, "get", fail)
     monkeypatch.setattr(omniglot, "download_and_extract_archive", fail)
-    with pytest.raises(InputError, match=r"could not be downloaded \(no network\); put it there$"):
+    with pytest.raises(InputError, match=r"could not be downloaded \(no network\); put it there; `arelu-meta data"):
         load_class_splits(DataConfig(name=name, root=str(tmp_path / "d")), TASK, 0)
     assert list(tmp_path.iterdir()) == []
 
