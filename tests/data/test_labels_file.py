@@ -1,6 +1,7 @@
 """`data.labels`: a CSV of files and labels, as Hugging Face's metadata.csv."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def _images(folder: Path, count: int = 24) -> list[str]:
     return [f"{number:02}.png" for number in range(count)]
 
 
-def _table(path: Path, rows: list[tuple[str, ...]], head: str = "file,label") -> str:
+def _table(path: Path, rows: Sequence[tuple[str, ...]], head: str = "file,label") -> str:
     path.write_text("\n".join([head, *map(",".join, rows)]) + "\n", encoding="utf-8")
     return str(path)
 
