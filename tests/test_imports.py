@@ -89,6 +89,23 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(" <- ".join(error.args[1]))
 
 
+def importers() -> dict[str, list[str]]:
+    """List who imports each module; tasks, which the command line runs by name, have nobody."""
+    found: dict[str, list[str]] = {module: [] for module in MODULES}
+    for module in MODULES:
+        for other in imported_by(module):
+            found[other].append(module)
+    return found
+
+
+def test_no_module_of_data_or_runs_has_a_single_importer() -> None:
+    alone = [f"{module} <- {found[0]}" for module, found in importers().items() if len(found) == 1]
+    print(f"{len(alone)} modules with exactly one importer:", *alone, sep="\n")  # pytest -s shows them
+    others = ("arelu_meta.data.own_datasets ", "arelu_meta.data.fewshot.given_tasks ")  # a floor above takes them up
+    floors = ("arelu_meta.data", "arelu_meta.runs")
+    assert not [one for one in alone if one.startswith(floors) and not one.startswith(others)]
+
+
 def test_a_module_on_a_lower_floor_would_be_found() -> None:
     assert floor_of("arelu_meta.backbones.saving") < floor_of("arelu_meta.meta.engine")
     assert floor_of("arelu_meta.runs.atomic_io") < floor_of("arelu_meta.runs.run_folder")

@@ -42,6 +42,7 @@ _WORDS = {
 }
 
 
+_TABLES = ("labels.csv", "metadata.csv", "train.csv")  # what such files are called
 _PLAINLY = Reading()
 
 
@@ -387,8 +388,11 @@ def read_folders(
             passed += others
         needed = 1 if key in may_lack else 2
         if len(classes) < needed:
+            tables = [folder / name for name in _TABLES if (folder / name).is_file()]
+            instead = f"; if {tables[0].name} has its labels, give --data.labels {tables[0]}" if tables else ""
             raise InputError(
                 f"{where}: {str(folder)!r} has {len(classes)} sub-folders; at least {needed} classes are needed"
+                f"{instead}"
             )
         found[key] = classes
     sets = sets_of_files(found, root, reading, where, may_lack, {key: str(folder) for key, folder in folders.items()})

@@ -175,3 +175,12 @@ def test_finetune_and_evaluate_read_labels_and_a_changed_label_is_another_run(
 def test_metatrain_says_who_reads_labels(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["metatrain", "--data.labels", "labels.csv"]) == 2
     assert capsys.readouterr().err.startswith("error: data.labels: 'labels.csv' is not read by metatrain")
+
+
+def test_a_folder_without_classes_points_to_the_csv_that_lies_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _images(tmp_path / "photos", 4)
+    _table(tmp_path / "photos" / "metadata.csv", [("00.png", "a")])
+    assert main(["finetune", "photos"]) == 2
+    assert capsys.readouterr().err.endswith("if metadata.csv has its labels, give --data.labels photos/metadata.csv\n")

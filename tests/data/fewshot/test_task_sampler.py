@@ -1,6 +1,5 @@
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,16 +8,11 @@ import torch
 from PIL import Image
 from scipy.stats import chisquare
 
-from arelu_meta.config import DataConfig, TaskConfig
+from arelu_meta.config import TaskConfig
 from arelu_meta.data.fewshot import (
-    ClassSplits,
     Pool,
     TensorSampler,
-    check_class_sizes,
-    class_counts,
-    load_class_splits,
     load_pool,
-    load_whole,
     to_pixels,
 )
 from arelu_meta.data.loaders import InputSpec
@@ -28,19 +22,6 @@ from arelu_meta.errors import InputError
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 GREY = InputSpec(8, 1, (0.0,), (1.0,))
-SEEN = "too few classes to validate on unseen ones: validated on other images of the training classes"
-
-
-def _tree(root: Path, classes: int, images: int, first: int = 0) -> Path:
-    """Classes c00, c01 …; every image of a class is filled with the class's number, but for one pixel of its own."""
-    for number in range(first, first + classes):
-        folder = root / f"c{number:02}"
-        folder.mkdir(parents=True)
-        for index in range(images):
-            image = Image.new("L", (4, 4), number)
-            image.putpixel((0, 0), index)
-            image.save(folder / f"{index}.png")
-    return root
 
 
 def _set(classes: int, images: int) -> ImageSet:
@@ -53,206 +34,6 @@ def _set(classes: int, images: int) -> ImageSet:
         lambda name: Image.new("L", (4, 4), int(name)),
         channels=1,
     )
-
-
-def _classes(images: ImageSet) -> set[str]:
-    return {images.classes[label] for label in images.labels}
-
-
-def _load(root: Path | None, task: TaskConfig, seed: int = 0, name: str | None = None) -> ClassSplits:
-    return load_class_splits(DataConfig(name=name, root=None if root is None else str(root)), task, seed)
-
-
-# -- how classes are divided ------------------------------------------------------------------------------------------
-
-
-def test_test_classes_are_never_trained_on() -> None:
-    for seed in range(5):
-        splits = _load(None, TaskConfig(), seed, "digits")
-        assert not _classes(splits.train) & _classes(splits.test)
-        assert _classes(splits.train) | _classes(splits.test) == set("0123456789")
-
-
-def test_ten_classes_and_five_ways_give_five_and_five_validated_on_other_images_of_the_training_classes() -> None:
-    splits = _load(None, TaskConfig(ways=5, shots=1, queries=15), 0, "digits")
-    assert (len(_classes(splits.train)), len(_classes(splits.test))) == (5, 5)
-    assert splits.validation is not None
-    assert _classes(splits.validation) == _classes(splits.train)
-    assert not set(splits.validation.names) & set(splits.train.names)
-    assert splits.notes == (SEEN,)
-    for part in (splits.train, splits.validation, splits.test):
-        assert min(np.bincount(part.labels)[np.unique(part.labels)]) >= 16
-
-
-def test_enough_classes_give_validation_classes_of_their_own(tmp_path: Path) -> None:
-    splits = _load(_tree(tmp_path, 15, 4), TaskConfig(ways=3, shots=1, queries=2))
-    assert splits.validation is not None
-    parts = [_classes(part) for part in (splits.train, splits.validation, splits.test)]
-    assert [len(part) for part in parts] == [8, 3, 4]
-    assert len(set.union(*parts)) == 15
-    assert splits.notes == ()
-
-
-def test_too_few_images_to_hold_any_out_means_no_validation_and_the_note_says_so(tmp_path: Path) -> None:
-    splits = _load(_tree(tmp_path, 4, 5), TaskConfig(ways=2, shots=1, queries=2))
-    assert splits.validation is None
-    assert splits.notes == ("too few classes and images to validate on: the last checkpoint is kept",)
-    assert len(splits.train) == 10
-    assert "validation" not in splits.describe()
-
-
-def test_the_seed_decides_the_division(tmp_path: Path) -> None:
-    _tree(tmp_path, 12, 4)
-    task = TaskConfig(ways=2, shots=1, queries=1)
-    assert _load(tmp_path, task).describe() == _load(tmp_path, task).describe()
-    assert len({tuple(sorted(_classes(_load(tmp_path, task, seed).test))) for seed in range(5)}) > 1
-
-
-def test_class_counts_use_every_class_once_and_leave_enough_for_a_task_in_each_part() -> None:
-    for ways in range(2, 21):
-        for classes in range(2 * ways, 150):
-            train, validation, test = class_counts(classes, ways)
-            assert train + validation + test == classes
-            assert min(train, test) >= ways
-            assert validation >= ways if classes >= 4 * ways else validation == 0
-            assert train >= max(validation, test)
-
-
-@pytest.mark.parametrize(("classes", "ways"), [(9, 5), (2, 2), (3, 2), (1, 2)])
-def test_fewer_than_twice_as_many_classes_as_ways_are_refused(classes: int, ways: int) -> None:
-    with pytest.raises(
-        InputError,
-        match=rf"task\.ways: {ways} is too many for {classes} classes.*(at most {classes // 2}|at least 4 classes)",
-    ):
-        class_counts(classes, ways)
-
-
-def test_a_class_without_images_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Sets that count their labels from 1 bring a class 0 that nothing belongs to.
-    images = _set(5, 4)
-    gap = ImageSet(images.classes, np.repeat([1, 2, 3, 4], 5), images.names, images.read, 1)
-    monkeypatch.setattr("arelu_meta.data.fewshot.benchmarks.load_whole", lambda _: [gap])
-    for seed in range(6):
-        splits = _load(None, TaskConfig(ways=2, shots=1, queries=1), seed)
-        assert (len(_classes(splits.train)), len(_classes(splits.test))) == (2, 2)
-
-
-# -- folders that bring a division ------------------------------------------------------------------------------------
-
-
-def test_a_folder_whose_parts_hold_different_classes_keeps_its_own_division(tmp_path: Path) -> None:
-    _tree(tmp_path / "train", 4, 4)
-    _tree(tmp_path / "val", 3, 4, first=10)
-    _tree(tmp_path / "test", 2, 4, first=20)
-    splits = _load(tmp_path, TaskConfig(ways=2, shots=1, queries=2))
-    assert splits.validation is not None
-    found = [sorted(_classes(part)) for part in (splits.train, splits.validation, splits.test)]
-    assert found == [["c00", "c01", "c02", "c03"], ["c10", "c11", "c12"], ["c20", "c21"]]
-    read = "read from train/ (training), val/ (validation), test/ (test)"
-    assert splits.notes == ("classes divided as in the folder", read)
-
-
-def test_a_part_that_lacks_a_class_of_train_divides_no_classes(tmp_path: Path) -> None:
-    _tree(tmp_path / "train", 8, 6)
-    _tree(tmp_path / "test", 7, 6)
-    splits = _load(tmp_path, TaskConfig(ways=2, shots=1, queries=2))
-    assert not set(_classes(splits.train)) & set(_classes(splits.test))
-
-
-def test_without_val_such_a_folder_has_no_validation_classes(tmp_path: Path) -> None:
-    _tree(tmp_path / "train", 4, 4)
-    _tree(tmp_path / "test", 2, 4, first=20)
-    splits = _load(tmp_path, TaskConfig(ways=2, shots=1, queries=2))
-    assert splits.validation is None
-    assert sorted(_classes(splits.test)) == ["c20", "c21"]
-
-
-def test_a_folder_whose_parts_hold_the_same_classes_is_put_together_and_divided_anew(tmp_path: Path) -> None:
-    _tree(tmp_path / "train", 4, 4)
-    _tree(tmp_path / "test", 4, 3)
-    splits = _load(tmp_path, TaskConfig(ways=2, shots=1, queries=1))
-    assert not _classes(splits.train) & _classes(splits.test)
-    assert len(splits.test) == 2 * 7
-    image, label = splits.test[0]
-    assert splits.test.classes[label] == f"c{np.asarray(image)[0, 0, 0]:02}"
-
-
-def test_test_classes_without_training_classes_are_refused(tmp_path: Path) -> None:
-    _tree(tmp_path / "test", 4, 4)
-    with pytest.raises(InputError, match="has test/ but no train/"):
-        load_whole(DataConfig(root=str(tmp_path)))
-
-
-def test_skipped_files_are_counted_once(tmp_path: Path) -> None:
-    _tree(tmp_path, 4, 5)
-    (tmp_path / "c01" / "note.png").write_text("no image")
-    with pytest.raises(InputError, match=r"c01/note\.png' is not a whole image"):
-        _load(tmp_path, TaskConfig(ways=2, shots=1, queries=1))
-    config = DataConfig(root=str(tmp_path), skip_broken=True)
-    splits = load_class_splits(config, TaskConfig(ways=2, shots=1, queries=1), 0)
-    assert splits.skipped == ("c01/note.png",)
-    assert splits.describe()["skipped"] == ["c01/note.png"]
-
-
-# -- sizes ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_smallest_class_is_named_where_it_has_fewer_images_than_shots_plus_queries(tmp_path: Path) -> None:
-    _tree(tmp_path, 4, 6)
-    (tmp_path / "c02" / "5.png").unlink()
-    message = r"^task\.shots \+ task\.queries: 2 \+ 4 is more than class 'c02' has \(5 images here\); give at most"
-    with pytest.raises(InputError, match=message):
-        _load(tmp_path, TaskConfig(ways=2, shots=2, queries=4))
-    assert _load(tmp_path, TaskConfig(ways=2, shots=1, queries=4)).validation is None
-
-
-def test_more_ways_than_classes_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^task\.ways: 4 is more than the 3 classes here; give at most 3"):
-        check_class_sizes(_set(3, 5), TaskConfig(ways=4, shots=1, queries=1))
-
-
-def test_what_is_just_enough_passes() -> None:
-    check_class_sizes(_set(3, 5), TaskConfig(ways=3, shots=2, queries=3))
-
-
-# -- omniglot-small ---------------------------------------------------------------------------------------------------
-
-
-def test_omniglot_small_tests_on_the_alphabets_that_it_never_trained_on(data_root: Path) -> None:
-    splits = _load(data_root / "omniglot-small", TaskConfig(), 0, "omniglot-small")
-    assert splits.validation is not None
-
-    def alphabets(images: ImageSet) -> set[str]:
-        return {name.split("/")[0] for name in _classes(images)}
-
-    assert alphabets(splits.test) == {"Japanese_(katakana)", "Sanskrit", "Tagalog"}
-    first = {"Balinese", "Early_Aramaic", "Greek", "Korean", "Latin"}
-    assert alphabets(splits.train) | alphabets(splits.validation) == first
-    assert not _classes(splits.train) & _classes(splits.validation)
-    assert len(_classes(splits.train)) + len(_classes(splits.validation)) == 24 + 22 + 24 + 40 + 26
-    assert len(_classes(splits.test)) == 47 + 42 + 17
-    assert set(np.bincount(splits.test.labels)) <= {0, 20}
-    assert splits.inverted
-    assert splits.train.channels == 1
-
-
-def test_omniglot_small_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "omniglot-small").mkdir()
-    with pytest.raises(InputError, match=r"data\.root: .* has no images_background_small1/"):
-        _load(tmp_path / "omniglot-small", TaskConfig(), 0, "omniglot-small")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ARELU_META_DATA", str(tmp_path / "elsewhere"))
-    with pytest.raises(InputError, match=r"has no images_background_small1/"):
-        _load(None, TaskConfig(), 0, "omniglot-small")
-
-
-def test_omniglot_small_refuses_more_ways_than_it_can_give(tmp_path: Path) -> None:
-    for number, alphabet in ((1, "Greek"), (2, "Tagalog")):
-        _tree(tmp_path / f"images_background_small{number}" / alphabet, 4, 3)
-        _tree(tmp_path / f"images_background_small{number}" / "Latin", 2, 3)
-    assert len(_classes(_load(tmp_path, TaskConfig(3, 1, 1), 0, "OMNIGLOT-small").test)) == 4
-    with pytest.raises(InputError, match=r"task\.ways: 4 is too many for omniglot-small; give at most 3"):
-        _load(tmp_path, TaskConfig(4, 1, 1), 0, "omniglot-small")
 
 
 # -- pools ------------------------------------------------------------------------------------------------------------
