@@ -26,10 +26,11 @@ from arelu_meta.data.image_io import Reading, compose
 from arelu_meta.data.labels_file import read_labels
 from arelu_meta.data.loaders import Batches, build_transform
 from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.own_datasets import as_image_dataset
 from arelu_meta.data.prediction_inputs import OneImage, tell_skipped
 from arelu_meta.data.provenance import of_its_run, test_images_of
 from arelu_meta.data.splits import ImageSet, Provenance
-from arelu_meta.errors import InputError, RunError, nearest_names
+from arelu_meta.errors import InputError, RunError, nearest_names, shown
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.meta.evaluate_tasks import Asked, evaluate_tasks
 from arelu_meta.meta.few_shot_learner import Learner
@@ -43,7 +44,7 @@ from arelu_meta.validation import check_read, validate
 
 def evaluate(
     checkpoint: str | Path,
-    data: DataConfig | None = None,
+    data: Any = None,
     run: RunConfig | None = None,
     tasks: int = 600,
     against: str | None = None,
@@ -52,13 +53,15 @@ def evaluate(
     query: str | Path | None = None,
     task: UnseenTaskConfig | None = None,
     inner_steps: int | None = None,
+    model: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model; it is not changed.
 
     Args:
         checkpoint: a run folder or a model.safetensors; with a support, also the name of a timm model.
         data: other images than the run's own test set: for a classifier a set whose classes it knows (its test part,
-            or all of it where it has none), for a meta-learner any classes. Default: what the run was tested on.
+            or all of it where it has none), for a meta-learner any classes. Default: what the run was tested on. A
+            `DataConfig`, or for a classifier a data set of (image, label), as `finetune` takes.
         run: device and precision.
         tasks: how many tasks, for a meta-learner.
         against: for a meta-learner: what else is judged on the same tasks: run folders, or centroid, logistic or
@@ -67,6 +70,7 @@ def evaluate(
         query: a folder of the same classes.
         task: other tasks than the run's, for a meta-learner.
         inner_steps: gradient steps on a task's support set, for a meta-learner; default: the run's.
+        model: the network, of a run of one's own; its weights are replaced by the run's.
 
     Returns:
         `task`, `test_accuracy` (a fraction), `test_low`, `test_high` (95 % interval), `test_n`, `seconds`; for a
@@ -78,29 +82,41 @@ def evaluate(
     """
     asked_of = EvalConfig(tasks=tasks, inner_steps=inner_steps, against=against)
     config = EvaluateConfig(checkpoint, eval=asked_of, support=support, query=query)  # type: ignore[arg-type]
+    is_set = hasattr(data, "__getitem__") and not isinstance(data, str | bytes | dict | type)
+    if data is not None and not is_set and not isinstance(data, DataConfig):
+        raise InputError(f"data: {shown(data)} is not allowed; give a DataConfig or a data set of (image, label)")
+    images = None if data is None or isinstance(data, DataConfig) else as_image_dataset(data, "data")
+    data = data if images is None else None
     for name, part in (("run", run), ("data", data), ("task", task)):
         if part is not None:
             setattr(config, name, part)
     validate(config)
+    if model is not None and not isinstance(model, nn.Module):
+        raise InputError(f"model: {shown(model)} is not allowed; give a Module")
     run = config.run
     started = time.monotonic()
     device = prepare(run)
     own = data is None or (data.root is None and data.name is None)
     data = data or DataConfig()
     if support is not None or query is not None:
+        if model is not None or images is not None:
+            what = "data: a data set" if model is None else "model: a network"
+            raise InputError(f"{what} of one's own is not read with support and query; leave it out")
         found = _evaluate_folders(checkpoint, support, query, device, data)
         return found | {"seconds": round(time.monotonic() - started, 2)}
-    model, spec = load_model(checkpoint)
+    model, spec = load_model(checkpoint, model=model)
     model.to(device)
     if data.range == "auto":
         data = replace(data, range=spec.inputs.range)  # as its training images were read
     if spec.task == "metatrain":
+        if images is not None:
+            raise InputError("data: a data set is for a classifier; give a DataConfig with a meta-learned checkpoint")
         asked = Asked(None if own else data, task or UnseenTaskConfig(), tasks, inner_steps, against)
         found = evaluate_tasks(model, spec, asked, device, run, Path(checkpoint))
     elif against is not None:
         raise InputError(f"eval.against: {against!r} is compared task by task; give a meta-learned checkpoint with it")
     else:
-        found = _evaluate_images(model, spec, None if own else data, device, run, Path(checkpoint))
+        found = _evaluate_images(model, spec, images or (None if own else data), device, run, Path(checkpoint))
     return found | {"model": spec.name, "activation": spec.activation, "seconds": round(time.monotonic() - started, 2)}
 
 
@@ -193,13 +209,28 @@ def _evaluate_folders(
 
 
 def _evaluate_images(
-    model: nn.Module, spec: ModelSpec, data: DataConfig | None, device: torch.device, run: RunConfig, checkpoint: Path
+    model: nn.Module,
+    spec: ModelSpec,
+    data: DataConfig | ImageSet | None,
+    device: torch.device,
+    run: RunConfig,
+    checkpoint: Path,
 ) -> dict[str, Any]:
     own, seed = of_its_run(spec.config)
     seen = Provenance.of_header(spec.provenance)
-    found = test_images_of(own, seed, seen, checkpoint) if data is None else _test_images(data, seen)
+    if isinstance(data, ImageSet):
+        found, size = data, own.batch_size
+        if found.prepared != spec.inputs.prepared:
+            kinds = ("images", "tensors of floats")
+            raise InputError(
+                f"data: it gives {kinds[found.prepared]}, and the run was trained on {kinds[spec.inputs.prepared]}; "
+                "give what the run had"
+            )
+    else:
+        found = test_images_of(own, seed, seen, checkpoint) if data is None else _test_images(data, seen)
+        size = (data or own).batch_size
     images, test_seen = relabel(found, spec.classes), int(seen.has_seen(found).sum())
-    batches = Batches(images, build_transform(spec.inputs, training=False), (data or own).batch_size)
+    batches = Batches(images, build_transform(spec.inputs, training=False), size)
     suit_layout(model, device)
     with progress("evaluating", len(images), "images") as bar:
         logits, labels = predict_logits(model, _counted(batches.epoch(0), bar), device, run.precision)

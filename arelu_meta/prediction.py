@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from arelu_meta.backbones.checkpoint import ModelSpec, load_model
 from arelu_meta.backbones.networks import suit_layout
 from arelu_meta.config import MOST_PIXELS, DataConfig, PredictConfig, RunConfig
-from arelu_meta.data.prediction_inputs import Source, centre_crop, gather, tell_skipped
-from arelu_meta.errors import InputError, printable
+from arelu_meta.data.prediction_inputs import GivenImages, OneImage, Source, centre_crop, gather, tell_skipped
+from arelu_meta.errors import InputError, printable, shown
 from arelu_meta.meta.few_shot_learner import Learner, guesses, scored_batches
 from arelu_meta.runs.atomic_io import write_atomically
 from arelu_meta.runs.progress import print_table
@@ -27,13 +28,13 @@ class Prediction:
     """An image's class, and how sure the model is of it.
 
     Args:
-        path: of the image.
+        path: of the image; None of one that came as Pillow's or as a tensor.
         name: of the likeliest class.
         probability: of that class, in (0, 1].
         ranked: the likeliest classes with their probabilities, as many as were asked for, the likeliest first.
     """
 
-    path: Path
+    path: Path | None
     name: str
     probability: float
     ranked: tuple[tuple[str, float], ...] = ()
@@ -41,7 +42,7 @@ class Prediction:
 
 def predict(
     checkpoint: str | Path,
-    images: Sequence[str | Path],
+    images: GivenImages,
     support: str | Path | None = None,
     run: RunConfig | None = None,
     batch_size: int = 32,
@@ -49,13 +50,16 @@ def predict(
     top_k: int = 1,
     probabilities: bool = False,
     max_pixels: int = MOST_PIXELS,
+    *,
+    model: nn.Module | None = None,
 ) -> list[Prediction]:
     """Name the class of every image.
 
     Args:
         checkpoint: a run folder or a model.safetensors; with a support, also the name of a timm model, whose pretrained
             weights are used as they come.
-        images: files, or folders that are searched for images.
+        images: files, folders that are searched for images, images of Pillow's, or tensors: uint8, or floats from 0 to
+            1; of a run that was trained on tensors, such as its data set gave.
         support: few-shot: a folder with a sub-folder a class. A meta-learner adapts to it; a fine-tuned backbone
             compares features with its classes' mean features (nearest centroid by cosine). Required for a meta-learner.
         run: device.
@@ -64,6 +68,7 @@ def predict(
         top_k: how many of the likeliest classes each prediction ranks.
         probabilities: rank all classes instead.
         max_pixels: of the largest image that is read, as data.max_pixels.
+        model: the network, of a run of one's own; its weights are replaced by the run's.
 
     Returns:
         One prediction an image, in the order given.
@@ -73,28 +78,39 @@ def predict(
             of classes.
         RunError: if a prediction is NaN or infinite.
     """
-    listed = list(images) if isinstance(images, tuple) else images
+    given = [images] if isinstance(images, Path | Image.Image | Tensor) else images
+    if model is not None and not isinstance(model, nn.Module):
+        raise InputError(f"model: {shown(model)} is not allowed; give a Module")
+    if not isinstance(given, list | tuple) or not all(isinstance(one, OneImage) for one in given):
+        raise InputError(f"images: {shown(images)} is not allowed; give a list of texts (paths), images or tensors")
+    listed = [image if isinstance(image, str | Path) else "(in memory)" for image in given]
     read = DataConfig(batch_size=batch_size, skip_broken=skip_broken, max_pixels=max_pixels)
     config = PredictConfig(checkpoint, listed, support, None, top_k, probabilities, data=read)  # type: ignore[arg-type]
     config.run = config.run if run is None else run
     validate(config)
     device = prepare(config.run)
-    paths = gather([Path(image) for image in images])
+    if model is not None and support is not None:
+        raise InputError("model: a network of one's own names its classes by its head; leave support out")
+    paths = gather(given)
     if support is not None:
         learner = Learner.load(checkpoint, str(device))
         source = learner.source(paths, skip_broken=skip_broken, max_pixels=max_pixels)
         adapted = learner.adapt(support, skip_broken, max_pixels)
         found = list(adapted.stream(source, batch_size, _how_many(top_k, probabilities, adapted.classes)))
     else:
-        model, spec = _load_classifier(checkpoint)
+        net, spec = _load_classifier(checkpoint, model)
         source = Source(paths, spec.inputs, centre_crop(spec.inputs), skip_broken=skip_broken, max_pixels=max_pixels)
-        suit_layout(model.to(device), device)
-        batches = scored_batches(source, lambda batch: model(batch).softmax(1), device, batch_size)
+        suit_layout(net.to(device), device)
+        batches = scored_batches(source, lambda batch: net(batch).softmax(1), device, batch_size)
         found = list(guesses(batches, spec.classes, _how_many(top_k, probabilities, spec.classes)))
     if not found:
         raise InputError("images: none of the files is an image; give image files or folders")
     tell_skipped(len(source) - len(found))
-    return [Prediction(Path(str(paths[one.place])), one.name, one.probability, one.ranked) for one in found]
+    return [Prediction(_path(paths[one.place]), one.name, one.probability, one.ranked) for one in found]
+
+
+def _path(image: OneImage) -> Path | None:
+    return Path(image) if isinstance(image, str | Path) else None
 
 
 def _how_many(top_k: int, probabilities: bool, classes: Sequence[str]) -> int:
@@ -179,12 +195,12 @@ def _write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
         csv.writer(file).writerows([[printable(cell) for cell in line] for line in lines])
 
 
-def _load_classifier(checkpoint: str | Path) -> tuple[nn.Module, ModelSpec]:
+def _load_classifier(checkpoint: str | Path, own: nn.Module | None) -> tuple[nn.Module, ModelSpec]:
     """Load a model that knows its classes without a support folder."""
     name = str(checkpoint)
     if not Path(checkpoint).exists() and timm.is_model(name):
         raise InputError(f"support: missing; the backbone {name!r} needs --support FOLDER with a sub-folder a class")
-    model, spec = load_model(checkpoint)
+    model, spec = load_model(checkpoint, model=own)
     if spec.task == "metatrain":
         raise InputError("support: missing; a meta-learned model needs --support FOLDER with a sub-folder a class")
     return model, spec

@@ -8,12 +8,13 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from arelu_meta.activations.controls import CONTROLS
 from arelu_meta.backbones import FINISHERS
@@ -22,6 +23,7 @@ from arelu_meta.backbones.lora import has_lora, merge_lora
 from arelu_meta.backbones.networks import (
     OUR_HEADER,
     check_model_name,
+    is_given,
     is_stock,
     load_tensors,
     make_backbone,
@@ -29,8 +31,10 @@ from arelu_meta.backbones.networks import (
     size_argument,
 )
 from arelu_meta.backbones.swap import base_of, forget_base, remember_base
+from arelu_meta.backbones.timm_compat import swap_fault
 from arelu_meta.config import LARGEST_IMAGE, RANGE, Init, MetaConfig, TaskConfig
-from arelu_meta.data.loaders import InputSpec
+from arelu_meta.data.image_io import read_image
+from arelu_meta.data.loaders import InputSpec, build_transform
 from arelu_meta.data.splits import Provenance
 from arelu_meta.errors import InputError, shown
 from arelu_meta.runs.atomic_io import write_atomically
@@ -62,6 +66,7 @@ _INPUT_FIELDS: dict[str, tuple[Any, dict[str, float]]] = {
     "crop_pct": (float, {"least": 0.1, "most": 10}),  # above 1 in a few of timm's models
     "range": (str, {}),
     "fit": (Literal["crop", "pad", "squash"], {}),
+    "prepared": (bool, {}),
 }
 
 
@@ -182,7 +187,8 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
                     "make it and call arelu_meta.load_adapter(model, FILE)"
                 )
         spec = parse_spec(content)
-        check_size(spec, held)
+        if not is_given(spec.name):
+            check_size(spec, held)
         return file, spec
     # A header may be nested deeper than JSON's reader goes, and hold numbers that no float holds.
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
@@ -309,27 +315,102 @@ def provenance_of(pretrained: bool | str) -> Provenance:
     return Provenance.of_header(read_spec(pretrained, "model.pretrained")[1].provenance)
 
 
+class LoadedModel(NamedTuple):
+    """A saved model, ready to be used: `model, spec = load_model(run)`, or by its parts.
+
+    Args:
+        model: in eval mode, on the CPU.
+        spec: all that its file says of it.
+    """
+
+    model: nn.Module
+    spec: ModelSpec
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name the classes, in the order of the logits."""
+        return tuple(self.spec.classes)
+
+    def transform(self, image: str | Path | Image.Image) -> Tensor:
+        """Prepare an image as the run's test images were: upright, its transparency over white, cropped, normalised.
+
+        Args:
+            image: a file, or one of Pillow's.
+
+        Returns:
+            Shape (channels, image_size, image_size), float32.
+
+        Raises:
+            InputError: if the run was trained on tensors that its data set made.
+            OSError: if the file is no whole image.
+        """
+        inputs = self.spec.inputs
+        check_takes_images(inputs)
+        if isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image)
+        else:
+            image = read_image(Path(image), inputs.channels, inputs.range)
+        return build_transform(inputs, training=False)(image)
+
+
 @checked
-def load_model(path: str | Path, where: str = "checkpoint") -> tuple[nn.Module, ModelSpec]:
+def load_model(path: str | Path, where: str = "checkpoint", model: nn.Module | None = None) -> LoadedModel:
     """Rebuild a saved model with its weights.
 
     Args:
         path: a run folder or a model.safetensors.
         where: the flag that named it, for errors.
+        model: a network to load the weights into, in place: of a run of one's own network, made and swapped as it was.
 
     Returns:
-        The model in eval mode on the CPU, and its spec.
+        The model in eval mode, on the CPU unless it was handed over, and its spec; with `classes` and `transform`.
 
     Raises:
-        InputError: if it is missing, damaged, or does not fit what its header says.
+        InputError: if it is missing, damaged, or does not fit what its header says or the network handed over.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from arelu_meta import FinetuneConfig, finetune, load_model
+        >>> run = tempfile.mkdtemp() + "/run"
+        >>> config = FinetuneConfig()
+        >>> config.run.folder, config.run.pictures, config.train.epochs = run, False, 1
+        >>> config.model.name, config.model.pretrained, config.data.image_size = "mnist_linear", False, 8
+        >>> _ = finetune(config)  # doctest: +ELLIPSIS
+        mnist_linear...
+        >>> loaded = load_model(run)
+        >>> loaded.classes[:3]
+        ('0', '1', '2')
+        >>> loaded.model(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 10])
     """
     file, spec = read_spec(path, where)
     if spec.adapter:
-        return _with_adapter(file, spec, where).eval(), replace(spec, adapter={})
-    model = spec.build()
-    load_tensors(model, read_tensors(file), f"{where}: {str(file)!r}")
-    remember_file(model, file, spec)
-    return model.eval(), spec
+        if model is not None:
+            raise InputError(f"{where}: {str(file)!r} is an adapter; call arelu_meta.load_adapter(model, FILE)")
+        return LoadedModel(_with_adapter(file, spec, where).eval(), replace(spec, adapter={}))
+    found, tensors = spec.build() if model is None else model, read_tensors(file)
+    if model is not None and (fault := swap_fault(model, tensors)) is not None:
+        raise InputError(f"{where}: {str(file)!r}: {fault}")
+    load_tensors(found, tensors, f"{where}: {str(file)!r}")
+    remember_file(found, file, spec)
+    return LoadedModel(found.eval(), spec)
+
+
+def check_takes_images(inputs: InputSpec, where: str = "images") -> None:
+    """Refuse to make a model's input of an image where its run never saw one.
+
+    Args:
+        inputs: of the model.
+        where: the argument that named the image, for errors.
+
+    Raises:
+        InputError: if it was trained on tensors.
+    """
+    if inputs.prepared:
+        raise InputError(
+            f"{where}: the run was trained on tensors that its data set made of images, in a way it does not know; "
+            "give tensors that the same transform made"
+        )
 
 
 def remember_file(model: nn.Module, file: Path, spec: ModelSpec) -> None:

@@ -6,6 +6,7 @@ Weights come with this package, through timm, from a file of timm or plain PyTor
 import copy
 import importlib
 import importlib.util
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -205,28 +206,53 @@ PAPER_NETS: dict[str, Callable[..., SmallNet]] = {
 }
 
 
+_NAMED = "_arelu_meta_head"
+_USUAL = ("fc", "classifier", "head", "heads")
+
+
+def name_head(model: nn.Module, head: str | None) -> None:
+    """Let everything that asks for a model's head find the one that its owner named.
+
+    Args:
+        model: keeps the path.
+        head: the path; None leaves the head to be found.
+
+    Raises:
+        InputError: if there is no such module.
+    """
+    if head is not None:
+        heads_of(model, head)
+        vars(model)[_NAMED] = head
+
+
 def heads_of(model: nn.Module, head: str | None = None) -> list[nn.Module]:
     """List a model's heads: timm models have one or, where distilled, two.
 
     Args:
         model: any module.
-        head: the path of the head, as `fc`; default: what timm's `get_classifier` gives, else the last linear layer.
+        head: the path of the head, as `fc`; default: what timm's `get_classifier` gives, else the last linear layer (or
+            convolution, where there is none) of `fc`, `classifier` or `head`, else the last linear layer of all.
 
     Raises:
         InputError: if there is no such module, or none that could be the head.
     """
     modules = dict(model.named_modules())
+    head = head or vars(model).get(_NAMED)
     if head is not None:
         if head not in modules:
-            raise InputError(f"head: {head!r} is no module of the model; give the path of one, as 'fc'")
+            children = ", ".join(repr(name) for name, _ in model.named_children())
+            raise InputError(f"head: {head!r} is no module of the model; give the path of one, as {children}")
+        if not any(True for _ in modules[head].parameters()):
+            raise InputError(f"head: {head!r} has no parameters, and a head is what learns to name the classes")
         return [modules[head]]
     if hasattr(model, "get_classifier"):
         classifier = model.get_classifier()  # type: ignore[operator]
         return list(classifier) if isinstance(classifier, tuple | list) else [classifier]
-    linear = [module for module in modules.values() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise InputError("head: the model has no linear layer that could be its head; name it, as head='fc'")
-    return [linear[-1]]
+    usual = [modules[name] for name in _USUAL if name in modules]
+    for place, kind in [*itertools.product(usual, (nn.Linear, nn.modules.conv._ConvNd)), (model, nn.Linear)]:
+        if found := [module for module in place.modules() if isinstance(module, kind)]:
+            return [found[-1]]
+    raise InputError("head: the model has no linear layer that could be its head; name it, as head='fc'")
 
 
 class GainedLinear(nn.Linear):
@@ -693,6 +719,27 @@ def model_names() -> list[str]:
     return sorted([*PAPER_NETS, *timm.list_models()])
 
 
+_GIVEN = " (given)"
+
+
+def given_name(model: nn.Module) -> str:
+    """Name a network that Python code handed over: nobody can make it from its name.
+
+    Args:
+        model: any module.
+    """
+    return type(model).__name__ + _GIVEN
+
+
+def is_given(name: str) -> bool:
+    """Return True for what `given_name` gives.
+
+    Args:
+        name: of a model.
+    """
+    return name.endswith(_GIVEN)
+
+
 def check_model_name(name: str) -> None:
     """Refuse an unknown model.
 
@@ -704,6 +751,11 @@ def check_model_name(name: str) -> None:
     """
     import timm
 
+    if is_given(name):
+        raise InputError(
+            f"model: the run trained a network of its own, {name.removesuffix(_GIVEN)}, which no name makes; hand one "
+            "over in Python: arelu_meta.load_model(run, model=net), and evaluate and predict likewise"
+        )
     if name not in PAPER_NETS and not timm.is_model(name):
         raise InputError(f"model.name: {name!r} is not known; {nearest_names(name, model_names())}")
 

@@ -62,31 +62,36 @@ class Loader:
             RuntimeError: as there, and for weights of the model before the swap, or after another, unless `strict` is
                 off.
         """
-        if strict:
-            self._check(state_dict)
+        if strict and (fault := swap_fault(self.model, state_dict)) is not None:
+            raise RuntimeError(f"load_state_dict: {fault}")
         return type(self.model).load_state_dict(self.model, state_dict, strict=strict, assign=assign)
 
-    def _check(self, given: Mapping[str, Any]) -> None:
-        found = self.model.named_modules()
-        gates = {path: isinstance(one, GatedAReLU) for path, one in found if isinstance(one, AReLU | GatedAReLU)}
-        if gates and not any(f"{path}.{name}" in given for path in gates for name in _SCALARS):
-            raise RuntimeError(
-                "load_state_dict: these are the weights of the model before the swap: load them first and swap then, "
-                "or load with strict=False to keep the activations' scalars as they are"
-            )
-        paths = list(gates) or [f"{site.path}{call}" for site in find_sites(self.model) for call in ("", ".0")]
-        init = "preserve" if any(f"{path}.t" in given for path in paths) else "paper"
-        if any(not gated and f"{path}.t" in given for path, gated in gates.items()):
-            what = "have gates, and the model has none"
-        elif any(gated and f"{path}.alpha" in given and f"{path}.t" not in given for path, gated in gates.items()):
-            what = "have no gates, and the model has some"
-        elif not gates and any(f"{path}.alpha" in given and f"{path}.beta" in given for path in paths):
-            what = "are of a swapped model, and this one is not swapped"
-        else:
-            return
-        raise RuntimeError(
-            f'load_state_dict: these weights {what}: call swap_activations(model, "arelu", init="{init}") first'
+
+def swap_fault(model: nn.Module, given: Mapping[str, Any]) -> str | None:
+    """Say in a sentence where weights differ from a model in what was swapped in; None where they do not.
+
+    Args:
+        model: swapped or not.
+        given: the weights, by name.
+    """
+    found = model.named_modules()
+    gates = {path: isinstance(one, GatedAReLU) for path, one in found if isinstance(one, AReLU | GatedAReLU)}
+    if gates and not any(f"{path}.{name}" in given for path in gates for name in _SCALARS):
+        return (
+            "these are the weights of the model before the swap: load them first and swap then, "
+            "or load with strict=False to keep the activations' scalars as they are"
         )
+    paths = list(gates) or [f"{site.path}{call}" for site in find_sites(model) for call in ("", ".0")]
+    init = "preserve" if any(f"{path}.t" in given for path in paths) else "paper"
+    if any(not gated and f"{path}.t" in given for path, gated in gates.items()):
+        what = "have gates, and the model has none"
+    elif any(gated and f"{path}.alpha" in given and f"{path}.t" not in given for path, gated in gates.items()):
+        what = "have no gates, and the model has some"
+    elif not gates and any(f"{path}.alpha" in given and f"{path}.beta" in given for path in paths):
+        what = "are of a swapped model, and this one is not swapped"
+    else:
+        return None
+    return f'these weights {what}: call swap_activations(model, "arelu", init="{init}") first'
 
 
 class GroupMatcher:

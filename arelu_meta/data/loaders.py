@@ -38,6 +38,7 @@ class InputSpec:
         crop_pct: the share of the shorter side that evaluation keeps, from the centre.
         range: of pixels of more than 8 bits, as its training images were read: LOW-HIGH, or auto where there were none.
         fit: how an image becomes a square: crop, pad or squash.
+        prepared: whether its run's data set gave tensors, which it takes as they are: nobody here can prepare an image.
     """
 
     image_size: int
@@ -48,6 +49,7 @@ class InputSpec:
     crop_pct: float = 1.0
     range: str = "auto"
     fit: str = "crop"
+    prepared: bool = False
 
     def crop(self) -> dict[str, Any]:
         """Return timm's arguments for how evaluation makes a square of an image."""

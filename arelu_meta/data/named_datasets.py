@@ -425,6 +425,10 @@ def _read_quarter(name: str) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+GIVEN = "given"
+"""What a config says of data sets that Python code handed over."""
+
+
 def load_images(config: DataConfig, seed: int, seen: Provenance | None = None) -> Splits:
     """Load the images that a config names, split into training, validation and test.
 
@@ -481,6 +485,11 @@ def _load(config: DataConfig, seed: int, seen: Provenance | None) -> Splits:
         if config.root is None:
             raise InputError("data.root: missing; data.name folder needs a folder with one sub-folder a class")
         return load_folder(find_root(config.root), seed, Reading.of(config), seen)
+    if name == GIVEN:
+        raise InputError(
+            "data.name: 'given' stands for data sets that Python code handed over; hand them over again, as "
+            "finetune(config, train=dataset) or evaluate(run, data=dataset), or give --data.root"
+        )
     if name == "digits":
         return split_whole(load_digits(), seed, mirrored=False, seen=seen)
     if name == "omniglot-small":

@@ -19,7 +19,7 @@ from arelu_meta.data.splits import ImageSet, Labels, Provenance, Splits, fill_sp
 from arelu_meta.errors import InputError
 from arelu_meta.runs.progress import progress
 
-_IMAGE_KEYS = ("image", "img", "pixel_values", "images", "picture", "x")
+_IMAGE_KEYS = ("pixel_values", "image", "img", "images", "picture", "x")  # the first is what a transform adds
 _LABEL_KEYS = ("label", "labels", "target", "class", "fine_label", "y")
 _LOOKED_AT = 8  # images, evenly spread, that say of which kind all are
 _PLAINLY = Reading()
@@ -35,15 +35,15 @@ def as_image_dataset(
         data: anything with a length whose items are (image, label) or rows such as {"image": …, "label": …}:
             torchvision's sets, `torch.utils.data.Subset`, Hugging Face's with or without `with_transform`, a list of
             (path, label). Images are files, Pillow's, NumPy arrays of shape (height, width[, channels]), or tensors of
-            shape ([channels,] height, width); uint8, or floats from 0 to 1, which are kept in 8 bits. Labels are whole
-            numbers or texts.
+            shape ([channels,] height, width). Arrays and tensors of uint8, and arrays of floats from 0 to 1 (kept in 8
+            bits), are images; tensors of floats are what the network gets. Labels are whole numbers or texts.
         where: the argument's name, for errors.
         classes: the classes' names where labels are numbers; default: those that the data set knows.
         reading: how files are read.
 
     Returns:
-        The images, of the classes that have one. Float tensors beyond [0, 1] are taken for the network's own input:
-        the set is `prepared`, and they are used as they are.
+        The images, of the classes that have one. With tensors of floats the set is `prepared`: they are used as they
+        are, whatever their range.
 
     Raises:
         InputError: in one sentence, naming the item that cannot be read.
@@ -65,8 +65,9 @@ def as_image_dataset(
         return _of_files(rows, classes, reading)
     names, numbers = _numbered(_labels(rows), classes or _class_names(data), where)
     looked = np.unique(np.linspace(0, len(data) - 1, _LOOKED_AT).astype(int)).tolist()
-    arrays = [_array(rows[index][0], where, index) for index in looked]
-    prepared = any(_is_prepared(array) for array in arrays)
+    values = [rows[index][0] for index in looked]
+    arrays = [_array(value, where, index) for value, index in zip(values, looked, strict=True)]
+    prepared = any(map(_is_prepared, values, arrays))
     if prepared:
         read = _ReadRow(rows, arrays[0].shape[0], arrays[0].shape)
     else:
@@ -82,13 +83,78 @@ def as_image_dataset(
         prepared=prepared,
         remarks=(_ON_PREPARED,) if prepared else (),
     )
-    return replace(images, known_digests=_digests(images, where, looked))
+    random = not all(_is_steady(images, images.names[index]) for index in looked)
+    if random:
+        images = replace(images, random=True, remarks=(*images.remarks, _ON_RANDOM.format(where)))
+    return replace(images, known_digests=_digests(images, where))
 
 
-_ON_PREPARED = (
-    "the images came as tensors beyond [0, 1] and are used as they are: nothing augments them, and predict, evaluate "
-    "and export do not know what was done to them"
-)
+_ON_PREPARED = "the data set's tensors are used as they are: what was done to images before is not known here"
+_ON_RANDOM = "{}: its own transforms are random; copies are not looked for, and what is cut from it is changed, too"
+
+
+def _is_steady(images: ImageSet, name: str) -> bool:
+    """Return True if an image is the same each time; a flip alone is seen in 15 of 16 images that are flipped."""
+    first, *others = (np.asarray(images.read(name)) for _ in range(3))
+    return all(np.array_equal(first, other) for other in others)
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A person's own data sets, read: training images, and validation and test images where they were given.
+
+    Args:
+        train: the training images.
+        validation: None where they are to be cut from the training images.
+        test: likewise.
+        mirrored: see `Splits`.
+    """
+
+    train: ImageSet
+    validation: ImageSet | None = None
+    test: ImageSet | None = None
+    mirrored: bool = True
+
+    @classmethod
+    def of(cls, train: Any, validation: Any, test: Any, reading: Reading = _PLAINLY) -> "OwnData":
+        """Read data sets, whose labels go by the classes of the first.
+
+        Args:
+            train: see `as_image_dataset`.
+            validation: likewise, or None.
+            test: likewise.
+            reading: how files are read.
+
+        Raises:
+            InputError: naming the argument and the item or the class.
+        """
+        images = as_image_dataset(train, "train", reading=reading)
+        if len(images.classes) < 2:
+            raise InputError(f"train: all its labels are {images.classes[0]!r}; at least 2 classes are needed")
+        others = {
+            name: _with_classes(as_image_dataset(data, name, reading=reading), images, name)
+            for name, data in (("validation", validation), ("test", test))
+            if data is not None
+        }
+        return cls(images, others.get("validation"), others.get("test"), _mirrored(train))
+
+    def splits(self, config: DataConfig, seed: int, seen: Provenance | None = None) -> Splits:
+        """Cut what is missing from the training images, as `load_images` does.
+
+        Args:
+            config: per_class, folds and fold.
+            seed: of the cuts.
+            seen: what the model was trained on before.
+
+        Raises:
+            InputError: if a class has too few images.
+        """
+        try:
+            splits = fill_splits(self.train, self.validation, self.test, seed, seen)
+            notes = (*splits.notes, *self.train.remarks)
+            return finish_splits(replace(splits, notes=notes, mirrored=self.mirrored), config, seed, seen)
+        except InputError as error:
+            raise InputError(str(error).replace("data.root: ", "train: ")) from error
 
 
 def own_splits(
@@ -107,20 +173,7 @@ def own_splits(
     Raises:
         InputError: naming the argument and the item or the class.
     """
-    reading = Reading.of(config)
-    found = {"train": as_image_dataset(train, "train", reading=reading)}
-    if len(found["train"].classes) < 2:
-        raise InputError(f"train: all its labels are {found['train'].classes[0]!r}; at least 2 classes are needed")
-    for name, data in (("validation", validation), ("test", test)):
-        if data is not None:
-            found[name] = _with_classes(as_image_dataset(data, name, reading=reading), found["train"], name)
-    try:
-        splits = fill_splits(found["train"], found.get("validation"), found.get("test"), seed, seen)
-        notes = (*splits.notes, *found["train"].remarks)
-        splits = replace(splits, notes=notes, mirrored=_mirrored(train))
-        return finish_splits(splits, config, seed, seen)
-    except InputError as error:
-        raise InputError(str(error).replace("data.root: ", "train: ")) from error
+    return OwnData.of(train, validation, test, Reading.of(config)).splits(config, seed, seen)
 
 
 def _with_classes(images: ImageSet, train: ImageSet, where: str) -> ImageSet:
@@ -270,10 +323,11 @@ def _is_whole(array: NDArray[Any]) -> bool:
     return bool((array >= 0).all() and (array <= 255).all() and (array == np.rint(array)).all())
 
 
-def _is_prepared(array: NDArray[Any]) -> bool:
-    """Return True for floats that are no pixels: normalised already, they are a network's input."""
-    floats = np.issubdtype(array.dtype, np.floating)
-    return bool(floats and not ((array >= 0).all() and (array <= 1).all()) and not _is_whole(array))
+def _is_prepared(value: Any, array: NDArray[Any]) -> bool:
+    """Return True for what is a network's input: tensors of floats, and arrays of floats that are no pixels."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return False
+    return isinstance(value, Tensor) or not (((array >= 0).all() and (array <= 1).all()) or _is_whole(array))
 
 
 @dataclass(frozen=True)
@@ -317,11 +371,9 @@ class _ReadRow:
         return to_channels(Image.fromarray(pixels[..., 0] if len(array) == 1 else pixels), self.channels)
 
 
-def _digests(images: ImageSet, where: str, looked: Sequence[int]) -> Digests:
+def _digests(images: ImageSet, where: str) -> Digests:
     """Tell images apart by their pixels; by their place where there are too many, or each reading gives others."""
-    sample = [images.names[index] for index in looked]
-    steady = all(np.array_equal(np.asarray(images.read(name)), np.asarray(images.read(name))) for name in sample)
-    if not steady or len(images) > _MOST_DIGESTED:
+    if images.random or len(images) > _MOST_DIGESTED:
         return digest_texts(f"{where} {len(images)} {index}" for index in range(len(images)))
     found = []
     with progress("reading images", len(images), "images") as bar:

@@ -83,6 +83,11 @@ class Source:
         item = self.items[index]
         if isinstance(item, Tensor):
             return self._normalised(item)
+        if self.inputs.prepared:
+            raise InputError(
+                f"{self.where}: the run was trained on tensors that its data set made of images, in a way it does not "
+                "know; give tensors that the same transform made"
+            )
         if isinstance(item, Image.Image):
             return self.prepare(to_channels(item, self.inputs.channels, self.inputs.range))
         try:
@@ -121,6 +126,8 @@ class Source:
 
     def _normalised(self, image: Tensor) -> Tensor:
         inputs = self.inputs
+        if inputs.prepared:
+            return image.detach().float().cpu()
         wanted = (inputs.channels, inputs.image_size, inputs.image_size)
         if tuple(image.shape) != wanted:
             raise InputError(

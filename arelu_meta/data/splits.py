@@ -31,6 +31,7 @@ class ImageSet:
         range: of pixels of more than 8 bits, as its data set's were read; auto where there are none.
         remarks: what is to be said of how it was read.
         prepared: whether `read` gives tensors that the network takes as they are.
+        random: whether each reading of an image may give another one.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +45,7 @@ class ImageSet:
     range: str = "auto"
     remarks: tuple[str, ...] = ()
     prepared: bool = False
+    random: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -148,6 +150,8 @@ def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
         known_sizes=np.concatenate(known) if len(known) == len(parts) else None,
         range=parts[0].range,
         remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
+        prepared=parts[0].prepared,
+        random=any(part.random for part in parts),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from arelu_meta.backbones.checkpoint import provenance_of
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.own_datasets import OwnData
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle_rates
 from arelu_meta.runs.distributed import Ranks
@@ -47,6 +48,7 @@ def run_members(
     members: dict[str, FinetuneConfig],
     run: Callable[[FinetuneConfig], dict[str, Any]],
     ranks: Ranks,
+    given: OwnData | None = None,
 ) -> dict[str, Any]:
     """Do the runs one after the other, each in a folder of its own, and sum them up.
 
@@ -55,6 +57,7 @@ def run_members(
         members: what `member_configs` gave.
         run: does one.
         ranks: the processes that do each together.
+        given: data sets that Python code handed over.
 
     Returns:
         What results.json of the whole holds: the mean test accuracy and its interval, of the runs and of the
@@ -76,7 +79,7 @@ def run_members(
             one = RunFolder(folder.path / name, finished=True)
             if (one.path / "results.json").exists():  # the others look for themselves
                 one.check_same(partial(settle_rates, member))
-                check_ended(one, member)
+                check_ended(one, member, given)
     if whole:
         return finished_results(folder, "finetune")
     resume = "auto" if config.run.resume == "auto" else "never"
@@ -91,18 +94,21 @@ def run_members(
     return results
 
 
-def check_ended(folder: RunFolder, config: FinetuneConfig) -> None:
+def check_ended(folder: RunFolder, config: FinetuneConfig, given: OwnData | None = None) -> None:
     """Refuse to repeat the results of a run on other images than it had.
 
     Args:
         folder: of a run that has ended.
         config: of the run that is asked for.
+        given: data sets that Python code handed over.
 
     Raises:
         InputError: naming the first image that differs.
     """
     seen = provenance_of(config.model.pretrained)
-    folder.check_split(load_images(config.data, config.run.seed, seen).describe())
+    seed = config.run.seed
+    splits = load_images(config.data, seed, seen) if given is None else given.splits(config.data, seed, seen)
+    folder.check_split(splits.describe())
 
 
 def _holds_all(folder: Path, members: Mapping[str, FinetuneConfig]) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from arelu_meta.activations.controls import FROZEN, HEAD_RATE, is_control
+from arelu_meta.backbones.networks import is_given
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.freezing import keeps_features
@@ -137,5 +138,6 @@ def keeps_function(config: FinetuneConfig) -> bool:
 
 
 def _own_head(config: FinetuneConfig) -> bool:
-    """Return True if the head may come with the checkpoint: its classes decide, which are not read yet."""
-    return isinstance(config.model.pretrained, str) and not config.model.reset_head
+    """Return True if the head may come with the checkpoint, whose classes decide, or does with a network given."""
+    from_checkpoint = isinstance(config.model.pretrained, str) and not config.model.reset_head
+    return from_checkpoint or is_given(config.model.name)

@@ -1,7 +1,9 @@
 """Fine-tuning from a config: what must hold before anything is written, then one run, or one a seed or a fold."""
 
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,12 @@ from arelu_meta.backbones.from_config import (
     check_model_config,
     with_start,
 )
+from arelu_meta.backbones.given_model import check_given, config_of_given, spec_of_given
 from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.backbones.networks import PAPER_NETS, heads_of, is_stock, suit_layout, zero_head
-from arelu_meta.config import FinetuneConfig, OptimConfig, reader_of
+from arelu_meta.config import LARGEST_IMAGE, DataConfig, FinetuneConfig, OptimConfig, reader_of
 from arelu_meta.data.image_folder import class_holders
+from arelu_meta.data.image_io import Reading
 from arelu_meta.data.loaders import (
     Batches,
     InputSpec,
@@ -33,9 +37,10 @@ from arelu_meta.data.loaders import (
     note_crop,
     unlabelled_batches,
 )
-from arelu_meta.data.named_datasets import load_images
+from arelu_meta.data.named_datasets import GIVEN, load_images
+from arelu_meta.data.own_datasets import OwnData
 from arelu_meta.data.splits import ImageSet, Splits
-from arelu_meta.errors import InputError
+from arelu_meta.errors import InputError, shown
 from arelu_meta.finetuning.cross_validation import check_ended, check_single, member_configs, run_members
 from arelu_meta.finetuning.defaults import new_head_init, scalars_share, settle, settle_rates
 from arelu_meta.finetuning.freezing import count_learning, keeps_features, set_drop_rate, set_learning, set_training
@@ -43,47 +48,146 @@ from arelu_meta.finetuning.fsdp import Shards, check_sharding
 from arelu_meta.finetuning.linear_probe import check_probe, is_plain, start_with_probe
 from arelu_meta.finetuning.lr_finder import Search, search_rate
 from arelu_meta.finetuning.optimizer import build_optimizer, build_schedule, check_optimizer_name, peak_rate
-from arelu_meta.finetuning.trainer import Trainer, check_state
+from arelu_meta.finetuning.trainer import OnEpoch, Trainer, check_state
 from arelu_meta.finetuning.training_step import Mix, TrainingState, mean_loss
 from arelu_meta.runs.distributed import Ranks, join
 from arelu_meta.runs.reproducibility import prepare
 from arelu_meta.runs.run_folder import RunFolder, check_apart, finished_results, open_run
 from arelu_meta.runs.tracking import check_trackers, tracker_names
-from arelu_meta.validation import validate
+from arelu_meta.validation import describe_type, validate
 
 _DIGITS_SIZE = 64
 
 
-def finetune(config: FinetuneConfig | None = None) -> dict[str, Any]:
-    """Fine-tune a backbone on labelled images and test it.
+@dataclass(frozen=True)
+class _Given:
+    """What Python code handed over, in place of what the config would make."""
+
+    model: nn.Module | None = None
+    data: OwnData | None = None
+    on_epoch: OnEpoch | None = None
+
+
+def finetune(
+    config: FinetuneConfig | str | Path | None = None,
+    *,
+    model: nn.Module | None = None,
+    train: Any = None,
+    validation: Any = None,
+    test: Any = None,
+    on_epoch: OnEpoch | None = None,
+    head: str | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a backbone, or a network of one's own, on labelled images, and test it.
 
     Args:
-        config: default: `FinetuneConfig()`, the embedded digits.
+        config: default: `FinetuneConfig()`, the embedded digits; a text is short for a folder of images (data.root).
+        model: any module that maps images to logits, swapped or not; default: the backbone that the config names. It is
+            trained in place (on the run's device), and holds the kept epoch's weights in the end. What of it learns is
+            train.mode's to say. `load_model`, `evaluate` and `predict` take the run with such a network beside it.
+        train: any data set of (image, label) with a length (torchvision's; Hugging Face's, whose `with_transform` is
+            kept; a list of paths and labels); default: what the config names. Tensors go to the network as they are;
+            images of Pillow's and paths through the config's transform.
+        validation: likewise; default: a tenth of train, drawn by the seed (with train's own transform).
+        test: likewise; default: a quarter of train, drawn by the seed before that.
+        on_epoch: called after each epoch, with its row of metrics.csv.
+        head: the path of the head, as `fc`; default: what timm's `get_classifier` gives, else the last linear layer of
+            `fc`, `classifier` or `head`, else of the whole network.
 
     Returns:
         What results.json holds: among others `test_accuracy` (a fraction), `test_low` and `test_high` (95 % interval),
         `test_n` (images), `folder`. Over several seeds or folds these are their mean and its interval.
 
     Raises:
-        InputError: if something in the config does not fit; nothing is written then.
+        InputError: if something that was given does not fit; nothing is written then.
         RunError: if the run diverges or the disk refuses.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from arelu_meta import FinetuneConfig, finetune, swap_activations
+        >>> images = torch.randn(60, 1, 8, 8)
+        >>> labels = [int(image.mean() > 0) for image in images]
+        >>> layers = [torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)]
+        >>> net = torch.nn.Sequential(*layers)
+        >>> _ = swap_activations(net, "arelu")
+        >>> config = FinetuneConfig()
+        >>> config.run.folder, config.run.pictures, config.train.epochs = tempfile.mkdtemp() + "/run", False, 2
+        >>> dataset = list(zip(images, labels))
+        >>> results = finetune(config, model=net, train=dataset, on_epoch=lambda row: print(sorted(row)[0]))
+        Sequential (given)...
+        >>> results["test_n"]
+        15
     """
+    for name, value, kind in (("model", model, nn.Module), ("head", head, str), ("on_epoch", on_epoch, Callable)):
+        if value is not None and not isinstance(value, kind):  # type: ignore[arg-type]
+            raise InputError(f"{name}: {shown(value)} is not allowed; give {describe_type(kind)}")
+    if isinstance(config, str | Path) and str(config).strip():
+        config = FinetuneConfig(data=DataConfig(root=str(config)))
     config = FinetuneConfig() if config is None else config
     validate(config, FinetuneConfig)
+    assert isinstance(config, FinetuneConfig)
     check_augmentation(config.data.augmentation)
+    if model is not None:
+        config = _with_model(config, model, head)
+    elif head is not None:
+        raise InputError(f"head: {head!r} names the head of a network that is given; give model= with it")
     _check_read(config)
-    check_model_config(config.model)
-    config = replace(config, model=with_start(config.model))
+    if model is None:
+        check_model_config(config.model)
+        config = replace(config, model=with_start(config.model))
     check_optimizer_name(config.optim.name)
     check_trackers(tracker_names(config.run.trackers))
+    data = None
+    if train is not None:
+        data = OwnData.of(train, validation, test, Reading.of(config.data))
+        config = _with_data(config, data)
+    elif validation is not None or test is not None:
+        missing = "validation" if validation is not None else "test"
+        raise InputError(f"train: missing; {missing} is of a data set that is given, give train= with it")
+    given = _Given(model, data, on_epoch)
     config = settle(config)
     ranks = join(config.run)
     with ranks.naming_lost_processes():
         _check_sync(config, ranks)
         check_sharding(config, ranks)
         if members := member_configs(config):
-            return run_members(config, members, partial(_finetune, ranks=ranks), ranks)
-        return _finetune(config, ranks)
+            return run_members(config, members, partial(_finetune, ranks=ranks, given=given), ranks, data)
+        return _finetune(config, ranks, given)
+
+
+def _with_model(config: FinetuneConfig, model: nn.Module, head: str | None) -> FinetuneConfig:
+    """Let a config say what a network that is given is; refuse what needs one that can be made anew."""
+    refused = {
+        "train.repeats": config.train.repeats > 1 and config.train.repeats,
+        "data.folds": config.data.fold is None and config.data.folds,
+        "train.shard": config.train.shard,
+    }
+    if name := next((name for name, value in refused.items() if value), None):
+        raise InputError(
+            f"{name}: {refused[name]} needs a network that is made anew from its name, and one is given; leave it out"
+        )
+    return replace(config, model=config_of_given(model, config.model, head))
+
+
+def _with_data(config: FinetuneConfig, given: OwnData) -> FinetuneConfig:
+    """Let a config say that its data were given; refuse what is not read of them."""
+    data, untouched = config.data, DataConfig()
+    unread = ["name", "root"] + (["image_size", "range", "fit", "cache"] if given.train.prepared else [])
+    for name in unread:
+        if (value := getattr(data, name)) != getattr(untouched, name):
+            why = "train is given" if name in ("name", "root") else "train gives tensors, which are taken as they are"
+            raise InputError(f"data.{name}: {value!r} is not read where {why}; leave it out")
+    augmentation = data.augmentation
+    if given.train.prepared and augmentation not in ("auto", "none"):
+        raise InputError(
+            f"data.augmentation: {augmentation!r} is of images, and train gives tensors; augment in its own transform"
+        )
+    if augmentation == "auto" and config.train.mode != "probe":
+        if given.train.random and (given.train.prepared or keeps_features(config.train.mode)):
+            augmentation = GIVEN
+        elif given.train.prepared:
+            augmentation = "none"
+    return replace(config, data=replace(data, name=GIVEN, augmentation=augmentation))
 
 
 def _check_read(config: FinetuneConfig) -> None:
@@ -128,7 +232,7 @@ def _check_sync(config: FinetuneConfig, ranks: Ranks) -> None:
         )
 
 
-def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
+def _finetune(config: FinetuneConfig, ranks: Ranks, given: _Given) -> dict[str, Any]:
     """Do one run, of one seed and one split."""
     with ranks.synchronizing():
         folder = open_run(config.run, "finetune", ranks)
@@ -136,7 +240,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
             check_single(folder.path)
         folder.check_same(lambda images: settle_rates(config, images))
         if folder.finished:
-            check_ended(folder, config)
+            check_ended(folder, config, given.data)
     ranks.same(
         (folder.finished, str(folder.resumed_from)),
         f"run.folder: {str(folder.path)!r} does not hold the same for every process; give one on a disk that all share",
@@ -145,7 +249,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         return finished_results(folder, "finetune")
     # All have looked before the first of them writes: the others would take its files for an older run.
     with ranks.synchronizing():
-        splits, model, spec, head = _checked(config, folder)
+        splits, model, spec, head = _checked(config, folder, given)
     if head.new and config.model.head_init == "auto":  # whether a checkpoint's fits, only the classes say
         config = replace(config, model=replace(config.model, head_init=new_head_init(config)))
     config = replace(settle_rates(config, len(splits.train)), data=replace(config.data, range=splits.train.range))
@@ -169,33 +273,40 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     optim, search = choose_rate(config, model, batches[0], found, ranks)
     shards = Shards(model, ranks) if config.train.shard else None
     training = make_training(config, optim, model, splits.train, len(batches[0]), ranks)
-    trainer = Trainer(config, folder, splits, spec, batches, training, search, shards)
+    trainer = Trainer(config, folder, splits, spec, batches, training, search, shards, given.on_epoch)
     return trainer.fit([headline(spec, splits, ranks), *_counts(model), *notes])
 
 
-def _checked(config: FinetuneConfig, folder: RunFolder) -> tuple[Splits, nn.Module, ModelSpec, Head]:
+def _checked(config: FinetuneConfig, folder: RunFolder, given: _Given) -> tuple[Splits, nn.Module, ModelSpec, Head]:
     """Read the images and make the model; whatever does not fit is found here, before anything is written."""
     check_apart(folder, class_holders(config.data))
-    splits = load_images(config.data, config.run.seed, provenance_of(config.model.pretrained))
+    load = load_images if given.data is None else given.data.splits
+    splits = load(config.data, config.run.seed, provenance_of(config.model.pretrained))
     folder.check_split(splits.describe())
     prepare(config.run)  # each seed and fold from its own state, whatever ran before it
-    model, spec, head = build_with_head(
-        config.model,
-        splits.train.classes,
-        splits.train.channels,
-        _image_size(config),
-        "finetune",
-        partial(unlabelled_batches, splits.train),
-    )
-    inputs = replace(spec.inputs, range=splits.train.range, fit=config.data.fit)
-    spec, splits = (
-        replace(spec, inputs=inputs),
-        replace(splits, notes=(*splits.notes, *note_crop(splits.train, inputs))),
-    )
+    train, size = splits.train, _image_size(config)
+    if train.prepared:
+        size = min(np.asarray(train[0][0]).shape[-1], LARGEST_IMAGE)
+    if given.model is None:
+        looked = partial(unlabelled_batches, train)
+        model, spec, head = build_with_head(config.model, train.classes, train.channels, size, "finetune", looked)
+    else:
+        model, head = given.model, Head(False, "head: as the network has it")
+        spec = spec_of_given(model, config.model, train.classes, train.channels, size, "finetune")
+    inputs = replace(spec.inputs, range=train.range, fit=config.data.fit)
+    if train.prepared:
+        colours = train.channels
+        inputs = replace(inputs, channels=colours, mean=(0.0,) * colours, std=(1.0,) * colours, prepared=True)
+    spec, splits = replace(spec, inputs=inputs), replace(splits, notes=(*splits.notes, *note_crop(train, inputs)))
     set_drop_rate(model, config.model.drop_rate)
     still = keeps_features(config.train.mode) or config.train.freeze_bn is True
-    smallest = None if still else min(config.data.batch_size, len(splits.train))
-    check_forward(model, spec, smallest)
+    if given.model is None and not train.prepared:
+        check_forward(model, spec, None if still else min(config.data.batch_size, len(train)))
+    else:
+        images, _ = next(
+            iter(Batches(train.subset([0, len(train) - 1]), build_transform(inputs, training=False), 2).epoch(0))
+        )
+        check_given(model, images, train.classes, trains=not still)
     set_learning(model, config.train)
     check_gates(model, config.optim.open_gates)
     check_probe(model, config)
@@ -257,7 +368,7 @@ def make_batches(
         inputs,
         training=not is_plain(config),
         mirrored=splits.mirrored,
-        policy=None if policy in ("auto", "none", "crop") else policy,
+        policy=None if policy in ("auto", "none", "crop", GIVEN) else policy,
     )
     size, share, pinned = config.data.batch_size, ranks.share, ranks.device.type == "cuda"
     workers = choose_workers(config.data.workers, ranks.device, len(splits.train))

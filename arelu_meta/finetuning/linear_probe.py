@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from arelu_meta.backbones.networks import GainedLinear
+from arelu_meta.backbones.networks import GainedLinear, heads_of
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loaders import Batches, BatchOrder, InputSpec, build_transform
 from arelu_meta.data.splits import ImageSet
@@ -40,17 +40,17 @@ def linear_head(model: nn.Module) -> nn.Linear | None:
     """Return a model's head where it is a single linear layer.
 
     Args:
-        model: with timm's `get_classifier`.
+        model: any module that `heads_of` knows the head of.
     """
-    head = model.get_classifier()  # type: ignore[operator]
-    return head if isinstance(head, nn.Linear) else None
+    heads = heads_of(model)
+    return heads[0] if len(heads) == 1 and isinstance(heads[0], nn.Linear) else None
 
 
 def check_probe(model: nn.Module, config: FinetuneConfig) -> None:
     """Refuse train.mode probe for a head that logistic regression cannot be written into.
 
     Args:
-        model: with timm's `get_classifier`.
+        model: any module that `heads_of` knows the head of.
         config: its train.mode, and the model's name for the sentence.
 
     Raises:
@@ -284,7 +284,7 @@ def cached_batches(
 
 
 def _head(model: nn.Module) -> nn.Module:
-    return model.get_classifier()  # type: ignore[operator,no-any-return]
+    return heads_of(model)[0]
 
 
 def fit_once(training: TrainingState, train: Images, validation: Images, config: FinetuneConfig) -> None:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from arelu_meta.data.splits import ImageSet
 from arelu_meta.finetuning.metrics import Counts, Mistake, confused_pairs
@@ -164,9 +165,20 @@ def draw_mistakes(path: Path, found: Sequence[Mistake], test: ImageSet) -> None:
     _save(path, figure)
 
 
+def _as_picture(image: Image.Image | Tensor) -> Image.Image:
+    """Show what a data set of one's own gives as a tensor: its first channel, or three, from black to white."""
+    if not isinstance(image, Tensor):
+        return image.convert("RGB")
+    values = image.float().nan_to_num()
+    values = values if values.ndim == 3 else values.reshape(1, 1, -1)
+    values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12) * 255
+    pixels = values[: 3 if len(values) >= 3 else 1].permute(1, 2, 0).byte().numpy()
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).convert("RGB")
+
+
 def _thumbnail(test: ImageSet, index: int) -> Image.Image:
     try:
-        image = test[index][0].convert("RGB")
+        image = _as_picture(test[index][0])
     except (OSError, ValueError):  # moved or damaged since it was predicted
         return Image.new("RGB", (_THUMBNAIL, _THUMBNAIL), "lightgrey")
     # Small ones are enlarged, pixel by pixel: of CIFAR's 32 pixels a spot would be left.

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -43,6 +43,9 @@ _KINDS = {  # beside weights, tables and the optimiser's state
     "seconds": float,
     "model_digest": str,
 }
+
+
+OnEpoch = Callable[[dict[str, Any]], object]
 
 
 def check_state(state: Mapping[str, Any], path: Path | None, optimizer: str) -> None:
@@ -91,6 +94,7 @@ class Trainer:
         training: the model on the device, and what its steps need.
         search: how the learning rate was found, if it was looked for.
         shards: the model's parts, where it is shared out over the processes.
+        on_epoch: called after each epoch by the first process, with its row of metrics.csv.
     """
 
     def __init__(
@@ -103,7 +107,9 @@ class Trainer:
         training: TrainingState,
         search: Search | None = None,
         shards: Shards | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
+        self.on_epoch = on_epoch
         self.config, self.folder, self.splits, self.spec = config, folder, splits, spec
         self.ranks, self.device = training.ranks, training.device
         self.train: Batches | FeatureBatches = batches[0]
@@ -269,6 +275,8 @@ class Trainer:
         whole = self._whole()
         if self.ranks.main:
             self.scalars.record(whole, number)
+            if self.on_epoch is not None:
+                self.on_epoch(dict(row))
 
     def _record_gradients(self, model: nn.Module) -> None:
         self.gradients.record(model, self.training.updates + 1)

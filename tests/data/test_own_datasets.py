@@ -30,7 +30,6 @@ KINDS: dict[str, Any] = {
     "float arrays": list(zip(PIXELS / 255, LABELS, strict=True)),
     "floats to 255": list(zip(PIXELS.astype(np.float32), LABELS, strict=True)),
     "uint8 tensors": TensorDataset(_tensors(), torch.tensor(LABELS)),
-    "float tensors": TensorDataset(_tensors() / 255, torch.tensor(LABELS)),
     "rows": [{"img": Image.fromarray(one), "label": label} for one, label in zip(PIXELS, LABELS, strict=True)],
     "a subset": Subset(TensorDataset(torch.cat([_tensors()] * 2), torch.tensor(LABELS * 2)), range(24, 48)),
 }
@@ -79,8 +78,9 @@ def test_hugging_face_rows_come_with_their_class_names_and_through_with_transfor
         assert np.array_equal(np.asarray(given[5][0]), PIXELS[5])
 
 
-def test_normalised_tensors_reach_the_network_as_they_are() -> None:
-    values = (_tensors() / 255 - 0.5) / 0.25
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_tensors_of_floats_reach_the_network_as_they_are_whatever_their_range(mean: float) -> None:
+    values = (_tensors() / 255 - mean) / (1 - mean)
     images = as_image_dataset(TensorDataset(values, torch.tensor(LABELS)))
     assert images.prepared
     assert "used as they are" in images.remarks[0]
