@@ -6,7 +6,6 @@ Weights come with this package, through timm, from a file of timm or plain PyTor
 import copy
 import importlib
 import importlib.util
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -249,9 +248,11 @@ def heads_of(model: nn.Module, head: str | None = None) -> list[nn.Module]:
         classifier = model.get_classifier()  # type: ignore[operator]
         return list(classifier) if isinstance(classifier, tuple | list) else [classifier]
     usual = [modules[name] for name in _USUAL if name in modules]
-    for place, kind in [*itertools.product(usual, (nn.Linear, nn.modules.conv._ConvNd)), (model, nn.Linear)]:
-        if found := [module for module in place.modules() if isinstance(module, kind)]:
-            return [found[-1]]
+    for place in (*usual, model):
+        kinds = (nn.Linear,) if place is model else (nn.Linear, nn.modules.conv._ConvNd)
+        for kind in kinds:
+            if found := [module for module in place.modules() if isinstance(module, kind)]:
+                return [found[-1]]
     raise InputError("head: the model has no linear layer that could be its head; name it, as head='fc'")
 
 
