@@ -28,13 +28,13 @@ class Prediction:
     """An image's class, and how sure the model is of it.
 
     Args:
-        path: of the image; None of one that came as Pillow's or as a tensor.
+        path: of the image; of one that came as Pillow's or as a tensor its place in what was given, from 0.
         name: of the likeliest class.
         probability: of that class, in (0, 1].
         ranked: the likeliest classes with their probabilities, as many as were asked for, the likeliest first.
     """
 
-    path: Path | None
+    path: Path
     name: str
     probability: float
     ranked: tuple[tuple[str, float], ...] = ()
@@ -106,11 +106,11 @@ def predict(
     if not found:
         raise InputError("images: none of the files is an image; give image files or folders")
     tell_skipped(len(source) - len(found))
-    return [Prediction(_path(paths[one.place]), one.name, one.probability, one.ranked) for one in found]
+    return [Prediction(_path(paths[one.place], one.place), one.name, one.probability, one.ranked) for one in found]
 
 
-def _path(image: OneImage) -> Path | None:
-    return Path(image) if isinstance(image, str | Path) else None
+def _path(image: OneImage, place: int) -> Path:
+    return Path(image) if isinstance(image, str | Path) else Path(str(place))
 
 
 def _how_many(top_k: int, probabilities: bool, classes: Sequence[str]) -> int:
