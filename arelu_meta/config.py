@@ -30,8 +30,14 @@ HEAD, PROBE = "finetune --train.mode head", "finetune --train.mode probe"
 ON_IMAGES, ON_TASKS = "evaluate of a classifier", "evaluate of a meta-learner"
 WITH_FOLDERS = "evaluate with a support and a query folder"
 FINETUNE, TRAIN = ("finetune", "demo"), ("finetune", "metatrain", "demo")
-FINETUNE_STUDIES = ("claims small-lr --pipeline finetune", "claims architectures", "claims transfer", "claims focus")
-LABELLED_STUDIES = FINETUNE_STUDIES[:2]
+FINETUNE_STUDIES = (
+    "claims small-lr --pipeline finetune",
+    "claims architectures",
+    "claims tuning",
+    "claims transfer",
+    "claims focus",
+)
+LABELLED_STUDIES = FINETUNE_STUDIES[:3]
 META_STUDIES = ("claims small-lr --pipeline maml", "claims meta")
 
 DEVICE = r"auto|mps|(cpu|cuda|xpu)(:\d{1,3})?"
@@ -595,7 +601,7 @@ class BenchConfig(Settings):
     deterministic: bool = setting(False, read_by=("bench step",))
 
 
-StudyName = Literal["mnist", "small-lr", "gradients", "transfer", "architectures", "meta", "focus"]
+StudyName = Literal["mnist", "small-lr", "gradients", "transfer", "architectures", "meta", "focus", "tuning"]
 
 
 @dataclass
@@ -611,7 +617,7 @@ class StudyModelConfig(Settings):
     """
 
     name: str | None = setting(None, several=True)
-    pretrained: bool | str | None = setting(None, read_by=("claims small-lr", "claims focus"))
+    pretrained: bool | str | None = setting(None, read_by=("claims small-lr", "claims focus", "claims tuning"))
     activation: str | None = setting(None, several=True)
 
 
@@ -638,10 +644,12 @@ class StudyTrainConfig(Settings):
     Args:
         epochs: of each run; default: the study's own.
         repeats: how many seeds, from run.seed on; 2 at the least, for an interval; default: the study's own.
+        modes: what is trained, as in train.mode of finetune, with commas between; default: the study's own.
     """
 
     epochs: int | None = setting(None, least=1, unread_by=META_STUDIES)
     repeats: int | None = setting(None, least=1)
+    modes: str | None = setting(None, several=True, read_by=("claims tuning",))
 
 
 @dataclass
@@ -688,8 +696,8 @@ class ClaimsConfig(Settings):
     Args:
         study: mnist (the authors' table), small-lr (small learning rates, on your backbone and data), gradients (do
             they vanish in deep plain networks), transfer (from one set of images to another), architectures
-            (mainstream networks from scratch), meta (MAML, as the authors read it and on unseen classes) or focus
-            (Grad-CAM: does the network look at the object).
+            (mainstream networks from scratch), meta (MAML, as the authors read it and on unseen classes), focus
+            (Grad-CAM: does the network look at the object) or tuning (small sets of parameters side by side).
         size: quick (at most 10 minutes on 2 cores) or full (the paper's size); flags change either.
         run: where and how; run.resume auto goes on where a study was stopped.
         data: the images, where a study lets you choose.

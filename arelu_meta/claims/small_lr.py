@@ -334,7 +334,7 @@ def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
             return [{"refused": str(reason)}]
         made.optim.head_lr = rate
     results = finetune(made)
-    metrics = _numbers(folder / "metrics.csv")
+    metrics = numbers_of(folder / "metrics.csv")
     images = json.loads((folder / "split.json").read_text(encoding="utf-8"))["train"]
     steps = -(-len(images) // trial.batch_size)
     ends = {name: results[name] for name in ("validation_accuracy", "test_accuracy")} | {"images": results["test_n"]}
@@ -374,7 +374,7 @@ def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
         except NoMatchError as reason:
             return [{"refused": str(reason)}]
     results = metatrain(metatrain_config(config, replace(trial, lr=rate), folder))
-    validation = [float(row["validation_accuracy"] or 0.0) for row in _numbers(folder / "metrics.csv")]
+    validation = [float(row["validation_accuracy"] or 0.0) for row in numbers_of(folder / "metrics.csv")]
     ends = {"validation_accuracy": max(validation), "test_accuracy": results["test_accuracy"], "rate": rate}
     ends["images"] = results["test_n"] * results["ways"] * results["queries"]
     return [{"step": step, "accuracy": results[f"accuracy_after_{step}"], **ends} for step in range(_INNER_STEPS + 1)]
@@ -384,8 +384,12 @@ def _matched_by(trial: Trial) -> Trial:
     return replace(trial, contender=trial.contender.removeprefix(MATCHED))
 
 
-def _numbers(file: Path) -> list[dict[str, Any]]:
-    """Read a table of a run; an empty cell is None."""
+def numbers_of(file: Path) -> list[dict[str, Any]]:
+    """Read a table of a run; an empty cell is None.
+
+    Args:
+        file: such as its metrics.csv.
+    """
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
     return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
 
@@ -413,7 +417,7 @@ def _time_one_epoch(config: ClaimsConfig, trial: Trial) -> tuple[float, float]:
 
     def run(folder: Path) -> list[Row]:
         finetune(finetune_config(config, trial, folder))
-        epochs.extend(_numbers(folder / "times.csv"))
+        epochs.extend(numbers_of(folder / "times.csv"))
         return []
 
     with one_thread():

@@ -190,6 +190,7 @@ _MODULES = {
     "architectures": "arelu_meta.claims.architectures",
     "meta": "arelu_meta.claims.maml",
     "focus": "arelu_meta.claims.focus",
+    "tuning": "arelu_meta.claims.tuning",
 }
 
 
@@ -465,7 +466,7 @@ def thinned(config: ClaimsConfig) -> ClaimsConfig:
     Raises:
         InputError: if the images cannot be read.
     """
-    trained = config.study in ("architectures", "focus", "small-lr") and config.focus.runs is None
+    trained = config.study in ("architectures", "focus", "small-lr", "tuning") and config.focus.runs is None
     if config.size != "quick" or not trained or config.pipeline == "maml" or config.data.per_class is not None:
         return config
     images = load_images(config.data, config.run.seed).train  # how many there are of a class is the same in every split

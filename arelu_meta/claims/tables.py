@@ -76,12 +76,13 @@ def chance(classes: int, where: str = "") -> Anchor:
 
 @dataclass
 class Curves:
-    """Curves over one axis."""
+    """Curves over one axis, which may be logarithmic whatever its values."""
 
     title: str
     x_label: str
     y_label: str
     series: list[Series]
+    log_x: bool = False
 
 
 @dataclass

@@ -63,6 +63,7 @@ def curves(
     series: Sequence[Series],
     percent: bool = False,
     log_y: bool = False,
+    log_x: bool = False,
     by_depth: bool = False,
     note: str = "",
 ) -> Chart:
@@ -75,6 +76,7 @@ def curves(
         series: the lines.
         percent: whether y are fractions to be shown as per cent.
         log_y: whether the vertical axis is logarithmic.
+        log_x: whether the horizontal axis is, too; one of learning rates is in any case.
         by_depth: whether the lines are layers, coloured from the first to the last.
         note: below the chart.
     """
@@ -102,7 +104,7 @@ def curves(
         layout["yaxis"]["exponentformat"] = "e"
     if _counts([value for one in series for value in one.x]):
         layout["xaxis"]["dtick"] = 1
-    if _spans_decades([value for one in series for value in one.x]):
+    if log_x or _spans_decades([value for one in series for value in one.x]):
         layout["xaxis"]["type"] = "log"
         layout["xaxis"]["exponentformat"] = "e"  # plotly writes a rate of 1e-5 as 10μ
     height = max(380, min(700, 70 + 22 * len(series)))  # so that the legend beside it has room

@@ -191,7 +191,8 @@ def _curves(found: dict[str, Any]) -> Block:
     banded = any(len(one.low) for one in series)
     about_band = "Band: one standard deviation over seeds on either side of the mean." if banded else ""
     note = str(found.get("note") or about_band)
-    return curves(str(found["title"]), str(found["x_label"]), str(found["y_label"]), series, note=note)
+    log_x = found.get("log_x") is True
+    return curves(str(found["title"]), str(found["x_label"]), str(found["y_label"]), series, log_x=log_x, note=note)
 
 
 def _heatmap(found: dict[str, Any]) -> Chart:
