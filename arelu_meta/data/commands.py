@@ -6,6 +6,7 @@ from pathlib import Path
 from arelu_meta.config import DataConfig, DataTaskConfig
 from arelu_meta.data.catalogue import CATALOGUE, NamedSource
 from arelu_meta.data.fewshot.benchmarks import BENCHMARKS, load_benchmark
+from arelu_meta.data.fewshot.omniglot import SMALL_SETS
 from arelu_meta.data.image_folder import class_holders, data_home, find_candidates
 from arelu_meta.data.named_datasets import MNIST_M_NEEDS, NAMED_SETS, load_digits, named_root, open_part
 from arelu_meta.errors import InputError, counted, nearest_names
@@ -57,7 +58,8 @@ def _lines(name: str, root: str | None) -> list[str]:
         lines.append(f"  looked:  in {' and '.join(str(place) for place in _places(name, root))}")
     lines.append(f"  here:    {here}" if here else f"  here:    no ({missing})")
     if here:
-        flag = f"--data.root {name}" if source.root else f"--data.name {name}"
+        flag = f"--data.root {root or name}" if source.root else f"--data.name {name}"
+        flag += f" --data.root {root}" if root and not source.root and source.had != "embedded" else ""
         lines += [f"  use:     arelu-meta {task} {flag}" for task in source.tasks]
     elif source.had == "by hand":
         lines.append(f"  get it:  lay it out so in {_places(name, root)[-1]}, or say where with --data.root FOLDER")
@@ -93,6 +95,8 @@ def _look(name: str, root: str | None) -> tuple[str, str]:
         place = next((place for place in _places(name, root) if place.is_dir()), None)
         if place is None:
             return "", "no such folder"
+        if lacking := [f"{part}/" for part in SMALL_SETS if name == "omniglot-small" and not (place / part).is_dir()]:
+            return "", f"{place} has no {' and no '.join(lacking)}"
         holders = class_holders(DataConfig(root=str(place)))
         count = sum(len(find_candidates(folder)) for folder in holders)
         return (f"{counted(count, 'image')} in {place}", "") if count else ("", f"{place} holds no image")

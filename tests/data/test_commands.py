@@ -69,6 +69,38 @@ def test_a_set_that_is_laid_out_is_found_and_counted(tmp_path: Path, capsys: pyt
     assert "use:     arelu-meta finetune --data.root flowers17" in told
 
 
+def test_a_root_of_another_layout_is_not_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos" / "images_background_small1").mkdir(parents=True)
+    assert main(["data", "omniglot-small", "--data.root", "photos"]) == 0
+    assert "here:    no (photos has no images_background_small2/)" in capsys.readouterr().out
+
+
+def test_a_set_that_torchvision_can_fetch_is_fetched_once_and_then_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class KMNIST:
+        def __init__(self, root: Path, train: bool, download: bool = False) -> None:
+            self.file, self.images = root / "KMNIST" / str(train), 7 if train else 3
+            if download:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self.file.touch()
+            if not self.file.is_file():
+                raise RuntimeError("Dataset not found")
+
+        def __len__(self) -> int:
+            return self.images
+
+    monkeypatch.setattr("torchvision.datasets.KMNIST", KMNIST)
+    assert main(["data", "kmnist"]) == 0
+    assert "get it:  arelu-meta data kmnist --data.fetch true" in capsys.readouterr().out
+    for told in ("fetching kmnist (21 MB)", "kmnist: cursive kana"):
+        assert main(["data", "kmnist", "--fetch", "--data.root", "here"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(told)
+        assert "here:    7 training, 3 test images" in out
+        assert "use:     arelu-meta finetune --data.name kmnist --data.root here" in out
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

@@ -11,7 +11,7 @@ from arelu_meta.data.image_io import Reading, compose, is_candidate, is_of_a_sys
 from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.errors import InputError
 
-_SMALL = ("images_background_small1", "images_background_small2")
+SMALL_SETS = ("images_background_small1", "images_background_small2")
 _WHOLE = ("images_background", "images_evaluation")
 _HELD_OUT, _TESTED = 0.15, 0.3
 _BRIGHT = 127
@@ -115,10 +115,10 @@ def _folders_of(config: DataConfig) -> list[Path]:
         raise InputError("data.root: missing; data.name alphabets needs a folder ALPHABET/CHARACTER/IMAGE")
     root = find_root(config.root or "omniglot-small")
     if small:
-        for name in _SMALL:
+        for name in SMALL_SETS:
             if not (root / name).is_dir():
                 raise InputError(f"data.root: {str(root)!r} has no {name}/; give the folder that holds both sets")
-    pair = next((pair for pair in (_SMALL, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
+    pair = next((pair for pair in (SMALL_SETS, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
     return [root] if pair is None else [root / name for name in pair]
 
 
