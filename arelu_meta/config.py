@@ -255,7 +255,7 @@ class OptimConfig(Settings):
             other than SGD and its variants.
         head_lr: learning rate of the head; default: lr.
         act_lr: learning rate of the activations' scalars (alpha, beta, t); default: lr, but in finetune a hundredth of
-            it where the pretrained function is kept (preserve) and not the scalars alone are trained.
+            it where the pretrained function is kept (preserve), and three tenths where the scalars alone are trained.
         weight_decay: of weights; biases, normalisation and the scalars are spared.
         schedule: how the learning rate goes down over the run (poly is a straight line; step divides by 10 twice).
         warmup_epochs: epochs of linear warm-up.
@@ -295,7 +295,7 @@ class TrainConfig(Settings):
         lora_rank: of the low-rank adapters of mode lora.
         repeats: how many seeds, from run.seed on.
         freeze_bn: leave batch normalisation as it is, scale and shift and statistics; auto does so where the pretrained
-            function is kept (the model's own activations, or preserve), but not in mode activations.
+            function is kept (the model's own activations, or preserve).
         sync_bn: on several GPUs, take batch normalisation's statistics over all of them.
         ema: decay of a running average of the weights, which is then what is validated, tested and saved.
         label_smoothing: share of each label that is spread over all classes, in [0, 1).

@@ -1,7 +1,16 @@
-"""What a swap did, as a table."""
+"""What a swap did, as a table; and what a training did to its scalars, in a line."""
 
 import html
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from arelu_meta.activations.arelu import AReLU, GatedAReLU
+
+_SHUT = 0.01
+"""The mean size of gates under which the network counts as the original's: slopes differ by less than a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +105,44 @@ class SwapReport:
         counts = f"{len(self.swapped)} swapped, {len(self.kept)} kept, {self.parameters_added} parameters added"
         drift = "" if self.logit_drift is None else f", logits moved by {self.logit_drift:.3g} of their size"
         return f"{counts}{drift}, {state}"
+
+
+def scalars_results(model: nn.Module, lr: float | None = None, act_lr: float | None = None) -> dict[str, Any]:
+    """Say what the gates and slopes of a trained model's AReLUs are.
+
+    Args:
+        model: any module; one that its run kept.
+        lr: at which rate it learned, for what to try next.
+        act_lr: at which rate its scalars did; None for lr.
+
+    Returns:
+        Flat values for results.json: `gates` (a sentence), `alpha_low`, `alpha_high`, `beta_low`, `beta_high`, and with
+        gates `gate_mean` and `gate_largest`, both of the sizes |t|; nothing without an AReLU.
+    """
+    layers = [(path, one) for path, one in model.named_modules() if isinstance(one, AReLU | GatedAReLU)]
+    if not layers or any(one.alpha.is_meta for _, one in layers):
+        return {}
+    alphas, betas = (
+        torch.cat([getattr(one, name).detach().float().cpu() for _, one in layers]) for name in ("alpha", "beta")
+    )
+    found: dict[str, Any] = {
+        "alpha_low": alphas.min().item(),
+        "alpha_high": alphas.max().item(),
+        "beta_low": betas.min().item(),
+        "beta_high": betas.max().item(),
+    }
+    slopes = f"alpha {alphas.min():.3g} to {alphas.max():.3g}, beta {betas.min():.3g} to {betas.max():.3g}"
+    gated = {path: one.t for path, one in layers if isinstance(one, GatedAReLU)}
+    if not gated:
+        return {"gates": f"AReLU: {slopes} over {len(layers)} layers", **found}
+    sizes = {path: abs(t.item()) for path, t in gated.items()}
+    mean, widest = sum(sizes.values()) / len(sizes), max(sizes, key=lambda path: sizes[path])
+    found |= {"gate_mean": mean, "gate_largest": sizes[widest]}
+    line = f"gates: mean |t| {mean:.2g}"
+    if mean >= _SHUT:
+        return {"gates": f"{line}, largest {sizes[widest]:.2g} at {widest}; {slopes}", **found}
+    if not any(t.requires_grad for t in gated.values()):
+        return {"gates": f"{line}: the network is still the original's, for its gates were not trained", **found}
+    slow = lr is not None and act_lr is not None and act_lr < lr
+    opens = f"--optim.act_lr {lr:.3g} opens them" if slow else "more epochs or a larger --optim.act_lr open them"
+    return {"gates": f"{line}: the network is still the original's; {opens}", **found}

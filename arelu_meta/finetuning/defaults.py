@@ -11,6 +11,7 @@ from arelu_meta.finetuning.freezing import keeps_features
 
 _LARGEST_GRADIENT = 1.0  # without a limit, still statistics let the first steps throw the features away
 _SCALARS_SHARE = 0.01  # of the learning rate: each collects the gradient of a whole layer
+_SCALARS_ALONE_SHARE = 0.3  # under `activations`: they open, and a ten times higher rate is one that ruins
 _RATE_KEPT = 0.03  # of SGD, where gradients are clipped and the head has learned already
 _FEW_IMAGES = 600  # with fewer, less of what was pretrained is to be given up for them
 _RATE_RANDOM = 0.01
@@ -42,8 +43,7 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
     elif model.head_init == "auto" and not _own_head(config):
         model = replace(model, head_init=new_head_init(config))
     if train.freeze_bn == "auto":
-        # Under `activations` the statistics have to follow what the activations give.
-        train = replace(train, freeze_bn=kept and train.mode != "activations")
+        train = replace(train, freeze_bn=kept)
     if train.shard and train.channels_last == "auto":
         train = replace(train, channels_last=False)
     if optim.clip_grad is None and kept and not keeps_features(train.mode):
@@ -115,14 +115,14 @@ def scalars_share(config: FinetuneConfig) -> float | None:
         config: its model and what is trained.
 
     Returns:
-        A share below 1; None where they learn as the rest does (the function is not kept, or the scalars are what is
-        trained) or not at all.
+        A share below 1; None where they learn as the rest does (the function is not kept) or not at all.
     """
     own = config.model.activation is None or is_control(config.model.activation)
     learned = not own or isinstance(config.model.pretrained, str)
     mode = config.train.mode
-    gentle = keeps_function(config) and learned and mode != "activations" and not keeps_features(mode)
-    return _SCALARS_SHARE if gentle else None
+    if not (keeps_function(config) and learned) or keeps_features(mode):
+        return None
+    return _SCALARS_ALONE_SHARE if mode == "activations" else _SCALARS_SHARE
 
 
 def keeps_function(config: FinetuneConfig) -> bool:

@@ -180,8 +180,8 @@ def _is_norm(module: nn.Module) -> bool:
 def set_training(model: nn.Module, config: TrainConfig) -> None:
     """Put a model into training mode, and what is frozen of it into evaluation mode.
 
-    A frozen stage neither drops anything out nor moves its statistics. Under `activations` statistics move, unless
-    `freeze_bn` holds them: they have to follow what the activations give.
+    A frozen stage neither drops anything out nor moves its statistics. Under `activations` statistics move unless
+    `freeze_bn` holds them, as it does by default where the activations start as the pretrained ones.
 
     Args:
         model: as `set_learning` left it; changed in place.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from arelu_meta.backbones.checkpoint import ModelSpec, load_model, save_as_adapter, save_model
 from arelu_meta.backbones.lora import merge_lora
 from arelu_meta.backbones.networks import load_tensors, read_tensors
+from arelu_meta.backbones.report import scalars_results
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.loaders import Batches
 from arelu_meta.data.splits import Splits
@@ -380,6 +381,20 @@ class Trainer:
             self.keeper.judge(Judged(self.epoch, row["validation_accuracy"], row["validation_loss"]))
             self._save_model()
 
+    def _kept_line(self) -> dict[str, str]:
+        """Say which epoch's model is kept, and why."""
+        kept = self.keeper.kept
+        if self.config.train.mode == "probe":
+            return {}
+        why = {
+            "best": "the best by validation",
+            "last": "the last one",
+            "one_se": "the last within a standard error of the best by validation",
+        }[self.config.train.keep]
+        if kept.epoch == 0 and self.epoch:
+            why = "nothing learned helped"
+        return {"kept": f"epoch {kept.epoch} of {self.epoch} kept: {why} (validation {kept.accuracy:.1%})"}
+
     def _kept_tensors(self) -> dict[str, Tensor]:
         if self.config.run.save == "adapter":  # loaded as anyone will load it, on the backbone's own weights
             return load_model(self.folder.model_file)[0].state_dict()
@@ -398,6 +413,8 @@ class Trainer:
             results |= write_results(
                 self.folder.path, logits, labels, self.splits.test, whole, self.scalars, self.gradients, pictures
             )
+            rates = self.training.peak_rate, self.config.optim.act_lr
+            results |= scalars_results(whole, *rates)
             results["test_loss"] = loss_and_accuracy(logits, labels)[0]
             if pictures:
                 draw_results(self.folder.path, self.folder.rows, self.spec, results["test_accuracy"])
@@ -405,6 +422,7 @@ class Trainer:
             "validation_accuracy": self.keeper.kept.accuracy,
             "best_epoch": self.keeper.kept.epoch,
             "epochs": self.epoch,
+            **self._kept_line(),
             "learning_rate": self.training.peak_rate,
             "model": self.spec.name,
             "activation": self.spec.activation,

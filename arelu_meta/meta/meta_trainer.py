@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from arelu_meta.backbones.checkpoint import ModelSpec, save_model
 from arelu_meta.backbones.initialization import gate_schedule
 from arelu_meta.backbones.networks import load_tensors, read_tensors
+from arelu_meta.backbones.report import scalars_results
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot.class_splits import ClassSplits, present_classes
 from arelu_meta.data.fewshot.task_sampler import TensorSampler, load_pool
@@ -413,17 +414,21 @@ class MetaTrainer:
         with progress("evaluating on unseen classes", own, "tasks") as bar:
             curves = self._curves(self._sampler("test"), tasks, bar)
         self.curve = describe_curve(curves, self.config.meta.normalization)
-        results = summarise(self.config, self.spec, curves) | {
-            "engine": self.outer.engine.name,
-            "steps": self.step,
-            "notes": "; ".join(self.splits.notes),
-            "skipped": len(self.splits.skipped),
-            "test_seen": self.splits.test_seen,
-            "test_classes": len(present_classes(self.splits.test)),
-            "processes": self.ranks.processes,
-            "seconds": round(self.seconds, 2),
-            "folder": str(self.folder.path),
-        }
+        results = (
+            summarise(self.config, self.spec, curves)
+            | scalars_results(self.model)
+            | {
+                "engine": self.outer.engine.name,
+                "steps": self.step,
+                "notes": "; ".join(self.splits.notes),
+                "skipped": len(self.splits.skipped),
+                "test_seen": self.splits.test_seen,
+                "test_classes": len(present_classes(self.splits.test)),
+                "processes": self.ranks.processes,
+                "seconds": round(self.seconds, 2),
+                "folder": str(self.folder.path),
+            }
+        )
         if self.folder.rows and self.ranks.main and self.config.run.pictures:
             draw_run(self.folder, self.spec, results["test_accuracy"], self.validation_tasks is not None)
         self.folder.finish(results)

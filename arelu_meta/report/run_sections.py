@@ -116,7 +116,9 @@ def scalar_sections(run: Run) -> list[Section]:
     """
     sections = []
     if maps := scalar_maps(run):
-        lead = "One row a layer, the first layer at the top."
+        told = run.text("gates")
+        lead = f"{told[:1].upper()}{told[1:]}. " if told else ""
+        lead += "One row a layer, the first layer at the top."
         clamped, alphas = run.results.get("alphas_clamped"), run.results.get("alphas")
         if isinstance(clamped, int) and isinstance(alphas, int):
             lead += f" {clamped} of {alphas} alphas ended outside 0.01 … 0.99, where they no longer learn."

@@ -511,6 +511,9 @@ def report_results(results: Mapping[str, Any]) -> None:
     )
     if (told := seen_line(results)) is not None:
         print(told)
+    for name in ("kept", "gates"):
+        if results.get(name):
+            print(results[name])
     if results.get("folder"):
         print(f"written to {results['folder']}", flush=True)
 

@@ -68,3 +68,24 @@ def test_lora_without_peft_is_one_sentence(
     error = capfd.readouterr().err
     assert error == ("error: train.mode: 'lora' needs peft, which is not installed; pip install 'arelu-meta[peft]'\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_which_epoch_it_kept_and_what_its_gates_did_on_the_terminal_and_on_the_page(
+    tmp_path: Path, base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    results = run(tmp_path / "a", "--model.pretrained", str(base), "--model.activation", "arelu")
+    out = capfd.readouterr().out
+    assert f"\n{results['kept']}\n" in out
+    assert results["gates"].startswith("gates: mean |t| ")
+    assert f"\n{results['gates']}\n" in out
+    assert cli.main(["report", str(tmp_path / "a")]) == 0
+    assert "Gates: mean |t| " in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_epoch_0_that_nothing_came_near_is_told(
+    tmp_path: Path, base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model.pretrained", str(base), "--optim.lr", "30", "--optim.clip_grad", "1000", "--train.keep", "best"]
+    results = run(tmp_path / "a", *words)
+    assert results["best_epoch"] == 0
+    assert results["kept"].startswith("epoch 0 of 1 kept: nothing learned helped (validation ")

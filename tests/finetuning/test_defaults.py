@@ -36,7 +36,7 @@ def _chosen(**changes: Any) -> tuple[Any, ...]:
         ({"model_pretrained": False, "model_activation": "arelu"}, ("random", False, None, None)),
         ({"model_pretrained": "run"}, ("auto", True, 1.0, 3e-4)),
         ({"model_pretrained": "run", "model_reset_head": True}, ("probe", True, 1.0, 3e-4)),
-        ({"train_mode": "activations", "model_activation": "arelu"}, ("probe", False, 1.0, None)),
+        ({"train_mode": "activations", "model_activation": "arelu"}, ("probe", True, 1.0, 0.009)),
         ({"train_mode": "head"}, ("probe", True, None, None)),
         ({"train_mode": "head", "model_activation": "arelu"}, ("probe", True, None, None)),
         ({"train_mode": "probe", "model_pretrained": False}, ("probe", False, None, None)),
@@ -112,7 +112,7 @@ def test_settling_twice_changes_nothing_and_leaves_the_config_as_it_was() -> Non
         ({"model_pretrained": "run"}, 0.01),
         ({}, None),
         ({"model_activation": "arelu", "model_init": "paper"}, None),
-        ({"model_activation": "arelu", "train_mode": "activations"}, None),
+        ({"model_activation": "arelu", "train_mode": "activations"}, 0.3),
     ],
 )
 def test_scalars_learn_at_a_share_of_a_rate_that_is_yet_to_be_found(
