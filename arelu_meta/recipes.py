@@ -42,7 +42,7 @@ class Recipe:
     def said(self) -> str:
         """What it does: the first sentence of its header."""
         lines = [line.removeprefix("#").strip() for line in self.text.splitlines() if line.startswith("#")]
-        words = " ".join(line for line in lines if not line.startswith("arelu-meta "))
+        words = " ".join(line for line in lines if not line.startswith(("arelu-meta ", "Needs ")))
         return re.split(r"(?<=[a-z0-9)])\. (?=[A-Z0-9])", words)[0].rstrip(".")
 
     @property
@@ -101,7 +101,7 @@ def recipes_task(config: RecipesConfig) -> None:
     path = path / recipe.file if path.is_dir() else path
     try:
         with path.open("x", encoding="utf-8") as file:  # made here, or not at all
-            file.write(recipe.text)
+            file.write(recipe.text.replace(f"configs/{recipe.name}.yaml", str(path)))  # the command at its head
     except FileExistsError as error:
         raise InputError(f"out: {str(path)!r} is there already; give another file with --out FILE") from error
     except (FileNotFoundError, NotADirectoryError) as error:

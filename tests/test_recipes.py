@@ -11,6 +11,7 @@ import yaml
 
 import arelu_meta
 from arelu_meta.cli import TASKS, main, parse
+from arelu_meta.data.catalogue import CATALOGUE
 from arelu_meta.recipes import packaged
 
 ROOT = Path(arelu_meta.__file__).parents[1]
@@ -37,6 +38,12 @@ def test_a_recipe_says_which_data_it_needs() -> None:
     assert needs["predict/tolerant"] == "a run"
 
 
+def test_a_recipe_of_a_set_that_is_not_embedded_says_how_to_get_it() -> None:
+    for recipe in packaged().values():
+        named = {name for name in recipe.needs.split(", ") if name in CATALOGUE and CATALOGUE[name].had != "embedded"}
+        assert named == {name for name in CATALOGUE if f"`arelu-meta data {name}`" in recipe.text}
+
+
 def test_a_copied_recipe_is_read_by_its_task_and_is_never_written_over_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +51,7 @@ def test_a_copied_recipe_is_read_by_its_task_and_is_never_written_over_another_f
     assert main(["recipes", "flowers17"]) == 0
     assert "next: arelu-meta finetune --config flowers17.yaml" in capsys.readouterr().out
     assert parse("finetune", ["--config", "flowers17.yaml"]).data.root == "flowers17"
+    assert (tmp_path / "flowers17.yaml").read_text().startswith("# arelu-meta finetune --config flowers17.yaml ")
     (tmp_path / "flowers17.yaml").write_text("mine")
     for words in (["flowers17"], ["flowers17", "--out", "flowers17.yaml"], ["finetune/flowers17.yaml", "--out", "."]):
         assert main(["recipes", *words]) == 2
@@ -90,4 +98,5 @@ def test_from_a_wheel_data_and_recipes_work_without_the_repository(tmp_path: Pat
         ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         assert told in ended.stdout
-    assert (tmp_path / "rates.yaml").read_text() == (ROOT / "configs/sweep/rates.yaml").read_text()
+    text = (ROOT / "configs/sweep/rates.yaml").read_text()
+    assert (tmp_path / "rates.yaml").read_text() == text.replace("configs/sweep/rates.yaml", "rates.yaml")

@@ -151,20 +151,6 @@ class Ranks:
 _LOST = re.compile(r"^Dist\w*Error|gloo|NCCL|Connection (closed|reset)|Broken pipe|Socket", re.IGNORECASE)
 
 
-def refuse_several(task: str) -> None:
-    """Refuse to be one of several processes: each would do the whole task, into the same folder.
-
-    Args:
-        task: that cannot be shared.
-
-    Raises:
-        InputError: if torchrun or accelerate started more than one.
-    """
-    processes = os.environ.get("WORLD_SIZE") or "1"
-    if processes != "1":
-        raise InputError(f"WORLD_SIZE: {processes} processes, and {task} runs in one; start it without torchrun")
-
-
 def join(config: RunConfig) -> Ranks:
     """Seed this process, choose its device, and meet the run's other processes, if there are any.
 
