@@ -29,7 +29,7 @@ from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.own_datasets import as_image_dataset
 from arelu_meta.data.prediction_inputs import OneImage, tell_skipped
 from arelu_meta.data.provenance import of_its_run, test_images_of
-from arelu_meta.data.splits import ImageSet, Provenance
+from arelu_meta.data.splits import ImageSet, Provenance, note_tested_copies
 from arelu_meta.errors import InputError, RunError, nearest_names, shown
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.meta.evaluate_tasks import Asked, evaluate_tasks
@@ -176,7 +176,8 @@ def _evaluate_folders(
             raise InputError(f"{where}: {str(place)!r} does not exist; give a folder with one sub-folder a class")
     reading = Reading(data.skip_broken, learner.spec.inputs.range, data.max_pixels)
     images = read_folder(Path(query), Path(query), reading, "query", may_lack=True)
-    seen = Provenance.of_header(learner.spec.provenance)
+    # A timm model says nothing of what it was trained on, and nobody expects it to.
+    seen = Provenance.of_header(learner.spec.provenance) if Path(checkpoint).exists() else Provenance()
     adapted = learner.adapt(support, data.skip_broken, data.max_pixels)
     judged = relabel(images, adapted.classes, "query", "of the support's")
     learned_from = read_folder(Path(support), Path(support), reading, "support")
@@ -189,7 +190,7 @@ def _evaluate_folders(
     paths: list[OneImage] = [Path(query) / name for name in images.names]
     guesses = adapted.stream(learner.source(paths, "query", max_pixels=data.max_pixels), data.batch_size)
     right = sum(guess.name == judged.classes[judged.labels[guess.place]] for guess in guesses)
-    low, high = proportion_interval(right, len(images))
+    low, high = _interval(right / len(images), images)
     return {
         "task": "few-shot",
         "seed": 0,
@@ -197,7 +198,7 @@ def _evaluate_folders(
         "test_low": low,
         "test_high": high,
         "test_n": len(images),
-        "test_seen": int(seen.has_seen(images).sum()),
+        "test_seen": seen.count_seen(images),
         "normalization": learner.normalization,
         "method": learner.method,
         "ways": len(adapted.classes),
@@ -229,7 +230,7 @@ def _evaluate_images(
     else:
         found = test_images_of(own, seed, seen, checkpoint) if data is None else _test_images(data, seen)
         size = (data or own).batch_size
-    images, test_seen = relabel(found, spec.classes), int(seen.has_seen(found).sum())
+    images = relabel(found, spec.classes)
     batches = Batches(images, build_transform(spec.inputs, training=False), size)
     suit_layout(model, device)
     with progress("evaluating", len(images), "images") as bar:
@@ -239,7 +240,7 @@ def _evaluate_images(
             "the checkpoint's predictions are NaN or infinite: its weights are, or the images lead them there"
         )
     loss, accuracy = loss_and_accuracy(logits, labels)
-    low, high = proportion_interval(int((logits.argmax(1) == labels).sum()), len(labels))
+    low, high = _interval(accuracy, images)
     return {
         "task": "finetune",
         "seed": seed,
@@ -248,9 +249,17 @@ def _evaluate_images(
         "test_high": high,
         "test_n": len(labels),
         "test_loss": loss,
-        "test_seen": test_seen if seen.complete or test_seen else None,
+        "test_seen": seen.count_seen(found),
         "skipped": len(images.skipped),
     }
+
+
+def _interval(accuracy: float, images: ImageSet) -> tuple[float, float]:
+    """Return an accuracy's interval; of copies that it counts once it says so."""
+    for note in note_tested_copies(images):
+        print(note)
+    independent = images.independent()
+    return proportion_interval(accuracy * independent, independent)
 
 
 def _counted(batches: Any, bar: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 from PIL import Image
 
 from arelu_meta import evaluate, finetune, metatrain
+from arelu_meta.backbones.checkpoint import load_model, save_model
 from arelu_meta.cli import main
 from arelu_meta.config import DataConfig, FinetuneConfig, MetatrainConfig
+from arelu_meta.data.image_folder import read_folder
+from arelu_meta.data.image_io import Reading
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.splits import take_fold
 from arelu_meta.errors import InputError
+from arelu_meta.statistics import proportion_interval
 
 CLASSES = "abcd"
 
@@ -241,7 +246,9 @@ def test_files_that_were_exchanged_under_the_same_names_are_noticed_before_anyth
     with pytest.raises(InputError, match=f"1 with another content, such as '{name}'"):
         finetune(_config(root, tmp_path / "run", run_resume="auto"))
     (root / "a" / "new.png").write_bytes((tmp_path / "others" / "a" / "5.png").read_bytes())
-    with pytest.raises(InputError, match=r"images, or on another split of them \(1 new, such as 'a/new\.png'\)"):
+    with pytest.raises(
+        InputError, match=r"images, or on another split of them \(1 new, such as 'a/new\.png' and 1 with an"
+    ):
         finetune(_config(root, tmp_path / "run", run_resume="auto"))
 
 
@@ -256,10 +263,6 @@ def test_a_person_s_own_hidden_temporary_files_stay(tmp_path: Path) -> None:
 def test_a_model_of_before_0_2_says_that_nobody_knows_what_it_was_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dataclasses import replace
-
-    from arelu_meta.backbones.checkpoint import load_model, save_model
-
     root = _noise(tmp_path / "noise")
     finetune(_config(root, tmp_path / "run"))
     model, spec = load_model(tmp_path / "run")
@@ -280,10 +283,12 @@ def _few(root: Path, folder: Path, **changes: Any) -> MetatrainConfig:
     return config
 
 
-def _copy_all(root: Path, target: Path) -> Path:
+def _copy_all(root: Path, target: Path, times: int = 1) -> Path:
+    """Copy every image beside itself."""
     shutil.copytree(root, target)
-    for path in sorted(target.rglob("*.png")):
-        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    for path in list(target.rglob("*.png")):
+        for number in range(times):
+            shutil.copy(path, path.with_name(f"{'copy-' * (number + 1)}{path.name}"))
     return target
 
 
@@ -342,3 +347,62 @@ def test_validation_images_that_are_trained_on_are_named(tmp_path: Path) -> None
     splits = load_images(DataConfig(root=str(tmp_path / "data")), 0)
     assert splits.test_seen == 0
     assert "32 of 32 validation images are training images too (val/a/0.png = train/a/0.png" in splits.notes[-1]
+
+
+def test_copies_among_the_test_images_narrow_no_interval_of_a_run_of_repeats_of_folds_or_of_an_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = _copy_all(_noise(tmp_path / "noise"), tmp_path / "copies", times=7)
+    for name, series in {"run": {}, "repeats": {"train_repeats": 2}, "folds": {"data_folds": 3}}.items():
+        results = finetune(_config(root, tmp_path / name, **series))
+        different = {"run": 12, "repeats": 24, "folds": 48}[name]
+        assert results["test_n"] == 8 * different
+        least = proportion_interval(results["test_accuracy"] * different, different)
+        assert results["test_low"] <= least[0] + 1e-9
+        assert results["test_high"] >= least[1] - 1e-9
+        printed = capsys.readouterr().out
+        assert ("84 of 96" if name != "folds" else "112 of 128") in printed
+        assert "test images are copies of others of them: the interval counts each but once" in printed
+    again = evaluate(tmp_path / "run")
+    least = proportion_interval(again["test_accuracy"] * 12, 12)
+    assert (again["test_low"], again["test_high"]) == pytest.approx(least)
+    evaluate(tmp_path / "run", DataConfig(root=str(root)))
+    assert "336 of 384 test images are copies of others of them" in capsys.readouterr().out
+
+
+def test_copies_of_a_query_narrow_no_interval(tmp_path: Path) -> None:
+    metatrain(_few(_noise(tmp_path / "noise", images=6, classes="abcdefgh"), tmp_path / "few"))
+    query = _copy_all(_noise(tmp_path / "other", images=3, classes="ab", seed=5), tmp_path / "query", times=9)
+    support = _noise(tmp_path / "support", images=2, classes="ab", seed=6)
+    found = evaluate(tmp_path / "few", support=support, query=query)
+    assert found["test_n"] == 60
+    least = proportion_interval(found["test_accuracy"] * 6, 6)
+    assert (found["test_low"], found["test_high"]) == pytest.approx(least)
+
+
+def test_few_shot_evaluation_of_a_model_of_before_0_2_does_not_call_its_images_unseen(tmp_path: Path) -> None:
+    metatrain(_few(_noise(tmp_path / "noise", images=6, classes="abcdefgh"), tmp_path / "few"))
+    model, spec = load_model(tmp_path / "few")
+    save_model(tmp_path / "old.safetensors", model, replace(spec, provenance={}))
+    support, query = (_noise(tmp_path / name, 2, "ab", seed) for seed, name in ((7, "support"), (8, "query")))
+    assert evaluate(tmp_path / "few", support=support, query=query)["test_seen"] == 0
+    assert evaluate(tmp_path / "old.safetensors", support=support, query=query)["test_seen"] is None
+
+
+def test_test_classes_whose_images_were_validated_on_are_not_unseen(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for part, classes, seed in (("train", "abc", 0), ("val", "def", 1), ("test", "ghi", 2)):
+        _noise(root / part, 6, classes, seed)
+    shutil.copy(root / "val" / "d" / "0.png", root / "test" / "h" / "copied.png")
+    assert metatrain(_few(root, tmp_path / "few"))["test_seen"] == 1
+    assert evaluate(tmp_path / "few")["test_seen"] == 1
+
+
+@pytest.mark.parametrize("copied", [1, 5])
+def test_the_effective_number_of_images_lies_between_the_different_ones_and_one(tmp_path: Path, copied: int) -> None:
+    root = _noise(tmp_path / "noise", images=4)
+    for number in range(copied):
+        shutil.copy(root / "a" / "0.png", root / "a" / f"copy-{number}.png")
+    images = read_folder(root, root, Reading())
+    assert 1 <= images.independent() <= 16
+    assert images.independent() == pytest.approx((16 + copied) ** 2 / (15 + (1 + copied) ** 2))

@@ -177,7 +177,7 @@ def choose_range(low: float, high: float) -> str:
 
 
 def _written(number: float) -> str:
-    return np.format_float_positional(number, precision=6, trim="-")
+    return np.format_float_positional(float(f"{number:.7g}"), trim="-")
 
 
 def is_deep(image: Image.Image) -> bool:

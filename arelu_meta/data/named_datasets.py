@@ -31,6 +31,7 @@ from arelu_meta.data.splits import (
     Splits,
     fill_splits,
     note_overlaps,
+    note_tested_copies,
     overlapping,
     split_whole,
     take_fold,
@@ -465,7 +466,7 @@ def finish_splits(splits: Splits, config: DataConfig, seed: int, seen: Provenanc
         splits = take_fold(splits, config.folds, config.fold or 1, seed)
     if config.per_class is not None:
         splits = replace(splits, train=thin(splits.train, config.per_class, seed))
-    splits = note_overlaps(splits)
+    splits = note_overlaps(replace(splits, notes=(*splits.notes, *note_tested_copies(splits.test))))
     return replace(splits, test_seen=_count_seen(splits, seen or Provenance()))
 
 

@@ -79,6 +79,18 @@ class ImageSet:
         first: dict[tuple[int, int], int] = {}
         return np.array([n for n, key in enumerate(self.keys()) if first.setdefault(key, n) == n], dtype=np.int64)
 
+    def independent(self) -> float:
+        """Return how many images that are no copies say as much of a share as these do; fewer where some are copies.
+
+        Where no digests are known, all count.
+
+        Source: Kish 1965, the effective number of a sample of clusters of unequal size.
+        """
+        if self.known_digests is None:
+            return float(len(self))
+        copies = np.unique(self.known_digests, return_counts=True)[1]
+        return float(len(self) ** 2 / (copies.astype(np.float64) ** 2).sum())
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -170,6 +182,29 @@ def note_copies(parts: Iterable[ImageSet | None]) -> tuple[str, ...]:
     return (f"{len(twins)} images are copies of others of their class ({_listed(twins)})",) if twins else ()
 
 
+def count_tested(splits: Sequence[Mapping[str, Any]]) -> int:
+    """Count the images that any of several runs was tested on: seeds share some of them, or all, by copies too.
+
+    Args:
+        splits: what each run's split.json holds; 0.1's names its images alone.
+    """
+    try:
+        return len(np.unique(np.concatenate([decode(split["test_digests"]) for split in splits])))
+    except (KeyError, TypeError, ValueError):
+        return len({str(image) for split in splits for image in split["test"]})
+
+
+def note_tested_copies(images: ImageSet) -> tuple[str, ...]:
+    """Say how many images that are tested on are copies of others: the interval counts each but once.
+
+    Args:
+        images: that are tested on.
+    """
+    copies = len(images) - len(np.unique(images.digests()))
+    told = f"{copies} of {len(images)} test images are copies of others of them: the interval counts each but once"
+    return (told,) if copies else ()
+
+
 def note_shared(images: ImageSet, part: str, others: Sequence[ImageSet], other_parts: str) -> tuple[str, ...]:
     """Count and name the images of a part that are in other parts too, whatever class they have there.
 
@@ -255,6 +290,15 @@ class Provenance:
             images: any.
         """
         return np.isin(images.digests(), self.trained) | np.isin(images.digests(), self.validated)
+
+    def count_seen(self, images: ImageSet) -> int | None:
+        """Count the images that the model was trained or validated on; None where nobody knows whether there are any.
+
+        Args:
+            images: any.
+        """
+        count = int(self.has_seen(images).sum())
+        return count if count or self.complete else None
 
     def classes_seen(self, images: ImageSet) -> list[str]:
         """List the classes of a set that are not unseen: by their name, or since one of their images was seen.

@@ -11,6 +11,7 @@ from arelu_meta.backbones.checkpoint import provenance_of
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.own_datasets import OwnData
+from arelu_meta.data.splits import count_tested
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.defaults import settle_rates
 from arelu_meta.runs.distributed import Ranks
@@ -190,7 +191,7 @@ def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: lis
 def _distinct(folder: Path, names: Sequence[str]) -> int:
     """Count the images that any of the runs was tested on: seeds share some of them, or all."""
     splits = [json.loads((folder / name / "split.json").read_text(encoding="utf-8")) for name in names]
-    return len({str(image) for split in splits for image in split["test"]})
+    return count_tested(splits)
 
 
 def _sum_seen(counts: list[int | None]) -> int | None:

@@ -43,9 +43,9 @@ def write_results(
         pictures: false writes the tables alone.
 
     Returns:
-        Flat values for results.json: `test_accuracy`, `test_low` and `test_high` (95 % Wilson interval), `test_n`,
-        `top5`, `ece`, `macro_f1`, `mistakes`, `worst_class`, `worst_recall`; with a model `alphas` and
-        `alphas_clamped`.
+        Flat values for results.json: `test_accuracy`, `test_low` and `test_high` (95 % Wilson interval, in which copies
+        count once), `test_n`, `top5`, `ece`, `macro_f1`, `mistakes`, `worst_class`, `worst_recall`; with a model
+        `alphas` and `alphas_clamped`.
 
     Raises:
         RunError: if a logit is not finite, or the disk refuses.
@@ -63,7 +63,8 @@ def write_results(
         plots.draw_mistakes(folder / "mistakes.png", wrong, test)
         plots.draw_scalars(folder / "scalars.png", [] if scalars is None else scalars.rows)
         plots.draw_gradients(folder / "gradients.png", [] if gradients is None else gradients.rows)
-    low, high = proportion_interval(right, len(labels))
+    independent = test.independent()
+    low, high = proportion_interval(right / len(labels) * independent, independent)
     worst = min((row for row in rows if row["support"]), key=lambda row: row["recall"])
     found: dict[str, Any] = {
         "test_accuracy": right / len(labels),

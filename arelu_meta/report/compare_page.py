@@ -1,5 +1,6 @@
 """Two runs beside each other: what differs, by how much, and whether so many images or tasks can tell."""
 
+from arelu_meta.data.splits import count_tested
 from arelu_meta.report.figures import Series, curves
 from arelu_meta.report.metatrain_page import adaptation_sections
 from arelu_meta.report.page import Block, Cell, Fact, Page, Paragraph, Section, Table, percent, shown
@@ -77,6 +78,7 @@ def _wrong_images(run: Run) -> set[str] | None:
         return None
     names = [row["image"] for row in run.rows("mistakes.csv", ("image",))]
     whole = len(names) == mistakes and len(set(names)) == mistakes and run.results.get("test_n") == len(test)
+    whole = whole and count_tested([run.split]) == len(test)  # copies are not tested on twice
     return set(names) if whole and set(names) <= set(map(str, test)) else None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from arelu_meta.data.splits import count_tested
 from arelu_meta.report.figures import Series, curves, dots, heatmap
 from arelu_meta.report.metatrain_page import adaptation_sections
 from arelu_meta.report.page import Block, Cell, Chart, Fact, Page, Section, Table, percent
@@ -65,8 +66,8 @@ def _distinct(runs: Sequence[Run]) -> int | None:
     listed = [run.split.get("test") for run in runs]
     if not all(isinstance(test, list) and len(test) == _tested(run) for test, run in zip(listed, runs, strict=True)):
         return None
-    roots = [run.config.get("data.root") for run in runs]
-    return len({(root, str(image)) for root, test in zip(roots, listed, strict=True) for image in test or ()})
+    named = [{"test": [(run.config.get("data.root"), image) for image in run.split["test"]]} for run in runs]
+    return count_tested([{**run.split, **names} for run, names in zip(runs, named, strict=True)])
 
 
 def validation_of(run: Run) -> float | None:

@@ -356,16 +356,13 @@ def check_same_images(folder: Path, split: Mapping[str, Any], where: str) -> Non
 
 
 def _what_differs(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Say which images came or went, else whose content is another, else what else of two splits differs."""
+    """Say which images came, went or have another content, else what else of two splits differs."""
     was, there = ({name for part in _PARTS for name in _names(split, part)} for split in (then, now))
-    changes = ((there - was, "new"), (was - there, "gone"))
-    told = [f"{len(names)} {word}, such as {min(names)!r}" for names, word in changes if names]
-    if told:
-        return " and ".join(told)
     before, after = _digests(then), _digests(now)
-    changed = [name for name, digest in after.items() if before.get(name, digest) != digest]
-    if changed:
-        return f"{len(changed)} with another content, such as {changed[0]!r}"
+    changed = {name for name, digest in after.items() if before.get(name, digest) != digest}
+    changes = ((there - was, "new"), (was - there, "gone"), (changed, "with another content"))
+    if told := [f"{len(names)} {word}, such as {min(names)!r}" for names, word in changes if names]:
+        return " and ".join(told)
     texts = [name for name in now if name not in _REMARKS and not name.endswith("_digests")]
     codes = [name for name in now if name.endswith("_digests") and name in then]
     other = next((name for name in texts if _names(then, name) != _names(now, name)), None)
