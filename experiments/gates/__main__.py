@@ -212,7 +212,7 @@ def tables(config: GatesConfig) -> str:
             "mean |t| of the kept model",
             _markdown(frame.pivot_table("mean_t", "contender", "lr").map("{:.2g}".format).reset_index()),
         ]
-    said += ["against the original, in points", _markdown(_against_original(frame, config))]
+    said += ["against the original, in points", _markdown(_against_original(known, config))]
     return "\n\n".join(said)
 
 
@@ -222,11 +222,11 @@ def _markdown(frame: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _against_original(frame: pd.DataFrame, config: GatesConfig) -> pd.DataFrame:
-    by_run = {
-        (name, seed): {float(row.lr): (row.validation_accuracy, row.test_accuracy) for row in part.itertuples()}
-        for (name, seed), part in frame.groupby(["contender", "seed"])
-    }
+def _against_original(rows: list[dict[str, Any]], config: GatesConfig) -> pd.DataFrame:
+    by_run: dict[tuple[str, int], dict[float, tuple[float, float]]] = {}
+    for row in rows:
+        trial, figures = row["trial"], (row["validation_accuracy"], row["test_accuracy"])
+        by_run.setdefault((trial["contender"], trial["seed"]), {})[trial["lr"]] = figures
     lines = []
     for name in config.contenders:
         pairs = [
