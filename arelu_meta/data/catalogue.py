@@ -18,6 +18,7 @@ class NamedSource:
         size: of the download, as a person would say it; empty where there is none.
         place: where its files lie below the root.
         layout: what the files look like there, where it is a folder of images.
+        folders: that must be there.
         root: whether it goes by data.root, as any folder does, and not by data.name.
         tasks: the commands that read it.
     """
@@ -29,6 +30,7 @@ class NamedSource:
     size: str = ""
     place: str = ""
     layout: str = ""
+    folders: tuple[str, ...] = ()
     root: bool = False
     tasks: tuple[str, ...] = ("finetune", "metatrain")
 
@@ -75,6 +77,7 @@ CATALOGUE: dict[str, NamedSource] = {
         "6 MB",
         "omniglot-small",
         "images_background_small1/ALPHABET/CHARACTER/*.png and images_background_small2/…, as the archives unpack",
+        folders=("images_background_small1", "images_background_small2"),
         tasks=_META,
     ),
     "mnist-m": _SET(

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arelu_meta.config import DataConfig, DataTaskConfig
 from arelu_meta.data.catalogue import CATALOGUE, NamedSource
-from arelu_meta.data.fewshot.benchmarks import BENCHMARKS, load_benchmark
-from arelu_meta.data.fewshot.omniglot import SMALL_SETS
 from arelu_meta.data.image_folder import class_holders, data_home, find_candidates
 from arelu_meta.data.named_datasets import MNIST_M_NEEDS, NAMED_SETS, load_digits, named_root, open_part
 from arelu_meta.errors import InputError, counted, nearest_names
 from arelu_meta.runs.progress import print_table
+
+if TYPE_CHECKING:
+    from arelu_meta.data.fewshot.class_splits import ClassSplits
 
 _PARTS = ("training", "validation", "test")
 
@@ -73,8 +75,12 @@ def _layout(name: str, source: NamedSource) -> str:
     if source.place:
         return f"{source.place}/{source.layout}"
     if source.had in ("torchvision", "learn2learn"):
-        kind = NAMED_SETS[name].kind if name in NAMED_SETS else BENCHMARKS[name].loader
-        module = "torchvision.datasets" if name in NAMED_SETS else "learn2learn.vision.datasets"
+        if name in NAMED_SETS:
+            kind, module = NAMED_SETS[name].kind, "torchvision.datasets"
+        else:
+            from arelu_meta.data.fewshot.benchmarks import BENCHMARKS
+
+            kind, module = BENCHMARKS[name], "learn2learn.vision.datasets"
         return f"{source.layout + ', ' if source.layout else ''}as {module}.{kind}(ROOT) has it"
     return ""
 
@@ -95,7 +101,7 @@ def _look(name: str, root: str | None) -> tuple[str, str]:
         place = next((place for place in _places(name, root) if place.is_dir()), None)
         if place is None:
             return "", "no such folder"
-        if lacking := [f"{part}/" for part in SMALL_SETS if name == "omniglot-small" and not (place / part).is_dir()]:
+        if lacking := [f"{part}/" for part in source.folders if not (place / part).is_dir()]:
             return "", f"{place} has no {' and no '.join(lacking)}"
         holders = class_holders(DataConfig(root=str(place)))
         count = sum(len(find_candidates(folder)) for folder in holders)
@@ -105,7 +111,7 @@ def _look(name: str, root: str | None) -> tuple[str, str]:
             return _look_for_either(root)
         if name in NAMED_SETS:
             return _told(_parts(name, config)), ""
-        splits = load_benchmark(name, config, 0)
+        splits = _benchmark(name, config)
         return _told([len(splits.train), len(splits.validation or ()), len(splits.test)]), ""
     except InputError as error:
         reason = str(error).partition(" (")[2].rpartition(")")[0] or str(error)
@@ -152,4 +158,10 @@ def _fetch(name: str, root: str | None) -> None:
         print(f"fetching {name} ({source.size}) to {named_root(config)}", flush=True)
         _parts(name, config)
     else:
-        load_benchmark(name, config, 0)
+        _benchmark(name, config)
+
+
+def _benchmark(name: str, config: DataConfig) -> "ClassSplits":
+    from arelu_meta.data.fewshot.benchmarks import load_benchmark  # with torch, for which the other sets need not wait
+
+    return load_benchmark(name, config, 0)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from arelu_meta.config import DataConfig, TaskConfig
-from arelu_meta.data.catalogue import pointer
+from arelu_meta.data.catalogue import CATALOGUE, pointer
 from arelu_meta.data.fewshot.class_splits import (
     ClassSplits,
     check_class_sizes,
@@ -48,26 +48,13 @@ _OMNIGLOT_PARTS = (1100, 1200)  # training characters, and those with the valida
 _TURNS = 4
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """How learn2learn names a benchmark.
-
-    Args:
-        loader: its class in `learn2learn.vision.datasets`.
-        size: of its download, as a person would say it.
-    """
-
-    loader: str
-    size: str
-
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "omniglot": Benchmark("FullOmniglot", "20 MB"),
-    "mini-imagenet": Benchmark("MiniImagenet", "1.1 GB"),
-    "tiered-imagenet": Benchmark("TieredImagenet", "12 GB"),
-    "cifar-fs": Benchmark("CIFARFS", "170 MB"),
-    "fc100": Benchmark("FC100", "160 MB"),
-    "cub": Benchmark("CUBirds200", "1.1 GB"),
+BENCHMARKS = {  # how learn2learn names their loaders
+    "omniglot": "FullOmniglot",
+    "mini-imagenet": "MiniImagenet",
+    "tiered-imagenet": "TieredImagenet",
+    "cifar-fs": "CIFARFS",
+    "fc100": "FC100",
+    "cub": "CUBirds200",
 }
 # What a loader raises where files are missing, damaged, or cannot be fetched.
 _DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, tarfile.TarError, EOFError)
@@ -95,7 +82,7 @@ def load_benchmark(name: str, config: DataConfig, seed: int) -> ClassSplits:
     """
     if name == "omniglot" and config.rotations:
         raise InputError("data.rotations: omniglot has its quarter turns among its classes already; leave it out")
-    make = getattr(import_learn2learn(f"data.name {name}").vision.datasets, BENCHMARKS[name].loader)
+    make = getattr(import_learn2learn(f"data.name {name}").vision.datasets, BENCHMARKS[name])
     if name == "omniglot":
         return _omniglot(_open(name, make, config), seed)
     sets = (_image_set(_open(name, partial(make, mode=mode), config), f"{name} {mode}") for mode in _MODES)
@@ -117,7 +104,7 @@ def _open(name: str, make: Callable[..., Any], config: DataConfig) -> Any:
         raise InputError(
             f"{where} ({_reason(missing)}); put it there, or give --data.download true{pointer(name)}"
         ) from missing
-    print(f"downloading {name} ({BENCHMARKS[name].size}) to {root}", flush=True)
+    print(f"downloading {name} ({CATALOGUE[name].size}) to {root}", flush=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()), kept_inside():

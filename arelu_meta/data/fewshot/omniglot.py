@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from arelu_meta.config import DataConfig, TaskConfig
+from arelu_meta.data.catalogue import CATALOGUE
 from arelu_meta.data.fewshot.class_splits import ClassSplits, alphabet_of, alphabet_sizes, of_classes, present_classes
 from arelu_meta.data.image_folder import find_root, read_folders
 from arelu_meta.data.image_io import Reading, compose, is_candidate, is_of_a_system
 from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.errors import InputError
 
-SMALL_SETS = ("images_background_small1", "images_background_small2")
+_SMALL = CATALOGUE["omniglot-small"].folders
 _WHOLE = ("images_background", "images_evaluation")
 _HELD_OUT, _TESTED = 0.15, 0.3
 _BRIGHT = 127
@@ -115,10 +116,10 @@ def _folders_of(config: DataConfig) -> list[Path]:
         raise InputError("data.root: missing; data.name alphabets needs a folder ALPHABET/CHARACTER/IMAGE")
     root = find_root(config.root or "omniglot-small")
     if small:
-        for name in SMALL_SETS:
+        for name in _SMALL:
             if not (root / name).is_dir():
                 raise InputError(f"data.root: {str(root)!r} has no {name}/; give the folder that holds both sets")
-    pair = next((pair for pair in (SMALL_SETS, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
+    pair = next((pair for pair in (_SMALL, _WHOLE) if all((root / name).is_dir() for name in pair)), None)
     return [root] if pair is None else [root / name for name in pair]
 
 
