@@ -26,14 +26,16 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
 def test_an_interrupt_exits_130_in_one_line_that_names_a_checkpoint_from_which_the_run_goes_on(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, workers: str
 ) -> None:
     folder = tmp_path / "run"
-    command = _command(folder)
+    command = [*_command(folder), "--data.workers", workers, "--data.cache", "false"]
     running = subprocess.Popen(
         [*command, "--train.epochs", "500"],
+        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -42,7 +44,7 @@ def test_an_interrupt_exits_130_in_one_line_that_names_a_checkpoint_from_which_t
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / "epoch-0002.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    running.send_signal(number)
+    os.killpg(running.pid, number)  # as a terminal does, and Slurm: the workers hear it too
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert len(errors.splitlines()) == 1
@@ -50,6 +52,29 @@ def test_an_interrupt_exits_130_in_one_line_that_names_a_checkpoint_from_which_t
     checkpoint = Path(errors.split("; ")[1].split(" is written")[0])
     assert checkpoint.is_file()
     assert checkpoint.parent == folder / "checkpoints"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc to find the workers by")
+def test_a_stopped_data_worker_keeps_nobody_from_leaving(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["--data.workers", "1", "--data.cache", "false", "--train.epochs", "500"]
+    running = subprocess.Popen(
+        [*_command(folder), *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline, workers = time.monotonic() + 120, ""
+    while not (folder / "checkpoints" / "epoch-0001.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    while not workers and time.monotonic() < deadline:
+        workers = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text()
+    os.kill(int(workers.split()[0]), signal.SIGSTOP)
+    time.sleep(1)  # the step in hand ends, and the next waits for the worker
+    for _ in range(2):  # whoever asks twice is in a hurry
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("error: interrupted; ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=str)

@@ -1,9 +1,12 @@
 """From decoded images to batches: timm's transforms, and an order that only the seed and the epoch decide."""
 
+import atexit
 import contextlib
 import math
+import multiprocessing
 import os
 import random
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +24,7 @@ from arelu_meta.data.image_io import to_channels
 from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError
 from arelu_meta.runs.progress import progress
+from arelu_meta.runs.signals import deaf_children
 
 _BEFORE_CROPS = 1.5  # of the model's side: a random crop is cut from that much and scaled
 
@@ -239,13 +243,32 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
 
 class _Loader(DataLoader[Any]):
-    """Torch's loader, whose workers' errors are one sentence here, too: it would put their tracebacks into them."""
+    """Torch's loader, whose workers' errors are one sentence here, too: it would put their tracebacks into them.
+
+    Its workers end when this process tells them to, or ends.
+    """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except InputError as error:
             raise InputError(str(error).strip().rpartition(f"{InputError.__name__}: ")[2]) from error
+
+    def _get_iterator(self) -> Any:
+        with deaf_children():
+            started: Any = super()._get_iterator()
+        if self.num_workers:
+            atexit.register(_end_workers, weakref.ref(started))
+        return started
+
+
+def _end_workers(iterator: "weakref.ref[Any]") -> None:
+    """End a loader's workers as the interpreter exits: Python would ask deaf or stopped ones to end, and wait for it."""
+    if (known := iterator()) is not None:
+        known._shutdown_workers()
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
 
 
 class Batches:

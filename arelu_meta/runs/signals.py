@@ -114,6 +114,22 @@ def handling(number: int, handler: Handler) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that start inside the block never hear what asks a run to stop, as a terminal and Slurm ask all.
+
+    This process hears what came in the meantime behind the block.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in HEARD])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def terminated_as_by_ctrl_c() -> Iterator[None]:
     """Let what asks a process to leave end a run as Ctrl-C does."""
     _raised.clear()
