@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -145,7 +146,9 @@ def _main(arguments: list[str]) -> None:
         check_environment()
         with outliving_readers() if name in _RUNS else contextlib.nullcontext():
             _greet(TASKS[name], config)
-            _function(TASKS[name])(config)
+            results = _function(TASKS[name])(config)
+            if name in ("finetune", "metatrain") and isinstance(results, dict) and results.get("folder"):
+                print("next: " + "\n      ".join(_next_commands(results)), flush=True)
 
 
 def _greet(task: Task, config: Any) -> None:
@@ -160,6 +163,15 @@ def _greet(task: Task, config: Any) -> None:
     )
     if task.greeting and os.environ.get("RANK", "").strip("0 ") == "":  # the first process of a run speaks for all
         print(re.sub(r"\{([\w.]+)\}", lambda found: printable(str(values[found[1]])), task.greeting), flush=True)
+
+
+def _next_commands(results: dict[str, Any]) -> list[str]:
+    """Write what a person would do next with a run, as commands to copy."""
+    run = shlex.quote(str(results["folder"]))
+    commands = [f"arelu-meta report {run}", f"arelu-meta predict {run} IMAGES", f"arelu-meta export {run}"]
+    if results["task"] == "metatrain":  # its outputs mean nothing before it has seen a support set
+        commands[1:] = [f"arelu-meta evaluate {run}", f"arelu-meta predict {run} IMAGES --support FOLDER"]
+    return commands[:1] if results.get("runs") else commands  # the mean of several has no model
 
 
 def _function(task: Task) -> Callable[[Any], object]:

@@ -1,5 +1,7 @@
 import dataclasses
 import errno
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +124,7 @@ def test_texts_of_a_config_file_stay_texts_too(tmp_path: Path) -> None:
         (["--data.skip_broken=maybe"], r"^data\.skip_broken: 'maybe' is not allowed; give true or false$"),
         (
             ["--train.mode", "half"],
-            r"^train\.mode: 'half' is not known; give full, head, activations, norm, bias, gradual, probe or last-N",
+            r"^train\.mode: 'half' is not known; give full, head, activations, norm, bias, lora, gradual, probe or last-N",
         ),
         (["--data.image_size", "1e9"], r"^data\.image_size: '1e9' is not allowed; give a whole number$"),
         (["--model.activation", ""], r"^model\.activation: '' is empty"),
@@ -564,3 +566,43 @@ def test_a_terminal_without_unicode_gets_the_help_all_the_same() -> None:
     )
     assert done.returncode == 0
     assert rb"\u2026" in done.stdout
+
+
+# -- a run's last lines -----------------------------------------------------------------------------------------------
+
+_TINY = ["--model.name", "mnist_linear", "--model.pretrained", "false", "--data.image_size", "8", "--data.per_class"]
+
+
+@pytest.mark.parametrize(
+    ("words", "tasks", "kept"),
+    [
+        (["finetune", *_TINY, "3", "--train.epochs", "2"], "report predict export", r"kept: .* \(validation accuracy"),
+        (
+            ["finetune", *_TINY, "3", "--train.epochs", "2", "--train.keep", "last"],
+            "report predict export",
+            "epoch 2 of",
+        ),
+        (["finetune", *_TINY, "3", "--train.epochs", "2", "--train.repeats", "2"], "report", "kept: "),
+        (
+            ["metatrain", *_TINY[:-1], "--task.queries", "2", "--meta.steps", "2", "--meta.inner_lr", "0.1"],
+            "report evaluate predict",
+            r"kept: step 2 of 2, the best by validation \(accuracy",
+        ),
+    ],
+    ids=["finetune", "keep last", "repeats", "metatrain"],
+)
+def test_a_run_ends_with_the_epoch_it_kept_and_why_and_with_the_next_commands(
+    words: list[str], tasks: str, kept: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a run"
+    few = ["--eval.tasks", "4", "--eval.validation_tasks", "4", "--meta.batch_tasks", "2"]
+    assert main([*words, *(few if words[0] == "metatrain" else []), "--run.folder", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(kept, out)
+    commands = [line.strip() for line in out.rpartition("next: ")[2].splitlines()]
+    assert [command.split()[1] for command in commands] == tasks.split()
+    for command in commands:
+        _, task, *arguments = shlex.split(command)
+        assert arguments[0] == str(folder)
+        assert parse(task, arguments) is not None
+    assert main(["report", str(folder)]) == 0

@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import os
 import random
-import weakref
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -256,19 +256,17 @@ class _Loader(DataLoader[Any]):
 
     def _get_iterator(self) -> Any:
         with deaf_children():
-            started: Any = super()._get_iterator()
-        if self.num_workers:
-            atexit.register(_end_workers, weakref.ref(started))
-        return started
+            return super()._get_iterator()
 
 
-def _end_workers(iterator: "weakref.ref[Any]") -> None:
-    """End a loader's workers as the interpreter exits: Python would ask deaf or stopped ones to end, and wait for it."""
-    if (known := iterator()) is not None:
-        known._shutdown_workers()
-    for worker in multiprocessing.active_children():
-        if worker.daemon:
-            worker.kill()
+@atexit.register
+def _end_workers() -> None:
+    """End data workers that are left: Python would ask deaf or stopped ones to end, and wait for it for ever."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end an error
+    for worker in workers:
+        worker.kill()
 
 
 class Batches:

@@ -50,6 +50,26 @@ class Keeper:
             self.kept = found
         return keeps
 
+    def why(self, epochs: int) -> str:
+        """Say which epoch's model is kept, and why.
+
+        Args:
+            epochs: that the run took.
+        """
+        kept = f"epoch {self.kept.epoch} of {epochs}" if self.kept.epoch else "the model before the first epoch"
+        accuracy = f"validation accuracy {self.kept.accuracy:.1%}"
+        if self.rule == "last":
+            return f"kept: {kept}, the last, as train.keep asks ({accuracy})"
+        if self.kept.epoch == 0 and epochs:
+            return f"kept: {kept}, nothing learned helped ({accuracy})"
+        if self.kept == self.best:
+            return f"kept: {kept}, the best by validation ({accuracy}, loss {self.kept.loss:.3f})"
+        error = standard_error(self.best.accuracy, self.images)
+        return (
+            f"kept: {kept}, the last within one standard error ({error:.1%}) of the best, {self.best.accuracy:.1%} in "
+            f"epoch {self.best.epoch} ({accuracy})"
+        )
+
     def restart(self, epoch: int) -> None:
         """Forget what was judged: what follows counts from an epoch on.
 

@@ -383,17 +383,7 @@ class Trainer:
 
     def _kept_line(self) -> dict[str, str]:
         """Say which epoch's model is kept, and why."""
-        kept = self.keeper.kept
-        if self.config.train.mode == "probe":
-            return {}
-        why = {
-            "best": "the best by validation",
-            "last": "the last one",
-            "one_se": "the last within a standard error of the best by validation",
-        }[self.config.train.keep]
-        if kept.epoch == 0 and self.epoch:
-            why = "nothing learned helped"
-        return {"kept": f"epoch {kept.epoch} of {self.epoch} kept: {why} (validation {kept.accuracy:.1%})"}
+        return {} if self.config.train.mode == "probe" else {"kept": self.keeper.why(self.epoch)}
 
     def _kept_tensors(self) -> dict[str, Tensor]:
         if self.config.run.save == "adapter":  # loaded as anyone will load it, on the backbone's own weights

@@ -405,6 +405,15 @@ class MetaTrainer:
                 self.best = -1.0 if validation is None else validation
                 self._save_model()
 
+    def _kept_line(self) -> dict[str, str]:
+        """Say which step's model is kept, and why; nothing of a method that takes no steps."""
+        if self.config.meta.algorithm in BASELINES:
+            return {}
+        why = f"the best by validation (accuracy {self.best:.1%})"
+        if self.validation_tasks is None:
+            why = "the last (there are no classes to validate on)"
+        return {"kept": f"kept: step {self.best_step} of {self.step}, {why}"}
+
     def _finish(self) -> dict[str, Any]:
         """Judge the best model on unseen classes, and write results.json."""
         self.ranks.wait()  # the first one may still be writing what all read now
@@ -420,6 +429,7 @@ class MetaTrainer:
             | {
                 "engine": self.outer.engine.name,
                 "steps": self.step,
+                **self._kept_line(),
                 "notes": "; ".join(self.splits.notes),
                 "skipped": len(self.splits.skipped),
                 "test_seen": self.splits.test_seen,

@@ -491,7 +491,7 @@ def _in_use(folder: Path, holder: dict[str, Any]) -> InputError:
 
 
 def report_results(results: Mapping[str, Any]) -> None:
-    """Print a run's test accuracy with its interval, and where the run lies.
+    """Print a run's test accuracy with its interval, which model was kept and why, and where it lies.
 
     Args:
         results: what results.json holds.
