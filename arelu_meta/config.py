@@ -435,6 +435,17 @@ class FinetuneConfig(Settings):
 
 
 @dataclass
+class RepeatConfig(Settings):
+    """How often.
+
+    Args:
+        repeats: how many seeds, from run.seed on; their mean and its interval are the result.
+    """
+
+    repeats: int = setting(1, least=1)
+
+
+@dataclass
 class MetatrainConfig(Settings):
     """Meta-train on few-shot tasks and evaluate on unseen classes.
 
@@ -446,6 +457,7 @@ class MetatrainConfig(Settings):
         task: a task's size.
         meta: the algorithm.
         eval: the evaluation.
+        train: how often.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -457,6 +469,7 @@ class MetatrainConfig(Settings):
     task: TaskConfig = field(default_factory=TaskConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    train: RepeatConfig = field(default_factory=RepeatConfig)
 
 
 @dataclass

@@ -114,6 +114,14 @@ class ModelSpec:
             init="nearest" if self.init == "fit" else self.init,  # of the same parts, and needs no images
             **size_argument(self.name, self.inputs.image_size),
         )
+        return self.finished(model)
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """Make of a plain backbone what the task saves, in place: a meta-learner has its own normalisation and rates.
+
+        Args:
+            model: as `build` makes it, or as its owner does.
+        """
         if (finisher := FINISHERS.get(self.task)) is not None:
             module, _, name = finisher.partition(":")
             getattr(importlib.import_module(module), name)(model, self.meta)
@@ -388,7 +396,7 @@ def load_model(path: str | Path, where: str = "checkpoint", model: nn.Module | N
         if model is not None:
             raise InputError(f"{where}: {str(file)!r} is an adapter; call arelu_meta.load_adapter(model, FILE)")
         return LoadedModel(_with_adapter(file, spec, where).eval(), replace(spec, adapter={}))
-    found, tensors = spec.build() if model is None else model, read_tensors(file)
+    found, tensors = spec.build() if model is None else spec.finished(model), read_tensors(file)
     if model is not None and (fault := swap_fault(model, tensors)) is not None:
         raise InputError(f"{where}: {str(file)!r}: {fault}")
     load_tensors(found, tensors, f"{where}: {str(file)!r}")

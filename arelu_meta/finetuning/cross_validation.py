@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from arelu_meta.backbones.checkpoint import provenance_of
-from arelu_meta.config import FinetuneConfig
+from arelu_meta.config import FinetuneConfig, MetatrainConfig
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.data.own_datasets import OwnData
 from arelu_meta.data.splits import count_tested
@@ -19,10 +19,12 @@ from arelu_meta.runs.progress import print_table
 from arelu_meta.runs.run_folder import RunFolder, finished_results, open_run, report_results
 from arelu_meta.statistics import groups_interval
 
+C = TypeVar("C", FinetuneConfig, MetatrainConfig)
+_OF_LEARNER = ("normalization", "algorithm", "order", "ways", "shots", "queries", "inner_steps", "inner_lr", "adapt")
 _OF_RUN = "test_accuracy_"  # in results.json, before a run's name
 
 
-def member_configs(config: FinetuneConfig) -> dict[str, FinetuneConfig]:
+def member_configs(config: C) -> dict[str, C]:
     """List the runs that a config asks for.
 
     Args:
@@ -45,11 +47,11 @@ def member_configs(config: FinetuneConfig) -> dict[str, FinetuneConfig]:
 
 
 def run_members(
-    config: FinetuneConfig,
-    members: dict[str, FinetuneConfig],
-    run: Callable[[FinetuneConfig], dict[str, Any]],
+    config: C,
+    members: dict[str, C],
+    run: Callable[[C], dict[str, Any]],
     ranks: Ranks,
-    given: OwnData | None = None,
+    check: Callable[[RunFolder, C], None],
 ) -> dict[str, Any]:
     """Do the runs one after the other, each in a folder of its own, and sum them up.
 
@@ -58,7 +60,7 @@ def run_members(
         members: what `member_configs` gave.
         run: does one.
         ranks: the processes that do each together.
-        given: data sets that Python code handed over.
+        check: refuses a run that has ended under another config, or on other images.
 
     Returns:
         What results.json of the whole holds: the mean test accuracy and its interval, of the runs and of the
@@ -74,15 +76,14 @@ def run_members(
             f"({', '.join(members)}); give auto, which goes on with each where it stopped"
         )
     with ranks.synchronizing():
-        folder = open_run(config.run, "finetune", ranks)
+        folder = open_run(config.run, _task_of(config), ranks)
         whole = folder.finished and _holds_all(folder.path, members)
         for name, member in members.items():
             one = RunFolder(folder.path / name, finished=True)
             if (one.path / "results.json").exists():  # the others look for themselves
-                one.check_same(partial(settle_rates, member))
-                check_ended(one, member, given)
+                check(one, member)
     if whole:
-        return finished_results(folder, "finetune")
+        return finished_results(folder, _task_of(config))
     resume = "auto" if config.run.resume == "auto" else "never"
     found: list[dict[str, Any]] = []
     for number, (name, member) in enumerate(members.items(), 1):
@@ -93,6 +94,25 @@ def run_members(
     _print(list(members), found, results)
     folder.finish(results)
     return results
+
+
+def _task_of(config: FinetuneConfig | MetatrainConfig) -> str:
+    return "metatrain" if isinstance(config, MetatrainConfig) else "finetune"
+
+
+def check_member(folder: RunFolder, config: FinetuneConfig, given: OwnData | None = None) -> None:
+    """Refuse one of several runs that has ended under another config, or on other images.
+
+    Args:
+        folder: of the run.
+        config: of the run that is asked for.
+        given: data sets that Python code handed over.
+
+    Raises:
+        InputError: naming the first field or image that differs.
+    """
+    folder.check_same(partial(settle_rates, config))
+    check_ended(folder, config, given)
 
 
 def check_ended(folder: RunFolder, config: FinetuneConfig, given: OwnData | None = None) -> None:
@@ -112,7 +132,7 @@ def check_ended(folder: RunFolder, config: FinetuneConfig, given: OwnData | None
     folder.check_split(splits.describe())
 
 
-def _holds_all(folder: Path, members: Mapping[str, FinetuneConfig]) -> bool:
+def _holds_all(folder: Path, members: Mapping[str, object]) -> bool:
     """Say whether what a folder holds is the mean of all these runs; where it lacks some, they are added.
 
     Raises:
@@ -155,7 +175,9 @@ def check_single(folder: Path) -> None:
         )
 
 
-def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: list[dict[str, Any]]) -> dict[str, Any]:
+def summed_up(
+    config: FinetuneConfig | MetatrainConfig, folder: Path, names: list[str], found: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Sum several runs up.
 
     Args:
@@ -168,18 +190,28 @@ def summed_up(config: FinetuneConfig, folder: Path, names: list[str], found: lis
         Flat values for results.json.
     """
     accuracies = [results["test_accuracy"] for results in found]
-    images = sum(results["test_n"] for results in found)
-    mean, low, high = groups_interval(accuracies, images, _distinct(folder, names))
+    tested = sum(results["test_n"] for results in found)
+    # A seed of meta-training draws tasks of its own, and classes of its own where the data leaves that to it.
+    if isinstance(config, MetatrainConfig):
+        queries = sum(results["test_n"] * results["ways"] * results["queries"] for results in found)
+        mean, low, high = groups_interval(accuracies, queries)
+        classes = [results["test_classes"] for results in found]
+        same: dict[str, Any] = {name: found[0][name] for name in _OF_LEARNER}
+        same["test_classes"] = None if None in classes else sum(classes)
+    else:
+        mean, low, high = groups_interval(accuracies, tested, _distinct(folder, names))
+        same = {}
     return {
-        "task": "finetune",
+        "task": _task_of(config),
         "seed": config.run.seed,
         "test_accuracy": mean,
         "test_low": low,
         "test_high": high,
-        "test_n": images,
+        "test_n": tested,
         "test_seen": _sum_seen([results.get("test_seen") for results in found]),
         "runs": len(found),
         **{f"{_OF_RUN}{name}": accuracy for name, accuracy in zip(names, accuracies, strict=True)},
+        **same,
         "model": found[0]["model"],
         "activation": found[0]["activation"],
         "init": found[0]["init"],
@@ -199,9 +231,12 @@ def _sum_seen(counts: list[int | None]) -> int | None:
 
 
 def _print(names: list[str], found: list[dict[str, Any]], results: dict[str, Any]) -> None:
+    told = {"test accuracy": ("test_accuracy", ".1%"), "validation": ("validation_accuracy", ".1%")}
+    told |= {"epoch kept": ("best_epoch", ""), "meta-steps": ("steps", "")}
+    columns = [column for column, (name, _) in told.items() if name in found[0]]
     rows = [
-        [name, f"{one['test_accuracy']:.1%}", f"{one['validation_accuracy']:.1%}", str(one["best_epoch"])]
+        [name, *(format(one[told[column][0]], told[column][1]) for column in columns)]
         for name, one in zip(names, found, strict=True)
     ]
-    print_table("", ["run", "test accuracy", "validation", "epoch kept"], rows)
+    print_table("", ["run", *columns], rows)
     report_results(results)

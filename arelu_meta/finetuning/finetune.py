@@ -41,7 +41,7 @@ from arelu_meta.data.named_datasets import GIVEN, load_images
 from arelu_meta.data.own_datasets import OwnData
 from arelu_meta.data.splits import ImageSet, Splits
 from arelu_meta.errors import InputError, shown
-from arelu_meta.finetuning.cross_validation import check_ended, check_single, member_configs, run_members
+from arelu_meta.finetuning.cross_validation import check_ended, check_member, check_single, member_configs, run_members
 from arelu_meta.finetuning.defaults import new_head_init, scalars_share, settle, settle_rates
 from arelu_meta.finetuning.freezing import count_learning, keeps_features, set_drop_rate, set_learning, set_training
 from arelu_meta.finetuning.fsdp import Shards, check_sharding
@@ -151,7 +151,8 @@ def finetune(
         _check_sync(config, ranks)
         check_sharding(config, ranks)
         if members := member_configs(config):
-            return run_members(config, members, partial(_finetune, ranks=ranks, given=given), ranks, data)
+            check = partial(check_member, given=data)
+            return run_members(config, members, partial(_finetune, ranks=ranks, given=given), ranks, check)
         return _finetune(config, ranks, given)
 
 

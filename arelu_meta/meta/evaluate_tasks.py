@@ -154,6 +154,11 @@ def _compared(name: str, accuracies: list[float], judged: list[float], queries: 
 def _images_and_task(spec: ModelSpec, asked: Asked, checkpoint: Path) -> tuple[ImageSet, TaskConfig, list[str]]:
     """Load what is tested on, and say what tasks look like."""
     own, seed = of_its_run(spec.config)
+    if spec.inputs.prepared:
+        raise InputError(
+            "checkpoint: its run was trained on tensors that were handed over, and does not know how they were made of "
+            "images; adapt it to such tensors in Python: Learner.load(run).adapt((images, labels))"
+        )
     task = _task_of(spec)
     task = replace(task, shots=asked.task.shots or task.shots, queries=asked.task.queries or task.queries)
     wanted = asked.task.alphabets

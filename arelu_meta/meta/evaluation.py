@@ -232,15 +232,6 @@ def curve_results(curves: Sequence[Sequence[float]]) -> dict[str, float]:
     return {f"accuracy_after_{step}": float(mean) for step, mean in enumerate(means)}
 
 
-@dataclass(frozen=True)
-class FeaturePool(Pool):
-    """A pool whose `pixels` are features, shape (images, features), float32, taken as they are."""
-
-    def images(self, indices: object) -> Tensor:
-        """Return some images' features."""
-        return self.pixels[indices]  # type: ignore[index]
-
-
 def with_features(
     model: nn.Module, sampler: Sampler, tasks: int, loop: InnerLoop, device: torch.device, precision: str = "float32"
 ) -> tuple[nn.Module, Sampler] | None:
@@ -270,7 +261,7 @@ def with_features(
     found = _features_of(model, sampler.pool, device, precision)
     changed = copy.copy(sampler)
     own = {field: getattr(sampler.pool, field) for field in ("labels", "mean", "std", "groups")}
-    changed.pool = FeaturePool(pixels=found, **own)
+    changed.pool = Pool(pixels=found, **own)
     return HeadAlone(model, loop).eval(), changed
 
 

@@ -87,7 +87,9 @@ class Learner:
 
     @classmethod
     @checked
-    def load(cls, name: str | Path, device: str = "auto", method: Method | None = None) -> "Learner":
+    def load(
+        cls, name: str | Path, device: str = "auto", method: Method | None = None, model: nn.Module | None = None
+    ) -> "Learner":
         """Load a model to learn with.
 
         Args:
@@ -96,15 +98,18 @@ class Learner:
             device: auto, cpu, cuda, cuda:1 …
             method: centroid (compare features with each class's mean) or logistic (regression on them), for any model;
                 default: the way in which it was meta-trained, centroid for one that was not.
+            model: the network, of a run of one's own; its weights are replaced by the run's.
 
         Raises:
             InputError: if there is no such run or model, or it cannot learn so.
         """
         if Path(name).exists():
-            model, spec = load_model(name)
+            model, spec = load_model(name, model=model)
         elif not timm.is_model(str(name)):
             nearest = nearest_names(str(name), timm.list_models())
             raise InputError(f"checkpoint: {str(name)!r} is no run folder, model.safetensors or timm model; {nearest}")
+        elif model is not None:
+            raise InputError(f"model: it goes with a run of one's own network, and {str(name)!r} is none; leave it out")
         else:
             model, spec = build_backbone(ModelConfig(str(name), pretrained=True), ("any", "other"), 3, None, "finetune")
         trained = spec.meta.get("algorithm", "maml") if spec.task == "metatrain" else "centroid"

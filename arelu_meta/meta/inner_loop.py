@@ -105,6 +105,10 @@ class InnerLoop(nn.Module):
                 start = parameter if inner.algorithm == "metasgd" else parameter.new_empty(inner.steps)
                 self.learned[_key(name)] = nn.Parameter(torch.full_like(start, self.fixed[name]))
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what is given: a model that is a `Sequential` runs all that it holds."""
+        return images
+
     def no_weight_decay(self) -> set[str]:
         """Name the learned rates, as timm asks models: decay would pull them to zero, and tasks with them."""
         return {name for name, _ in self.named_parameters()}
@@ -175,6 +179,17 @@ def attach_loop(model: nn.Module, inner: Inner) -> InnerLoop:
     loop = InnerLoop(model, inner)
     model.add_module(_ATTRIBUTE, loop)
     return loop
+
+
+def detach_loop(model: nn.Module) -> None:
+    """Take an inner loop without learned rates from a model again: it is of no use to who owns the model.
+
+    Args:
+        model: changed in place.
+    """
+    loop = getattr(model, _ATTRIBUTE, None)
+    if isinstance(loop, InnerLoop) and not len(loop.learned):
+        delattr(model, _ATTRIBUTE)
 
 
 def loop_of(model: nn.Module, inner: Inner) -> InnerLoop:

@@ -15,6 +15,7 @@ from arelu_meta.backbones.networks import load_tensors, read_tensors
 from arelu_meta.backbones.report import scalars_results
 from arelu_meta.config import MetatrainConfig
 from arelu_meta.data.fewshot.class_splits import ClassSplits, present_classes
+from arelu_meta.data.fewshot.given_tasks import GivenTasks, TaskSplits
 from arelu_meta.data.fewshot.task_sampler import TensorSampler, load_pool
 from arelu_meta.data.fewshot.tasks import Sampler, TaskBatch
 from arelu_meta.data.splits import ImageSet
@@ -192,6 +193,7 @@ class OuterLoop:
         self.step = state["step"]
 
 
+_PARTS = ("train", "validation", "test")
 _KINDS = {
     "step": int,
     "best": float,
@@ -200,33 +202,39 @@ _KINDS = {
 }  # of a checkpoint, beside weights and lists
 
 
+OnEpoch = Callable[[dict[str, Any]], object]
+
+
 class MetaTrainer:
     """The parts of one run, and its course.
 
     Args:
         config: of the run.
         folder: not yet started, or with a state to go on from.
-        splits: the classes.
+        splits: the classes, or tasks that were handed over.
         spec: rebuilds the model.
         model: on the device, in training mode as its normalisation asks for.
         ranks: the processes.
+        on_epoch: called by the first process after each interval, with its row of metrics.csv.
     """
 
     def __init__(
         self,
         config: MetatrainConfig,
         folder: RunFolder,
-        splits: ClassSplits,
+        splits: ClassSplits | TaskSplits,
         spec: ModelSpec,
         model: nn.Module,
         ranks: Ranks,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
+        self.on_epoch = on_epoch
         self.config, self.folder, self.splits, self.spec = config, folder, splits, spec
         self.model, self.ranks, self.device = model, ranks, ranks.device
         self.checkpoint, self.curve, self.model_digest = "none", "", ""
-        noise = make_noise(config, spec, self.device)
-        self.outer = OuterLoop(config, model, noise, ranks, lambda: self.checkpoint)
         self.train_tasks = self._sampler("train")
+        noise = make_noise(self.train_tasks, config.task.ways, self.device)
+        self.outer = OuterLoop(config, model, noise, ranks, lambda: self.checkpoint)
         self.validation_tasks = None if splits.validation is None else self._sampler("validation")
         self.best, self.best_step, self.seconds = -1.0, -1, 0.0
         self.started: float | None = None  # of the interval that is under way
@@ -245,7 +253,7 @@ class MetaTrainer:
     def _draw(self, tasks: Sequence[int]) -> TaskBatch:
         return self.train_tasks.batch(tasks).to(self.device)
 
-    def go(self) -> dict[str, Any]:
+    def fit(self) -> dict[str, Any]:
         """Meta-train, test on unseen classes, and write it all down.
 
         Returns:
@@ -321,8 +329,12 @@ class MetaTrainer:
             f"step {self.step}/{self.config.meta.steps}  train loss {row['train_loss']:.3f}, "
             f"accuracy {row['train_accuracy']:.1%}{shown}  {self.seconds:.0f} s"
         )
+        if self.on_epoch is not None and self.ranks.main:
+            self.on_epoch(dict(row))
 
-    def _curves(self, sampler: Sampler, tasks: int, bar: ProgressBar | None, every: bool = True) -> list[list[float]]:
+    def _curves(
+        self, sampler: Sampler, tasks: Sequence[int], bar: ProgressBar | None, every: bool = True
+    ) -> list[list[float]]:
         meta, chunk = self.spec.meta, self.config.meta.task_chunk
 
         def compute(own: Sequence[int]) -> list[list[float]]:
@@ -341,7 +353,7 @@ class MetaTrainer:
             )
 
         try:
-            return gather_shares(compute, range(tasks), self.ranks)
+            return gather_shares(compute, tasks, self.ranks)
         except RunError as error:
             raise self.outer.diverged(error, self.step, kind=type(error)) from error
 
@@ -352,9 +364,12 @@ class MetaTrainer:
 
     def _validate(self) -> float | None:
         if self.validation_tasks is None:
-            self._curves(self.train_tasks, 1, None, every=False)  # the next checkpoint is to be a good one all the same
+            # The next checkpoint is to be a good one all the same.
+            last = self.step * self.config.meta.batch_tasks - 1
+            self._curves(self.train_tasks, range(last, last + 1), None, every=False)
             return None
-        found = self._curves(self.validation_tasks, self.config.eval.validation_tasks, None, every=False)
+        count = _at_most(self.validation_tasks, self.config.eval.validation_tasks)
+        found = self._curves(self.validation_tasks, range(count), None, every=False)
         return sum(row[-1] for row in found) / len(found)
 
     def _elapsed(self) -> float:
@@ -418,11 +433,12 @@ class MetaTrainer:
         """Judge the best model on unseen classes, and write results.json."""
         self.ranks.wait()  # the first one may still be writing what all read now
         load_tensors(self.model, read_tensors(self.folder.model_file), str(self.folder.model_file))
-        tasks = self.config.eval.tasks
-        own = len(share_of(range(tasks), *self.ranks.share))
-        with progress("evaluating on unseen classes", own, "tasks") as bar:
-            curves = self._curves(self._sampler("test"), tasks, bar)
+        sampler = self._sampler("test")
+        tasks = range(_at_most(sampler, self.config.eval.tasks))
+        with progress("evaluating on test tasks", len(share_of(tasks, *self.ranks.share)), "tasks") as bar:
+            curves = self._curves(sampler, tasks, bar)
         self.curve = describe_curve(curves, self.config.meta.normalization)
+        classes = None if isinstance(self.splits, TaskSplits) else len(present_classes(self.splits.test))
         results = (
             summarise(self.config, self.spec, curves)
             | scalars_results(self.model)
@@ -433,7 +449,7 @@ class MetaTrainer:
                 "notes": "; ".join(self.splits.notes),
                 "skipped": len(self.splits.skipped),
                 "test_seen": self.splits.test_seen,
-                "test_classes": len(present_classes(self.splits.test)),
+                "test_classes": classes,
                 "processes": self.ranks.processes,
                 "seconds": round(self.seconds, 2),
                 "folder": str(self.folder.path),
@@ -445,26 +461,30 @@ class MetaTrainer:
         return results
 
 
-def make_noise(config: MetatrainConfig, spec: ModelSpec, device: torch.device) -> torch.Tensor:
+def _at_most(sampler: Sampler, tasks: int) -> int:
+    """Return how many tasks there are to evaluate on: of a list that was handed over, each once."""
+    return min(tasks, sampler.count or tasks) if isinstance(sampler, GivenTasks) else tasks
+
+
+def make_noise(sampler: Sampler, ways: int, device: torch.device) -> torch.Tensor:
     """Make noise in the shape of two tasks' images, to try engines on.
 
     Args:
-        config: the ways.
-        spec: what the model takes.
+        sampler: of the tasks.
+        ways: images of noise a task.
         device: where to.
 
     Returns:
-        Shape (2, ways, channels, side, side), float32.
+        Shape (2, ways, channels, height, width), float32.
     """
-    inputs = spec.inputs
-    shape = (2, config.task.ways, inputs.channels, inputs.image_size, inputs.image_size)
+    shape = (2, ways, *sampler.batch([0]).support_images.shape[2:])
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def make_sampler(
     config: MetatrainConfig,
     spec: ModelSpec,
-    splits: ClassSplits,
+    splits: ClassSplits | TaskSplits,
     part: str,
     device: torch.device,
 ) -> Sampler:
@@ -477,13 +497,18 @@ def make_sampler(
         part: train, validation or test; training classes are also turned where data.rotations says so.
         device: where the images lie, if they fit.
     """
+    if isinstance(splits, TaskSplits):
+        given: GivenTasks = getattr(splits, part)
+        return given.to(device)
     images: ImageSet = getattr(splits, part)
     rotations = part == "train" and config.data.rotations
     pool = load_pool(images, spec.inputs, splits.inverted, rotations)
     return TensorSampler(pool.to(device), config.task, f"{part} {config.run.seed}")
 
 
-def headline(config: MetatrainConfig, spec: ModelSpec, splits: ClassSplits, engine_note: str, ranks: Ranks) -> str:
+def headline(
+    config: MetatrainConfig, spec: ModelSpec, splits: ClassSplits | TaskSplits, engine_note: str, ranks: Ranks
+) -> str:
     """Say in two lines what is meta-trained, how, and on what.
 
     Args:
@@ -494,7 +519,12 @@ def headline(config: MetatrainConfig, spec: ModelSpec, splits: ClassSplits, engi
         ranks: the processes.
     """
     described = splits.describe()
-    counts = {name: len(described.get(f"{name}_classes", [])) for name in ("train", "validation", "test")}
+    if isinstance(splits, TaskSplits):
+        found = {name: described.get(f"{name}_tasks", []) for name in _PARTS}
+        counts = {name: "tasks as they come" if got is None else f"{len(got)} tasks" for name, got in found.items()}
+    else:
+        found = {name: described.get(f"{name}_classes", []) for name in _PARTS}
+        counts = {name: f"{len(classes)}{' unseen' * (name == 'test')} classes" for name, classes in found.items()}
     task, meta, inner = config.task, config.meta, inner_of(config.meta)
     processes = f", {ranks.processes} processes" if ranks.processes > 1 else ""
     return (
@@ -502,8 +532,7 @@ def headline(config: MetatrainConfig, spec: ModelSpec, splits: ClassSplits, engi
         f"{meta.algorithm} that adapts {inner.adapted_part}, order {1 if inner.first_order else 2}, "
         f"{meta.normalization} normalisation, "
         f"{engine_note}, on {ranks.device}{processes}\n"
-        f"{counts['train']} classes to train on, {counts['validation']} to validate on, "
-        f"{counts['test']} unseen to test on"
+        f"{counts['train']} to train on, {counts['validation']} to validate on, {counts['test']} to test on"
         + "".join(f"; {note}" for note in splits.notes)
         + (f"; {len(splits.skipped)} files skipped that are not images" if splits.skipped else "")
     )

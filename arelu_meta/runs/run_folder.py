@@ -528,6 +528,8 @@ def seen_line(results: Mapping[str, Any]) -> str | None:
     total = results.get("test_classes", results.get("test_n"))
     if "test_seen" not in results or results["test_seen"] == 0:
         return None
+    if results["test_seen"] is None and total is None:
+        return "not known: whether the classes of the test tasks were trained on, since the tasks were handed over"
     if results["test_seen"] is None:
         return f"not known: how many of the {total} {unit} were trained on, by a model from before version 0.2"
     return f"NOT all unseen: {results['test_seen']} of {total} {unit} were trained or validated on before"

@@ -374,3 +374,37 @@ def test_a_checkpoint_that_no_meta_training_wrote_is_refused_in_a_sentence(
     torch.save(torch.load(written, weights_only=True) | change, tmp_path / "strange.pt")
     with pytest.raises(InputError, match=r"^run\.resume: .* does not fit this config"):
         metatrain(digits("other", run_resume=str(tmp_path / "strange.pt")))
+
+
+# Several seeds
+
+
+def test_several_seeds_give_their_mean_with_its_interval(digits: Make) -> None:
+    whole = metatrain(digits("seeds", train_repeats=3, run_seed=5))
+    assert whole["runs"] == 3
+    accuracies = [whole[f"test_accuracy_seed-{seed}"] for seed in (5, 6, 7)]
+    assert whole["test_accuracy"] == pytest.approx(sum(accuracies) / 3)
+    assert whole["test_low"] < whole["test_accuracy"] < whole["test_high"]
+    alone = metatrain(digits("alone", run_seed=6))
+    assert accuracies[1] == alone["test_accuracy"]
+    assert whole["test_n"] == 3 * alone["test_n"]
+    folder = Path(whole["folder"])
+    assert json.loads((folder / "results.json").read_text()) == whole
+    assert read_tensors(folder / "seed-6" / "model.safetensors").keys()
+    splits = [json.loads((folder / f"seed-{seed}" / "split.json").read_text())["test_classes"] for seed in (5, 6, 7)]
+    assert splits[0] != splits[1] or splits[1] != splits[2]
+
+
+def test_seeds_that_are_added_later_leave_the_others_as_they_are(
+    digits: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metatrain(digits("seeds", train_repeats=2))
+    weights = Path(digits("seeds").run.folder or "") / "seed-0" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert metatrain(digits("seeds", train_repeats=3, run_resume="auto"))["runs"] == 3
+    assert weights.stat().st_mtime_ns == before
+    assert "finished already" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds the mean of 3 runs"):
+        metatrain(digits("seeds", run_resume="auto"))
+    with pytest.raises(InputError, match=r"^meta.inner_lr: 0.2, and the run in"):
+        metatrain(digits("seeds", train_repeats=3, run_resume="auto", meta_inner_lr=0.2))

@@ -21,16 +21,16 @@ from arelu_meta.config import DataConfig, TaskConfig
 from arelu_meta.data.catalogue import CATALOGUE, pointer
 from arelu_meta.data.fewshot.class_splits import (
     ClassSplits,
-    check_class_sizes,
+    checked_splits,
     divide_by_file,
     divide_by_seed,
-    keep_test_to_alphabets,
     of_classes,
 )
 from arelu_meta.data.fewshot.omniglot import ALPHABETS, is_bright, load_alphabets, read_all_alphabets
 from arelu_meta.data.image_folder import describe_parts, find_root, read_folder, read_folders, training_parts
 from arelu_meta.data.image_io import Reading, digest_texts, to_channels
 from arelu_meta.data.named_datasets import (
+    GIVEN,
     NAMED_SETS,
     folders_around,
     kept_inside,
@@ -40,7 +40,7 @@ from arelu_meta.data.named_datasets import (
     named_root,
     remove_empty,
 )
-from arelu_meta.data.splits import ImageSet, concatenate, note_copies
+from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.errors import InputError, import_learn2learn, nearest_names
 
 _MODES = ("train", "validation", "test")
@@ -240,16 +240,16 @@ def load_class_splits(config: DataConfig, task: TaskConfig, seed: int) -> ClassS
     Raises:
         InputError: if there are too few classes for the ways, or too few images in one for shots plus queries.
     """
-    splits = keep_test_to_alphabets(_load_divided(config, task, seed), task)
-    for part, use in ((splits.train, "train"), (splits.validation, "validate"), (splits.test, "test")):
-        if part is not None:
-            check_class_sizes(part, task, f" to {use} on")
-    parts = [splits.train, splits.validation, splits.test]
-    return replace(splits, notes=(*splits.notes, *note_copies(parts), *splits.train.remarks))
+    return checked_splits(_load_divided(config, task, seed), task)
 
 
 def _load_divided(config: DataConfig, task: TaskConfig, seed: int) -> ClassSplits:
     name = name_of(config)
+    if name == GIVEN:
+        raise InputError(
+            "data.name: 'given' stands for tasks or a data set that Python code handed over; hand them over again, as "
+            "metatrain(config, tasks=tasks), or name other images by --data.root"
+        )
     if name in BENCHMARKS:
         if task.split_file is not None:
             raise InputError(f"task.split_file: {name} brings its own division; leave it out")

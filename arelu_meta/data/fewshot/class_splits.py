@@ -10,7 +10,7 @@ import numpy as np
 
 from arelu_meta.config import TaskConfig
 from arelu_meta.data.image_io import compose, encode
-from arelu_meta.data.splits import ImageSet, Labels, Provenance, note_shared
+from arelu_meta.data.splits import ImageSet, Labels, Provenance, note_copies, note_shared
 from arelu_meta.errors import InputError, nearest_names
 
 
@@ -323,6 +323,35 @@ def divide_by_seed(images: ImageSet, task: TaskConfig, seed: int) -> ClassSplits
     return ClassSplits(seen, held_out, unseen, (_held_out_note(held_out),))
 
 
+def divide_given(
+    images: ImageSet, validation: ImageSet | None, test: ImageSet | None, task: TaskConfig, seed: int
+) -> ClassSplits:
+    """Divide the classes of a data set that was handed over; those of its parts stay where they were handed over.
+
+    Args:
+        images: whose classes are divided where there is no test set.
+        validation: of classes to validate on, or None.
+        test: of classes to test on, or None.
+        task: ways, shots, queries, which every part must allow; a file that divides the classes.
+        seed: of the division.
+
+    Raises:
+        InputError: if there are too few classes, or too few images in one.
+    """
+    if test is not None or validation is not None:
+        if task.split_file is not None:
+            raise InputError(f"{_FIELD}: {task.split_file!r} is not read where test or validation is given")
+        if test is None:
+            raise InputError("test: validation is given without it; give classes to test on, too, or neither")
+        notes = () if validation is not None else ("no classes to validate on were given: the last checkpoint is kept",)
+        splits = ClassSplits(images, validation, test, notes)
+    elif task.split_file is not None:
+        splits = divide_by_file(images, task.split_file)
+    else:
+        splits = divide_by_seed(images, task, seed)
+    return checked_splits(splits, task)
+
+
 def _held_out_note(held_out: ImageSet | None) -> str:
     if held_out is None:
         return "too few classes and images to validate on: the last checkpoint is kept"
@@ -343,6 +372,24 @@ def _hold_out(images: ImageSet, task: TaskConfig, seed: int) -> tuple[ImageSet, 
         copied = np.isin(digests, digests[members[:count]]) & (images.labels == label)
         drawn += np.flatnonzero(copied).tolist()
     return images.subset(np.setdiff1d(np.arange(len(images)), drawn)), images.subset(sorted(drawn))
+
+
+def checked_splits(splits: ClassSplits, task: TaskConfig) -> ClassSplits:
+    """Make sure that every part of divided classes has what tasks need, and note what is to be said of them.
+
+    Args:
+        splits: the parts.
+        task: ways, shots, queries; whether a task's characters are all of one alphabet.
+
+    Raises:
+        InputError: if there are too few classes for the ways, or too few images in one for shots plus queries.
+    """
+    splits = keep_test_to_alphabets(splits, task)
+    for part, use in ((splits.train, "train"), (splits.validation, "validate"), (splits.test, "test")):
+        if part is not None:
+            check_class_sizes(part, task, f" to {use} on")
+    parts = [splits.train, splits.validation, splits.test]
+    return replace(splits, notes=(*splits.notes, *note_copies(parts), *splits.train.remarks))
 
 
 def keep_test_to_alphabets(splits: ClassSplits, task: TaskConfig) -> ClassSplits:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from arelu_meta.data.fewshot.tasks import Episode, TaskBatch
+from arelu_meta.data.splits import ImageSet
 from arelu_meta.errors import InputError, RunError, shown
 
 _TEST_SHARE = 5  # of a list of tasks without any to test on, every fifth is held out
@@ -206,7 +208,7 @@ class GivenTasks:
         return moved
 
     def batch(self, tasks: Sequence[int]) -> TaskBatch:
-        """Return tasks by their numbers, stacked.
+        """Return tasks by their numbers, stacked, float32.
 
         Raises:
             InputError: if they are not all of one size.
@@ -220,7 +222,8 @@ class GivenTasks:
                 )
         if self._stream is not None:
             self._stream.forget_before(min(tasks) + self._offset)
-        return stack(found).to(self._device)
+        whole = stack(found).to(self._device)
+        return replace(whole, support_images=whole.support_images.float(), query_images=whole.query_images.float())
 
     def task(self, number: int) -> Episode:
         """Return one task.
@@ -234,6 +237,99 @@ class GivenTasks:
         assert self.numbers is not None
         place = self.numbers[number % len(self.numbers)]
         return as_task(self.tasks[place], place, self.shots, self.where)
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """Tasks that were handed over, to train, to validate and to test on; `ClassSplits` are the same of images.
+
+    Args:
+        train: tasks to meta-train on.
+        validation: tasks to choose the best checkpoint by, or None.
+        test: tasks to test on.
+        notes: what a reader of the results should know.
+    """
+
+    train: GivenTasks
+    validation: GivenTasks | None
+    test: GivenTasks
+    notes: tuple[str, ...] = ()
+    inverted: bool = False
+    skipped: tuple[str, ...] = ()
+    test_seen: int | None = None
+
+    @classmethod
+    def of(
+        cls, train: GivenTasks, validation: GivenTasks | None, test: GivenTasks | None, trained: int, seed: int
+    ) -> "TaskSplits":
+        """Take what was handed over; without tasks to test on, some are held out.
+
+        Args:
+            train: to train on.
+            validation: to choose the best checkpoint by, or None.
+            test: to test on, or None.
+            trained: see `GivenTasks.hold_out`.
+            seed: likewise.
+
+        Raises:
+            InputError: if they do not go together.
+        """
+        what = "were handed over"
+        if test is None:
+            what = "are of the training tasks' source, held out"
+            train, test = train.hold_out(trained, seed)
+        for other in (validation, test):
+            if other is not None and _ways_and_shape(other.first) != _ways_and_shape(train.first):
+                raise InputError(
+                    f"{other.where}: its tasks are of {_words(other.first)}, and those to train on of "
+                    f"{_words(train.first)}; give tasks alike"
+                )
+        return cls(train, validation, test, (f"the test tasks {what}: whether their classes are unseen is not known",))
+
+    def describe(self) -> dict[str, Any]:
+        """Say what is known of every part, for split.json."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            "notes": list(self.notes),
+            "skipped": [],
+            "train_classes": [],
+            "train": [],
+            "test": [],
+            **{f"{name}_tasks": part.numbers for name, part in parts.items() if part is not None},
+        }
+
+
+def _ways_and_shape(task: Episode) -> tuple[int, tuple[int, ...]]:
+    return ways_of(task), tuple(task.support_images.shape[1:])
+
+
+def _words(task: Episode) -> str:
+    ways, shape = _ways_and_shape(task)
+    return f"{ways} classes of images of shape {shape}"
+
+
+def is_dataset(data: Any) -> bool:
+    """Return True for a data set of (image, label), False for whatever else might be tasks.
+
+    Args:
+        data: anything.
+    """
+    if isinstance(data, ImageSet):
+        return True
+    if hasattr(data, "num_tasks") or not _count(data):
+        return False
+    item = data[0]
+    if isinstance(item, Mapping):
+        return not item.keys() & {"support", "train"}
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return False
+    label = item[1]
+    return isinstance(label, str | int | np.generic) or (isinstance(label, Tensor | np.ndarray) and label.ndim == 0)
+
+
+def ways_of(task: Episode) -> int:
+    """Count a task's classes, by its largest label."""
+    return int(max(task.support_labels.max(), task.query_labels.max())) + 1
 
 
 def _count(tasks: Any) -> int | None:

@@ -25,7 +25,7 @@ class Pool:
     """Images of several classes as one tensor, to draw tasks from.
 
     Args:
-        pixels: shape (images, channels, side, side), uint8.
+        pixels: shape (images, channels, side, side), uint8; or of any shape as the model takes them, float32.
         labels: shape (images,), int64.
         mean: of normalisation, one value a channel, for pixels in [0, 1].
         std: likewise.
@@ -39,7 +39,9 @@ class Pool:
     groups: Tensor | None = None
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return some images as the model takes them, float32."""
+        """Return some images as the model takes them, float32; those of a prepared set, or features, as they are."""
+        if self.pixels.is_floating_point():
+            return self.pixels[indices]
         shape = (-1, 1, 1)  # of the last three dimensions, whatever stands before them
         found = self.pixels[indices].float()
         mean, std = (torch.tensor(value, device=found.device).view(shape) for value in (self.mean, self.std))
@@ -77,11 +79,13 @@ def load_pool(images: ImageSet, inputs: InputSpec, inverted: bool = False, rotat
         rotations: add every class turned by 90, 180 and 270 degrees, as classes of their own.
     """
     images = images.subset(images.distinct())
-    pixels = torch.empty(len(images), inputs.channels, inputs.image_size, inputs.image_size, dtype=torch.uint8)
+    found = []
     with progress("reading images", len(images), "images") as bar:
         for index in range(len(images)):
-            pixels[index] = to_pixels(images[index][0], inputs)
+            image = images[index][0]
+            found.append(torch.as_tensor(image) if images.prepared else to_pixels(image, inputs))
             bar.advance(1)
+    pixels = torch.stack(found)
     labels = torch.from_numpy(images.labels)
     groups = _groups_of(images) if isinstance(images, AlphabetSet) else None
     if inverted:
