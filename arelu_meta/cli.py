@@ -91,6 +91,13 @@ TASKS: dict[str, Task] = {
     "claims": Task(
         configs.ClaimsConfig, "arelu_meta.claims.study:claims_task", "the paper's claims as studies, judged", ("study",)
     ),
+    "race": Task(
+        configs.RaceConfig,
+        "arelu_meta.claims.race:race",
+        "which recipe adapts best on your images, and why",
+        ("data.root",),
+        greeting="racing recipes of {model.name} on {data}, for {race.budget}",
+    ),
     "sweep": Task(
         configs.SweepConfig, "arelu_meta.sweep.sweep:sweep_task", "many runs, on this machine or a cluster", ("spec",)
     ),
@@ -108,7 +115,14 @@ _OPTIONAL = ("data.root", "name")  # words that may be left out
 _ALSO = {"study.regime": "regime"}  # a field of a study beside the word that names it
 _SHORT = {"data": "data.root", "model": "model.name", **_ALSO}  # beside a last name that one field alone has
 
-_RUNS = {"demo", "finetune", "metatrain", "claims", "sweep"}  # what these do lies in a folder, whoever reads along
+_RUNS = {
+    "demo",
+    "finetune",
+    "metatrain",
+    "claims",
+    "race",
+    "sweep",
+}  # what these do lies in a folder, whoever reads along
 
 Flags = dict[str, Any]  # every flag's name, and its type
 

@@ -46,6 +46,7 @@ MODE = rf"full|head|activations|norm|bias|lora|gradual|probe|{LAST_STAGES.patter
 MODES = "full, head, activations, norm, bias, lora, gradual, probe or last-N, as last-2"
 LARGEST_IMAGE = 2**12  # pixels a side: 200 MB an image, and a few times that in a network
 MOST_PIXELS = 2**27  # an image: half a gigabyte decoded; the largest cameras and telephones take some 108 million
+DURATION = r"(?=\d)(\d{1,3}h)?(\d{1,4}m)?(\d{1,5}s)?"
 RANGE = r"auto|(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)"
 LARGEST_RATE = 1e38  # what float32 holds
 MOST_INNER_STEPS = 1000
@@ -134,11 +135,13 @@ class RunConfig(Settings):
     folder: str | None = None
     seed: int = setting(0, least=0)
     device: str = setting("auto", pattern=DEVICE, words="auto, cpu, cuda, cuda:N, mps or xpu")
-    precision: Literal["float32", "bf16", "fp16"] = setting("float32", unread_by=("predict", WITH_FOLDERS, "claims"))
-    resume: str = setting("never", read_by=("finetune", "metatrain", "claims"))
+    precision: Literal["float32", "bf16", "fp16"] = setting(
+        "float32", unread_by=("predict", WITH_FOLDERS, "claims", "race")
+    )
+    resume: str = setting("never", read_by=("finetune", "metatrain", "claims", "race"))
     checkpoint_minutes: float = setting(5.0, least=0, read_by=TRAIN)
-    deterministic: bool = setting(False, unread_by=("claims",))
-    detect_anomaly: bool = setting(False, unread_by=("claims",))
+    deterministic: bool = setting(False, unread_by=("claims", "race"))
+    detect_anomaly: bool = setting(False, unread_by=("claims", "race"))
     pictures: bool = setting(True, read_by=TRAIN)
     save: Literal["model", "adapter"] = setting("model", read_by=("finetune",))
     trackers: str | None = setting(None, read_by=("finetune",))
@@ -184,10 +187,15 @@ class DataConfig(Settings):
     root: str | None = setting(None, unread_by=("predict", WITH_FOLDERS))
     labels: str | None = setting(None, read_by=("finetune", ON_IMAGES, "race", *LABELLED_STUDIES))
     image_size: int | None = setting(
-        None, least=1, most=LARGEST_IMAGE, read_by=("finetune", "metatrain", "swap", *FINETUNE_STUDIES, *META_STUDIES)
+        None,
+        least=1,
+        most=LARGEST_IMAGE,
+        read_by=("finetune", "metatrain", "swap", "race", *FINETUNE_STUDIES, *META_STUDIES),
     )
-    batch_size: int = setting(32, least=1, read_by=(*FINETUNE, ON_IMAGES, WITH_FOLDERS, "predict", *FINETUNE_STUDIES))
-    per_class: int | None = setting(None, least=1, read_by=("finetune", *FINETUNE_STUDIES))
+    batch_size: int = setting(
+        32, least=1, read_by=(*FINETUNE, ON_IMAGES, WITH_FOLDERS, "predict", "race", *FINETUNE_STUDIES)
+    )
+    per_class: int | None = setting(None, least=1, read_by=("finetune", "race", *FINETUNE_STUDIES))
     skip_broken: bool = setting(False, unread_by=("claims mnist", "claims gradients"))
     max_pixels: int = setting(MOST_PIXELS, least=1, most=2**40, unread_by=("claims mnist", "claims gradients"))
     range: str = setting(
@@ -755,6 +763,51 @@ class ClaimsConfig(Settings):
 
 
 @dataclass
+class RaceModelConfig(Settings):
+    """The backbone that races.
+
+    Args:
+        name: any timm model with a linear head, or one of the small networks.
+        pretrained: true, false, or weights, as finetune takes them.
+    """
+
+    name: str = "tf_efficientnet_lite0"
+    pretrained: bool | str = True
+
+
+@dataclass
+class RaceSettings(Settings):
+    """How long, and how much.
+
+    Args:
+        budget: how long the race may take, as 15m, 1h, 90s or 1h30m; it says beforehand what it will do in that time.
+        controls: let the controls race, too (a constant gain, fixed leaks, a faster head, frozen scalars).
+        more: add seeds to a finished race, for as long again; give its run.folder.
+    """
+
+    budget: str = setting("15m", pattern=DURATION, words="a time, as 15m, 1h, 90s or 1h30m")
+    controls: bool = False
+    more: bool = False
+
+
+@dataclass
+class RaceConfig(Settings):
+    """Race recipes of fine-tuning on your images: which adapts best, at which learning rate, and why.
+
+    Args:
+        run: where and how; run.resume auto goes on with a race that was stopped.
+        data: the images.
+        model: the backbone.
+        race: how long, and how much.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: RaceModelConfig = field(default_factory=RaceModelConfig)
+    race: RaceSettings = field(default_factory=RaceSettings)
+
+
+@dataclass
 class ReportConfig(Settings):
     """Write one self-contained HTML page of a run, a study or a sweep, with Markdown and CSV beside it.
 
@@ -904,6 +957,6 @@ def reader_of(config: Settings) -> str:
             return f"claims {config.study}{pipeline}"
         case BenchConfig():
             return f"bench {config.what}"
-        case MetatrainConfig() | PredictConfig() | SwapConfig() | DemoConfig():
+        case MetatrainConfig() | PredictConfig() | SwapConfig() | DemoConfig() | RaceConfig():
             return type(config).__name__.removesuffix("Config").lower()
     return ""

@@ -9,6 +9,7 @@ from arelu_meta.report.compare_page import compare_page
 from arelu_meta.report.finetune_page import finetune_page
 from arelu_meta.report.metatrain_page import metatrain_page
 from arelu_meta.report.page import Budget, Page
+from arelu_meta.report.race_page import race_page
 from arelu_meta.report.render import GENERATOR, csv_tables, render_html, render_markdown
 from arelu_meta.report.run_data import Run, holds_run, open_folder, runs_below
 from arelu_meta.report.study_page import study_page
@@ -92,7 +93,7 @@ def make_page(folders: Sequence[str | Path], compare: bool = False) -> Page:
         if len(found) != 2:
             raise InputError(f"compare: {len(found)} folders are given; give two, as in --compare A B")
         for run in found:
-            if run.task == "claims":
+            if run.task in ("claims", "race"):
                 raise InputError(f"compare: {str(run.folder)!r} holds a study; give the folder of a run")
             if not holds_run(run.folder):
                 raise InputError(f"compare: {str(run.folder)!r} holds several runs; give the folder of one")
@@ -118,6 +119,8 @@ def _named_apart(runs: list[Run]) -> list[Run]:
 def _page_of(run: Run) -> Page:
     if run.task == "claims":
         return study_page(run, Budget())
+    if run.task == "race":
+        return race_page(run, Budget())
     below = runs_below(run.folder)
     if below and (run.task == "sweep" or "runs" in run.results or not holds_run(run.folder)):
         return several_page(below, run.name, _KINDS.get(run.task, _KINDS[""]), run)

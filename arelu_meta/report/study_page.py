@@ -34,14 +34,14 @@ def study_page(run: Run, budget: Budget) -> Page:
         run: its folder.
         budget: of pictures.
     """
-    verdicts = _each(run, "verdicts", _verdict)
+    verdicts = each(run, "verdicts", verdict_of)
     sections = [
         Section("What was compared, and how to read it", _read_with(run)),
-        Section("Curves", _each(run, "curves", _curves)),
-        Section("Heat maps", _each(run, "heatmaps", _heatmap)),
-        Section("Tables", _each(run, "tables", _table)),
-        Section("Pictures", _each(run, "images", lambda found: _picture(found, run.folder, budget))),
-        Section("The statistics behind the verdicts", _statistics(run)),
+        Section("Curves", each(run, "curves", _curves)),
+        Section("Heat maps", each(run, "heatmaps", _heatmap)),
+        Section("Tables", each(run, "tables", table_of)),
+        Section("Pictures", each(run, "images", lambda found: _picture(found, run.folder, budget))),
+        Section("The statistics behind the verdicts", statistics(run)),
     ]
     name = run.text("study") or str(run.config.get("study") or run.name)
     filled = [section for section in sections if section.blocks]
@@ -59,7 +59,7 @@ def _read_with(run: Run) -> list[Block]:
     return [Paragraph(str(text)) for text in [run.text("headline"), *notes] if text]
 
 
-def _each(run: Run, name: str, make: Callable[[dict[str, Any]], T]) -> list[T]:
+def each(run: Run, name: str, make: Callable[[dict[str, Any]], T]) -> list[T]:
     """Make something of each entry of a list in results.json; what is damaged is said and left out."""
     entries = run.results.get(name) or []
     if not isinstance(entries, list):
@@ -74,7 +74,8 @@ def _each(run: Run, name: str, make: Callable[[dict[str, Any]], T]) -> list[T]:
     return made
 
 
-def _verdict(found: dict[str, Any]) -> Verdict:
+def verdict_of(found: dict[str, Any]) -> Verdict:
+    """Read a verdict of results.json; a damaged one raises what it makes Python meet."""
     verdict = _of_v01(found) or str(found["verdict"])
     if verdict not in VERDICTS:
         raise ValueError(verdict)
@@ -160,7 +161,8 @@ def _identity(row: dict[str, str]) -> list[str]:
     return [name for name in row if not any(word in name for word in read)]
 
 
-def _table(found: dict[str, Any]) -> Table:
+def table_of(found: dict[str, Any]) -> Table:
+    """Read a table of results.json; a damaged one raises what it makes Python meet."""
     columns = [str(name) for name in found["columns"]]
     rows = [[_plain(cell) for cell in row] for row in found["rows"]]
     if any(len(row) != len(columns) for row in rows):
@@ -219,7 +221,7 @@ def _picture(found: dict[str, Any], folder: Path, budget: Budget) -> Block:
     return picture(path, title, str(found.get("alt") or title), budget)
 
 
-def _statistics(run: Run) -> list[Block]:
+def statistics(run: Run) -> list[Block]:
     """List every number behind the verdicts, one row a claim."""
     names = {
         "verdict": "verdict",
