@@ -99,12 +99,13 @@ _OF_GAIN = {
 ALL = RECIPES | _OF_CONTROLS | _OF_GAIN
 
 _GRIDS = ((1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (1e-3, 1e-2, 1e-1))
-_CORE = (ORIGINAL, "preserve, gates at 0.1", "open", "norm", "head")
+_CORE = (ORIGINAL, "preserve, gates at 0.1", "norm", "open", "head")
 _MIDDLE = 1e-2  # rates are tried from here outwards
 _SMALL_RATE = 1e-3  # of the plain loop whose gain is taken apart
 _UNCLIPPED = 1e9
-_SCREENED, _FINAL, _TAKEN_APART = 0.48, 0.78, 0.90  # of the budget, by when each part ends
-_EPOCHS = (2, 20)
+_SCREENED, _FINAL, _TAKEN_APART = 0.42, 0.76, 0.88  # of the budget, by when each part ends
+_MOST_EPOCHS = 50
+_LENGTHS = ((100, 20), (40, 3), (10, 2))  # steps and epochs of a whole run: the most, enough, and the fewest
 _MOST = {"train": 2000, "validation": 500, "test": 1000}  # images; more would take all the time
 _SHRUNK = 1.5  # of the side: what is kept in memory of an image, for crops
 _LEAST_SECONDS = 5.0
@@ -269,7 +270,7 @@ class Track:
         )
         if probing:
             model = replace(model, head_init="auto")
-            optim, train = OptimConfig(), TrainConfig(epochs=1, mode="probe")
+            optim, train = OptimConfig(), TrainConfig(epochs=1, mode="probe", freeze_bn=held)
         else:
             optim = OptimConfig(
                 lr=trial.lr,
@@ -490,7 +491,7 @@ class Race:
         self.slower = 1.0  # than was predicted
         self.best = 0.0
         self.seed = track.config.run.seed
-        self.model_seconds = 1.6 * plan.predict(Trial(ORIGINAL, _MIDDLE, self.seed, plan.epochs, "final")) + 4
+        self.model_seconds = 1.6 * plan.predict(Trial(ORIGINAL, _MIDDLE, self.seed, plan.epochs, "final")) + 7
 
     def rows(self) -> list[Row]:
         """Return all runs so far."""
@@ -592,7 +593,7 @@ class Race:
         curve += sorted(known - {*curve, *leaders.items(), (PROBE, 0.0)})
         order: list[tuple[int, bool]] = []
         first = self.seed + 1
-        for seed in range(first, first + max(_MOST_SEEDS, len(done) + 10)):
+        for seed in range(first, first + _MOST_SEEDS + len(done)):
             order.append((seed, False))
             if seed > first:
                 order += [(first, True), (seed, True)] if seed == first + 1 else [(seed, True)]
@@ -819,15 +820,17 @@ def make_plan(config: RaceConfig, device: torch.device, budget: float, started: 
         return Plan(size, per_class, epochs, [*rates], [*recipes], steps, an_image, batches, parts, round(taken, 1))
 
     room = _SCREENED * budget - taken
-    core = [name for name in able if name in _CORE or name.startswith("control:") or name.startswith("arelu:")]
-    options = [(rates, able) for rates in _GRIDS] + [(rates, core) for rates in _GRIDS[1:]]
-    least = max(_EPOCHS[0], min(_EPOCHS[1], math.ceil(40 / batches)))  # fewer steps teach nothing
-    for rates, recipes in options:
-        for epochs in range(_EPOCHS[1], least - 1, -1):
-            plan = planned(epochs, rates, recipes)
-            if screening_seconds(plan) <= room:
-                return plan, track
-    return planned(least, _GRIDS[-1], core), track
+    core = [name for name in able if name in _CORE or name in _OF_CONTROLS]
+    few = [name for name in able if name in _CORE[:2]]
+    grids = [(rates, able) for rates in _GRIDS] + [(rates, core) for rates in _GRIDS[1:]] + [(_GRIDS[-1], few)]
+    most, good, least = (min(_MOST_EPOCHS, max(fewest, math.ceil(n / batches))) for n, fewest in _LENGTHS)
+    for shortest in (good, least):
+        for rates, recipes in grids:
+            for epochs in range(most, shortest - 1, -1):
+                plan = planned(epochs, rates, recipes)
+                if screening_seconds(plan) <= room:
+                    return plan, track
+    return planned(least, _GRIDS[-1], few), track
 
 
 def screening_seconds(plan: Plan) -> float:
