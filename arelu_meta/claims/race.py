@@ -109,7 +109,9 @@ _LENGTHS = ((100, 20), (40, 3), (10, 2))  # steps and epochs of a whole run: the
 _MOST = {"train": 2000, "validation": 500, "test": 1000}  # images; more would take all the time
 _SHRUNK = 1.5  # of the side: what is kept in memory of an image, for crops
 _LEAST_SECONDS = 5.0
+_PAGE_SECONDS = 7.0
 _MOST_SEEDS = 30
+_SLOWEST = 5.0  # times as slow as was measured: more is an accident, and not the machine
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,8 @@ class Plan:
 
     def predict(self, trial: Trial) -> float:
         """Say how long a run takes."""
-        if trial.recipe == PROBE:
-            return 0.5
+        if trial.recipe == PROBE:  # the first of a seed: its features are computed for it
+            return 1.0 + sum(self.images) * self.an_image
         looked = self.images[1] + (self.images[2] if trial.phase != "screen" else 0)
         a_step = self.steps.get(kind_of(trial.recipe), 0.0)
         return 0.1 + trial.epochs * self.steps_an_epoch * a_step + looked * self.an_image
@@ -491,7 +493,6 @@ class Race:
         self.slower = 1.0  # than was predicted
         self.best = 0.0
         self.seed = track.config.run.seed
-        self.model_seconds = 1.6 * plan.predict(Trial(ORIGINAL, _MIDDLE, self.seed, plan.epochs, "final")) + 7
 
     def rows(self) -> list[Row]:
         """Return all runs so far."""
@@ -501,7 +502,9 @@ class Race:
 
     def _by(self, share: float) -> float:
         """Return when a part of the budget ends; the model and the page have their time behind it."""
-        return min(self.until - (1 - share) * self.budget, self.until - self.model_seconds)
+        a_model = 1.6 * self.plan.predict(Trial(ORIGINAL, _MIDDLE, self.seed, self.plan.epochs, "final"))
+        behind = max(1.0, self.slower) * a_model + _PAGE_SECONDS
+        return self.until - max((1 - share) * self.budget, min(behind, 0.4 * self.budget))
 
     def done(self, trial: Trial, by: float, bar: ProgressBar) -> bool:
         """Do a run unless it is done; return False if there is no time for it."""
@@ -519,11 +522,11 @@ class Race:
         try:
             row = self.track.run(trial, between)
         except _TimeIsUpError:
-            self.slower = max(self.slower, (self.clock() - started) / predicted)
+            self.slower = max(self.slower, min(_SLOWEST, (self.clock() - started) / predicted))
             return False
         self.log.append(trial, [row])
-        if predicted > 0.3:
-            self.slower = 0.7 * self.slower + 0.3 * row["seconds"] / predicted
+        if trial.recipe != PROBE and predicted > 0.3:
+            self.slower = 0.7 * self.slower + 0.3 * min(_SLOWEST, row["seconds"] / predicted)
         if row["validation_accuracy"] > self.best:
             self.best = row["validation_accuracy"]
             at = f" at {trial.lr:g}" if trial.lr else ""
@@ -586,7 +589,7 @@ class Race:
         a_seed, left = sum(costs.values()), by - self.clock()
         done = sorted({row["seed"] for row in self.rows() if row["phase"] == "final"})
         curved = [name for name in leaders if name == ORIGINAL or ALL[name].is_ours]
-        reach = next((n for n in (2, 1) if 2 * (a_seed + 2 * n * sum(costs[one] for one in curved)) <= left), 0)
+        reach = next((n for n in (2, 1) if 3 * a_seed + 4 * n * sum(costs[one] for one in curved) <= left), 0)
         rates = sorted({one for name in curved for one in _around(leaders[name], reach)})
         known = {(row["recipe"], row["lr"]) for row in self.rows() if row["phase"] == "final"}
         curve = [(n, lr) for n in curved for lr in rates if lr != leaders[n]]
@@ -594,9 +597,7 @@ class Race:
         order: list[tuple[int, bool]] = []
         first = self.seed + 1
         for seed in range(first, first + _MOST_SEEDS + len(done)):
-            order.append((seed, False))
-            if seed > first:
-                order += [(first, True), (seed, True)] if seed == first + 1 else [(seed, True)]
+            order += [(seed, False)] + [(seed - 1, True)] * (seed > first)
         for seed, curves in order:
             cells = curve if curves else [(PROBE, 0.0), *leaders.items()]
             trials = [Trial(name, lr, seed, self.plan.epochs if lr else 0, "final") for name, lr in cells]
