@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from arelu_meta.activations.controls import CONTROLS
 from arelu_meta.backbones.checkpoint import ModelSpec, provenance_of
-from arelu_meta.backbones.create import suit_layout
 from arelu_meta.backbones.from_config import build_with_head, check_forward, check_model_config
+from arelu_meta.backbones.networks import suit_layout
 from arelu_meta.claims.race_results import Recipe, Row, conclude, tell
 from arelu_meta.claims.study import ResultsLog, check_inputs, describe_seconds, digests_of, write_rows
 from arelu_meta.config import FinetuneConfig, ModelConfig, OptimConfig, RaceConfig, RunConfig, TrainConfig
@@ -54,7 +54,7 @@ from arelu_meta.finetuning.linear_probe import (
 from arelu_meta.finetuning.metrics import loss_and_accuracy, predict_logits
 from arelu_meta.finetuning.training_step import train_epoch
 from arelu_meta.runs.atomic_io import write_json, write_text
-from arelu_meta.runs.distributed import Ranks, refuse_several
+from arelu_meta.runs.distributed import Ranks
 from arelu_meta.runs.environment import environment
 from arelu_meta.runs.progress import ProgressBar, progress
 from arelu_meta.runs.reproducibility import choose_device, prepare
@@ -692,7 +692,6 @@ def race(config: RaceConfig | None = None) -> dict[str, Any]:
     started = time.monotonic()
     config = RaceConfig() if config is None else config
     validate(config, RaceConfig)
-    refuse_several("race")
     budget = read_duration(config.race.budget)
     check_model_config(ModelConfig(name=config.model.name, pretrained=config.model.pretrained))
     device = choose_device(config.run.device)
