@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from arelu_meta.backbones.from_config import build_backbone, check_forward, check_model_config
-from arelu_meta.claims.controls import ORIGINAL
+from arelu_meta.claims.controls import ORIGINAL, PROBE
 from arelu_meta.claims.small_lr import (
     FEWEST_RATES,
     Runs,
@@ -21,11 +22,23 @@ from arelu_meta.claims.small_lr import (
     estimate,
     is_ours,
     model_config,
+    regime_of,
     spread,
     work,
 )
-from arelu_meta.claims.study import Plan, Row, amount, epochs, read_names, read_numbers, resplit, seeds_of, side_by_side
-from arelu_meta.claims.tables import Heatmap, Outcome, Table
+from arelu_meta.claims.study import (
+    CLAIMS,
+    Plan,
+    Row,
+    amount,
+    epochs,
+    read_names,
+    read_numbers,
+    resplit,
+    seeds_of,
+    side_by_side,
+)
+from arelu_meta.claims.tables import Heatmap, Outcome, Table, mean_over
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError, counted
@@ -78,7 +91,8 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
     check_optimizer_name(optimizers[0])
     for name, contender in itertools.product(models, contenders):
         check_model_config(model_config(name, False, contender))
-    return [
+    regime = regime_of(config, pretrained=False)
+    runs = [
         Trial(
             pipeline="finetune",
             data=config.data.root or config.data.name or "digits",
@@ -92,11 +106,14 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
             lr=lr,
             seed=seed,
             length=config.train.epochs or 1,
+            regime=regime,
         )
         for seed, model, lr, contender in itertools.product(
             seeds_of(config), models, read_numbers("optim.lr", config.optim.lr), contenders
         )
     ]
+    probes = {(one.model, one.seed): replace(one, contender=PROBE) for one in reversed(runs)}
+    return sorted([*probes.values(), *runs], key=lambda one: one.seed)
 
 
 def _check_networks(config: ClaimsConfig) -> None:
@@ -145,6 +162,7 @@ def conclude(rows: Sequence[Row], margin: float, resplit: float = 0.0) -> Outcom
         [course_curves(runs[name], best[name], name) for name in networks],
         [_map(runs, best)] if len(first.rates) == 1 else [_map(runs, best), *_rates(runs)],
         notes=_notes(runs, best),
+        anchors=[replace(one, where=name) for name in networks for one in runs[name].anchors],
     )
 
 
@@ -160,23 +178,15 @@ def _comparisons(
     margin: float,
     resplit: float,
 ) -> Iterator[Comparison]:
-    nothing_of_ours, several = not any(map(is_ours, contenders)), len(tested) > 1
-    all_images = [number for number in images.values() if number is not None]
-    for one in contenders:
-        if one == reference:
-            continue
-        judged = is_ours(one) or nothing_of_ours
+    """Compare each contender with the reference; the claims are of the first two AReLUs, over all networks."""
+    others, several = [name for name in contenders if name != reference], len(tested) > 1
+    claimed = ([name for name in others if is_ours(name)] or others)[:CLAIMS]
+    everywhere = sum(number for number in images.values() if number is not None) or None
+    for one in others:
         if several:
-            ours, theirs = (_over_networks(tested, name) for name in (one, reference))
-            yield compare(
-                f"{one} against {reference} over {len(tested)} networks",
-                ours,
-                theirs,
-                margin,
-                images=sum(all_images) or None,
-                resplit=resplit,
-                primary=judged,
-            )
+            ours, theirs = (mean_over(found[name] for found in tested.values()) for name in (one, reference))
+            claim = f"{one} against {reference} over {len(tested)} networks"
+            yield compare(claim, ours, theirs, margin, images=everywhere, resplit=resplit, primary=one in claimed)
         for network, found in tested.items():
             yield compare(
                 f"{one} against {reference} in {network}",
@@ -185,14 +195,8 @@ def _comparisons(
                 margin,
                 images=images[network],
                 resplit=resplit,
-                primary=judged and not several,
+                primary=one in claimed and not several,
             )
-
-
-def _over_networks(tested: Tested, contender: str) -> dict[int, float]:
-    """Average over networks, seed by seed: the seeds are the pairs, for networks are not drawn at random."""
-    shared = set.intersection(*(set(found[contender]) for found in tested.values()))
-    return {seed: float(np.mean([found[contender][seed] for found in tested.values()])) for seed in sorted(shared)}
 
 
 def _table(tested: Tested, best: dict[str, dict[str, float]], contenders: list[str], reference: str) -> Table:

@@ -21,17 +21,21 @@ from torch import Tensor, nn
 
 from arelu_meta.backbones.checkpoint import ModelSpec, load_model, read_spec
 from arelu_meta.backbones.from_config import build_backbone
-from arelu_meta.claims.controls import ORIGINAL
+from arelu_meta.claims.controls import HELD, ORIGINAL, PROBE
 from arelu_meta.claims.small_lr import (
     Trial,
     contenders_of,
     finetune_config,
     is_ours,
     model_config,
+    probe_config,
+    regime_of,
     spread,
     start_notes,
+    with_held,
 )
 from arelu_meta.claims.study import (
+    CLAIMS,
     Plan,
     Row,
     amount,
@@ -132,6 +136,7 @@ def list_trials(config: ClaimsConfig) -> list[FocusTrial]:
         lr=rates[0],
         seed=config.run.seed,
         length=config.train.epochs or 1,
+        regime=regime_of(config, bool(config.model.pretrained)),
         images=config.focus.images,
         boxes=config.focus.boxes,
         masks=config.focus.masks,
@@ -146,6 +151,7 @@ def list_trials(config: ClaimsConfig) -> list[FocusTrial]:
     own = model_config(models[0], first.pretrained, "original")
     model, spec = build_backbone(own, ("a", "b"), 3, config.data.image_size, "finetune")
     last_map(model, spec.inputs)
+    contenders = [*with_held(contenders, first), PROBE]
     return [replace(first, contender=name, seed=seed) for seed in seeds_of(config) for name in contenders]
 
 
@@ -265,7 +271,8 @@ def work(config: ClaimsConfig, trials: Sequence[FocusTrial]) -> list[list[Row]]:
 
 
 def _looked(config: ClaimsConfig, trial: FocusTrial, folder: Path) -> list[Row]:
-    accuracy = None if trial.run else finetune(finetune_config(config, trial, folder))["test_accuracy"]
+    config_of = probe_config if trial.contender == PROBE else finetune_config
+    accuracy = None if trial.run else finetune(config_of(config, trial, folder))["test_accuracy"]
     model, spec = load_model(trial.run or folder)
     shown = _SHOWN if trial.seed == config.run.seed else 0
     model.to(choose_device(config.run.device))
@@ -600,7 +607,7 @@ def conclude(rows: Sequence[Row], margin: float, folder: Path, resplit: float = 
         resplit: as in `compare`.
     """
     runs = Runs(rows)
-    reference = ORIGINAL if ORIGINAL in runs.contenders else runs.contenders[0]
+    reference = next((name for name in (HELD, ORIGINAL) if name in runs.contenders), runs.contenders[0])
     comparisons = list(_comparisons(runs, reference, margin, resplit))
     strip = _strip(runs, folder)
     return Outcome(judge(comparisons), [_table(runs)], images=strip, notes=_notes(runs))
@@ -608,7 +615,8 @@ def conclude(rows: Sequence[Row], margin: float, folder: Path, resplit: float = 
 
 def _comparisons(runs: Runs, reference: str, margin: float, resplit: float) -> Iterator[Comparison]:
     what = "energy inside the object" if runs.boxed else "entropy (less is ahead)"
-    nothing_of_ours = runs.given or not any(map(is_ours, runs.contenders))
+    others = [name for name in runs.contenders if name not in (reference, PROBE)]
+    claimed = (others if runs.given else [name for name in others if is_ours(name)] or others)[:CLAIMS]
     for name in runs.contenders:
         ours, theirs = runs.focus(name), runs.focus(reference)
         if name != reference and len(set(ours) & set(theirs)) > 1:
@@ -618,7 +626,7 @@ def _comparisons(runs: Runs, reference: str, margin: float, resplit: float) -> I
                 theirs,
                 margin,
                 resplit=resplit,
-                primary=is_ours(name) or nothing_of_ours,
+                primary=name in claimed,
             )
             yield replace(found, runs="images") if runs.given else found
 

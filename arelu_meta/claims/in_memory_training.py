@@ -16,12 +16,14 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from arelu_meta.activations.controls import draw_he
 from arelu_meta.activations.registry import PAPER_ACTIVATIONS, create_activation
-from arelu_meta.backbones.networks import PAPER_NETS
+from arelu_meta.backbones.networks import PAPER_NETS, heads_of
 from arelu_meta.claims.study import Row
+from arelu_meta.claims.tables import Anchor, chance
 from arelu_meta.config import DataConfig
 from arelu_meta.data.image_io import to_channels
 from arelu_meta.data.named_datasets import NAMED_SETS, load_images, load_part, pixels_in_memory
 from arelu_meta.data.splits import ImageSet, concatenate
+from arelu_meta.finetuning.linear_probe import Features, fit_probe
 
 MOMENTUM = 0.9
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -127,6 +129,11 @@ class Tensors:
         """Side of an image, in pixels."""
         return self.train_images.shape[2]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What a network is made for: classes, channels and side."""
+        return self.classes, self.channels, self.side
+
     def share(self, share: float) -> "Tensors":
         """Return the first part of the training and of the test images, to measure times on.
 
@@ -166,6 +173,55 @@ def train_one(trial: Trial, data: Tensors) -> list[Row]:
         tested = {"accuracy": accuracy(model, data), "images": len(data.test_labels)}
         rows.append({"epoch": epoch, "train_loss": loss, **tested})
     return rows
+
+
+_PROBED = 5000  # training images
+
+
+@torch.no_grad()
+def probe_accuracy(model: nn.Module, train: Tensors, test: Tensors) -> float:
+    """Fit logistic regression on what a network's head gets, and test it: what training the network has to beat.
+
+    Args:
+        model: left in evaluation mode.
+        train: of its training images the first 5,000 are taken, a fifth of them to choose the strength by.
+        test: its test images are used.
+
+    Returns:
+        The share of right answers.
+    """
+    chosen = torch.randperm(len(train.train_labels), generator=torch.Generator().manual_seed(0))[:_PROBED]
+    parts = [
+        _head_inputs(model.eval(), train.train_images[some], train.train_labels[some])
+        for some in chosen.split([len(chosen) - len(chosen) // 5, len(chosen) // 5])
+    ]
+    weight, bias, _ = fit_probe(parts[0], parts[1], train.classes)
+    tested = _head_inputs(model, test.test_images, test.test_labels)
+    right = (tested.values @ weight.T + bias).argmax(1) == tested.labels
+    return float(right.float().mean())
+
+
+def _head_inputs(model: nn.Module, images: Tensor, labels: Tensor) -> Features:
+    seen: list[Tensor] = []
+    hook = heads_of(model)[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        for some in images.split(_JUDGED_AT_ONCE):
+            model(scaled(some))
+    finally:
+        hook.remove()
+    return Features(torch.cat(seen).flatten(1), labels)
+
+
+def anchors_of(data: Tensors, untrained: nn.Module) -> list[Anchor]:
+    """Return what all networks on a set are read against.
+
+    Args:
+        data: the set.
+        untrained: the first contender's network, as it starts.
+    """
+    about = "logistic regression on the untrained features of the study's first network"
+    data = data.to(torch.device("cpu"))
+    return [Anchor("probe", 100 * probe_accuracy(untrained.cpu(), data, data), about), chance(data.classes)]
 
 
 def make_optimizer(name: Optimizer, lr: float, model: nn.Module) -> torch.optim.Optimizer:

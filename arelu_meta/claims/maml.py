@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from arelu_meta.activations.controls import is_control
 from arelu_meta.backbones.networks import PAPER_NETS
+from arelu_meta.claims.controls import explained
 from arelu_meta.claims.in_memory_training import make_network
 from arelu_meta.claims.small_lr import spread
 from arelu_meta.claims.study import (
@@ -27,12 +29,15 @@ from arelu_meta.claims.study import (
     side_by_side,
 )
 from arelu_meta.claims.tables import (
+    Anchor,
     Curves,
     Heatmap,
     Outcome,
     Series,
     Table,
+    chance,
     described,
+    mean_over,
     mean_series,
 )
 from arelu_meta.config import ClaimsConfig, DataConfig, OptimConfig, TaskConfig
@@ -41,6 +46,7 @@ from arelu_meta.data.loaders import InputSpec
 from arelu_meta.data.splits import ImageSet, concatenate
 from arelu_meta.errors import InputError, RunError, counted, nearest_names
 from arelu_meta.finetuning.optimizer import build_optimizer, check_optimizer_name
+from arelu_meta.meta.baselines import FEW_SHOT_ANCHORS, few_shot_anchors
 from arelu_meta.meta.engine import Inner, build_engine
 from arelu_meta.meta.evaluation import adaptation_curves
 from arelu_meta.meta.normalization import set_normalization, train_mode
@@ -242,17 +248,38 @@ def run(trial: MetaTrial, data: DataConfig, device: torch.device) -> list[Row]:
         `diverged`. Accuracies are fractions.
     """
     pools = _pools(trial, data)
+    anchors: dict[str, float] = {}
+    if trial.classes == DIVIDED:
+        anchors = few_shot_anchors(new_model(trial, pools[0]).to(device), _unseen(trial, pools[1], device), trial.tasks)
     try:
         model, batches = meta_train(trial, pools[0], device)
         if trial.classes == ALL:
             return [{"step": step, "accuracy": accuracy} for step, accuracy in enumerate(batches, 1)]
-        unseen = TensorSampler(pools[1].to(device), trial.task, f"test {trial.seed}")
+        unseen = _unseen(trial, pools[1], device)
         curves = adaptation_curves(model, unseen, range(trial.tasks), trial.lr, INNER_STEPS, device)
     except RunError as error:
-        return [{"step": 0, "accuracy": 0.0, "low": 0.0, "high": 0.0, "curve": [], "diverged": str(error)}]
+        return [{"step": 0, "accuracy": 0.0, "low": 0.0, "high": 0.0, "curve": [], "diverged": str(error)} | anchors]
     mean, low, high = groups_interval([curve[-1] for curve in curves], len(curves) * WAYS * trial.shots)
     course = np.asarray(curves, dtype=np.float64).mean(0).tolist()
-    return [{"step": trial.steps, "accuracy": mean, "low": low, "high": high, "curve": course}]
+    return [{"step": trial.steps, "accuracy": mean, "low": low, "high": high, "curve": course, **anchors}]
+
+
+def _unseen(trial: MetaTrial, pool: Pool, device: torch.device) -> TensorSampler:
+    return TensorSampler(pool.to(device), trial.task, f"test {trial.seed}")
+
+
+def new_model(trial: MetaTrial, pool: Pool) -> nn.Module:
+    """Make a trial's network, in the mode that its normalisation asks for.
+
+    Args:
+        trial: network, activation, seed.
+        pool: images of the size that it takes.
+    """
+    _, channels, side, _ = pool.pixels.shape
+    model = make_network(trial.network, trial.activation, trial.variant, trial.seed, WAYS, channels, side)
+    set_normalization(model, _NORMALIZATION)
+    train_mode(model, _NORMALIZATION)
+    return model
 
 
 def meta_train(trial: MetaTrial, pool: Pool, device: torch.device) -> tuple[nn.Module, list[float]]:
@@ -272,10 +299,8 @@ def meta_train(trial: MetaTrial, pool: Pool, device: torch.device) -> tuple[nn.M
     Source: Chen et al. 2020, section 4.3; the authors' published code.
     """
     _, channels, side, _ = pool.pixels.shape
-    model = make_network(trial.network, trial.activation, trial.variant, trial.seed, WAYS, channels, side).to(device)
-    set_normalization(model, _NORMALIZATION)
+    model = new_model(trial, pool).to(device)
     noise = torch.randn(2, WAYS, channels, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    train_mode(model, _NORMALIZATION)
     engine, _ = build_engine("auto", model, Inner(trial.lr, INNER_STEPS), _NORMALIZATION, noise)
     # The authors' code divides the query loss, a mean already, by the number of query images once more.
     engine.step_weights = [0.0] * (INNER_STEPS - 1) + [1 / (WAYS * trial.shots)]
@@ -317,7 +342,7 @@ def _all_classes(data: DataConfig) -> ImageSet:
     return parts[0] if set(parts[0].classes) == set(together.classes) else together
 
 
-OURS, STANDARD = "arelu", "relu"
+OURS, STANDARD, CONTROL = "arelu", "relu", "relu:gain"
 THEIRS, HONEST = "by the best training batch", "on unseen classes"
 
 
@@ -403,25 +428,64 @@ def conclude(rows: Sequence[Row], margin: float, resplit: Mapping[Cell, float] |
     tables = [_readings(runs)]
     if len(pairs) > len(stated):
         tables.append(described(pairs, "AReLU against every other activation"))
-    return Outcome(judge(stated), tables, [*_adaptation(runs), *_courses(runs)], list(_maps(runs)), notes=_notes(runs))
+    names = list(dict.fromkeys(row["activation"] for row in rows))
+    tables += [explained(names)] if any(map(is_control, names)) else []
+    curves = [*_adaptation(runs), *_courses(runs)]
+    return Outcome(judge(stated), tables, curves, list(_maps(runs)), notes=_notes(runs), anchors=_anchors(rows))
 
 
 def _comparisons(runs: Runs, margin: float, resplit: Mapping[Cell, float]) -> Iterator[Comparison]:
-    """Compare AReLU with every other activation by each reading; judged are unseen classes, against ReLU."""
-    for (cell, contenders), which in itertools.product(runs.items(), (THEIRS, HONEST)):
-        scores = {name: reading(seeds, which) for name, seeds in contenders.items()}
-        ours = scores.pop(OURS, {})
-        for name, theirs in scores.items():
-            if len(set(ours) & set(theirs)) > 1:
-                yield compare(
-                    f"AReLU against {name} {which} ({cell})",
-                    ours,
-                    theirs,
-                    margin,
-                    images=next(iter(contenders[name].values())).queries if which == HONEST else None,
-                    resplit=resplit.get(cell, 0.0) if which == HONEST else 0.0,
-                    primary=which == HONEST and name == STANDARD,
-                )
+    """Compare AReLU with every other activation by each reading.
+
+    The claims, over all sets, shots and rates: on unseen classes against ReLU, and against ReLU times AReLU's slope.
+    """
+    by_which = {
+        which: {cell: {name: reading(seeds, which) for name, seeds in one.items()} for cell, one in runs.items()}
+        for which in (HONEST, THEIRS)
+    }
+    queries = min((one.queries for one in _courses_of(runs) if one.queries), default=None)
+    where = f"over {len(runs)} cells" if len(runs) > 1 else str(next(iter(runs)))
+    ratio = max((resplit.get(cell, 0.0) for cell in runs), default=0.0)
+    claimed = [name for name in (STANDARD, CONTROL) if all({OURS, name} <= one.keys() for one in runs.values())]
+    for name in claimed:
+        ours, theirs = (mean_over(one[who] for one in by_which[HONEST].values()) for who in (OURS, name))
+        if len(ours.keys() & theirs.keys()) > 1:
+            claim = f"AReLU against {name} {HONEST} ({where})"
+            yield compare(claim, ours, theirs, margin, images=queries, resplit=ratio)
+    for which, found in by_which.items():
+        for cell, by_name in found.items():
+            ours, honest = by_name.get(OURS, {}), which == HONEST
+            for name, theirs in by_name.items():
+                same = honest and len(runs) == 1 and name in claimed
+                if name != OURS and not same and len(ours.keys() & theirs.keys()) > 1:
+                    yield compare(
+                        f"AReLU against {name} {which} ({cell})",
+                        ours,
+                        theirs,
+                        margin,
+                        images=queries if honest else None,
+                        resplit=resplit.get(cell, 0.0) if honest else 0.0,
+                        primary=False,
+                    )
+
+
+def _courses_of(runs: Runs) -> Iterator[Course]:
+    for contenders in runs.values():
+        for seeds in contenders.values():
+            yield from seeds.values()
+
+
+def _anchors(rows: Sequence[Row]) -> list[Anchor]:
+    """Average over seeds what no meta-training was needed for, by set and shots."""
+    found = []
+    for data, shots in dict.fromkeys((row["data"], row["shots"]) for row in rows):
+        where = f"{data}, {counted(shots, 'shot')}"
+        for name, about in FEW_SHOT_ANCHORS.items():
+            alike = [one for one in rows if (one["data"], one["shots"]) == (data, shots) and one.get(name) is not None]
+            values = [100 * one[name] for one in alike if one["activation"] == alike[0]["activation"]]
+            found += [Anchor(name, float(np.mean(values)), about, where)] if values else []
+        found.append(chance(WAYS, where))
+    return found
 
 
 def _readings(runs: Runs) -> Table:

@@ -13,11 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from arelu_meta.activations.controls import is_control
 from arelu_meta.activations.registry import ALIASES
+from arelu_meta.claims.controls import explained
 from arelu_meta.claims.in_memory_training import (
     Shelf,
     Tensors,
     Trial,
+    anchors_of,
+    build,
     load_tensors,
     opened,
     shelved,
@@ -36,10 +40,10 @@ from arelu_meta.claims.study import (
     read_numbers,
     seeds_of,
 )
-from arelu_meta.claims.tables import Curves, Heatmap, Outcome, Table, described, mean_series
+from arelu_meta.claims.tables import Anchor, Curves, Heatmap, Outcome, Table, described, mean_over, mean_series
 from arelu_meta.config import ClaimsConfig
 from arelu_meta.errors import InputError, nearest_names
-from arelu_meta.statistics import Comparison, compare, compare_published, correct, judge
+from arelu_meta.statistics import Comparison, area_over_rates, compare, compare_published, correct, judge
 
 _NETWORKS = ("mnist_conv", "mnist_linear")
 _OPTIMIZERS = ("sgd", "adam")
@@ -70,7 +74,9 @@ def plan(config: ClaimsConfig, device: torch.device) -> Iterator[Plan]:
             work=partial(work, shelf, str(device), stacked),
             processes=1 if stacked else config.processes or cores(),
             seconds=partial(estimate, data.to(device), stacked),
-            conclude=lambda log, folder: conclude(log.of_all(trials), config.margin),
+            conclude=lambda log, folder: conclude(
+                log.of_all(trials), config.margin, anchors_of(data, build(trials[0], *data.shape))
+            ),
             headline=_headline(config, data, trials),
         )
 
@@ -180,7 +186,7 @@ def _of_a_kind(trials: Sequence[Trial]) -> list[list[Trial]]:
     return list(kinds.values())
 
 
-OURS, STANDARD = "arelu", "relu"
+OURS, STANDARD, CONTROL = "arelu", "relu", "relu:gain"
 AUTHORS_RUNS, AUTHORS_EPOCHS = 5, 20
 _THEIR_NAMES = {"ConvMNIST": "mnist_conv", "LinearMNIST": "mnist_linear"}
 _SHOWN = {"mnist_conv": "MNIST-Conv", "mnist_linear": "MNIST-Linear", "sgd": "SGD", "adam": "Adam"}
@@ -227,6 +233,19 @@ class Cells:
         first = reading == "after epoch 1"
         return {seed: course[0] if first else max(course) for seed, course in self.found[cell][activation].items()}
 
+    def over_rates(self, activation: str, reading: str, rates: Sequence[float]) -> dict[int, float]:
+        """Return one value a seed: the mean over the log-rates, and over networks and optimisers."""
+        places = dict.fromkeys(cell[:2] for cell in self.found)
+        by_place = []
+        for network, optimizer in places:
+            cells = {lr: Cell(network, optimizer, lr) for lr in rates}
+            if not all(activation in self.found.get(cell, {}) for cell in cells.values()):
+                return {}
+            read = {lr: self.read(cell, activation, reading) for lr, cell in cells.items()}
+            seeds = set.intersection(*map(set, read.values()))
+            by_place.append({seed: area_over_rates({lr: read[lr][seed] for lr in rates}) for seed in seeds})
+        return mean_over(by_place)
+
 
 @cache
 def published() -> dict[tuple[str, float, str], dict[str, tuple[float, float]]]:
@@ -249,13 +268,14 @@ def published() -> dict[tuple[str, float, str], dict[str, tuple[float, float]]]:
     return table
 
 
-def conclude(rows: Sequence[Row], margin: float) -> Outcome:
+def conclude(rows: Sequence[Row], margin: float, anchors: Sequence[Anchor] = ()) -> Outcome:
     """Judge finished runs.
 
     Args:
         rows: one a run and epoch, with `network`, `optimizer`, `lr`, `activation`, `variant`, `data`, `seed`, `epoch`,
             `accuracy` and, where it is known, `images`.
         margin: differences within so many points do not count.
+        anchors: what all are read against.
     """
     cells = Cells(rows)
     tables = [*_accuracy_tables(cells)]
@@ -265,7 +285,11 @@ def conclude(rows: Sequence[Row], margin: float) -> Outcome:
     stated = [one for one in pairs if one.primary]
     if len(pairs) > len(stated):
         tables.append(described(pairs, "AReLU against every other activation"))
-    return Outcome(judge(stated), tables, _curves(cells), list(_maps(cells)), notes=_notes(cells))
+    names = list(dict.fromkeys(row["activation"] for row in rows))
+    tables += [explained(names)] if any(map(is_control, names)) else []
+    found = Outcome(judge(stated), tables, _curves(cells), list(_maps(cells)), notes=_notes(cells))
+    found.anchors = list(anchors)
+    return found
 
 
 def _accuracy_tables(cells: Cells) -> Iterator[Table]:
@@ -333,20 +357,32 @@ def _theirs_table(reading: str, rows: list[list[str]], within: int, runs: int) -
 
 
 def _comparisons(cells: Cells, margin: float) -> Iterator[Comparison]:
-    """Compare AReLU with every other activation; judged is what the paper claims: against ReLU after one epoch."""
-    for reading, (cell, names) in itertools.product(cells.readings, cells.found.items()):
-        ours = cells.read(cell, OURS, reading) if OURS in names else {}
-        for name in names:
+    """Compare AReLU with every other activation, in every cell, and over all of them in the study's claims.
+
+    These are two at most, after epoch 1, over the log-rates: AReLU against ReLU, as the paper has it, and against what
+    explains that (ReLU times AReLU's own slope at the start), or else against ReLU at the smallest rate.
+    """
+    first, names = cells.readings[0], list(dict.fromkeys(name for found in cells.found.values() for name in found))
+    rates = sorted({cell.lr for cell in cells.found})
+    claims = [(STANDARD, rates)] * (STANDARD in names)
+    claims += (
+        [(CONTROL, rates)] if CONTROL in names else [(STANDARD, rates[:1])] * (STANDARD in names and len(rates) > 1)
+    )
+    several = len(cells.found) > 1
+    for name, over in claims:
+        ours, theirs = (cells.over_rates(one, first, over) for one in (OURS, name))
+        if len(set(ours) & set(theirs)) > 1:
+            where = "over all learning rates" if over == rates else f"at the learning rate {rates[0]:g}"
+            claim = f"AReLU against {name} {first} ({where if several else next(iter(cells.found))})"
+            yield compare(claim, ours, theirs, margin, images=cells.images)
+    for reading, (cell, activations) in itertools.product(cells.readings, cells.found.items()):
+        ours = cells.read(cell, OURS, reading) if OURS in activations else {}
+        for name in activations:
             theirs = cells.read(cell, name, reading)
-            if name != OURS and len(set(ours) & set(theirs)) > 1:
-                yield compare(
-                    f"AReLU against {name} {reading} ({cell})",
-                    ours,
-                    theirs,
-                    margin,
-                    images=cells.images,
-                    primary=name == STANDARD and reading == cells.readings[0],
-                )
+            judged = not several and reading == first and name in (STANDARD, CONTROL)
+            if name != OURS and not judged and len(set(ours) & set(theirs)) > 1:
+                claim = f"AReLU against {name} {reading} ({cell})"
+                yield compare(claim, ours, theirs, margin, images=cells.images, primary=False)
 
 
 def _curves(cells: Cells) -> list[Curves]:

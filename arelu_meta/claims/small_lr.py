@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from scipy.integrate import trapezoid
 
+from arelu_meta.activations.controls import is_control
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.claims.controls import HELD, ORIGINAL, PROBE, check_contender, contender_model, scalars_learn
+from arelu_meta.claims.controls import HELD, ORIGINAL, PROBE, check_contender, contender_model, explained, scalars_learn
 from arelu_meta.claims.matched_learning_rate import STEPS, NoMatchError, matched_inner_rate, matched_rate
+from arelu_meta.claims.metrics import regret, steps_to, width_within, worth
 from arelu_meta.claims.study import (
     CLAIMS,
     Plan,
@@ -52,8 +54,10 @@ from arelu_meta.data.named_datasets import load_images
 from arelu_meta.errors import InputError, counted
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
-from arelu_meta.meta.metatrain import metatrain
-from arelu_meta.statistics import Comparison, area_over_rates, compare, judge, rate_equivalent
+from arelu_meta.meta.baselines import FEW_SHOT_ANCHORS, few_shot_anchors
+from arelu_meta.meta.meta_trainer import make_sampler
+from arelu_meta.meta.metatrain import make_model, metatrain
+from arelu_meta.statistics import Comparison, area_over_rates, compare, judge
 
 
 @contextmanager
@@ -220,15 +224,19 @@ def contenders_of(config: ClaimsConfig, pretrained: bool | None = None) -> list[
 
 
 def merged(contenders: Sequence[str], pretrained: bool) -> list[str]:
-    """Leave out an AReLU that another one is already: the one without a start has a start, too.
+    """Leave out an AReLU that another contender is already: shut gates that are frozen are the original, for one.
 
     Args:
         contenders: of the study.
-        pretrained: whether the networks are.
+        pretrained: whether the networks are, which says how an AReLU without a start starts.
     """
-    start = f"arelu:{'preserve' if pretrained else 'paper'}"
-    first = {start if name == "arelu" else name: name for name in reversed(contenders)}
-    return [name for name in contenders if name in first.values()]
+    start = "preserve" if pretrained else "paper"
+    same = {"arelu": f"arelu:{start}", "arelu:frozen": f"arelu:{start}:frozen"}
+    found: dict[str, str] = {}
+    for name in contenders:
+        whole = same.get(name, name)
+        found.setdefault(ORIGINAL if whole == "arelu:preserve:frozen" else whole, name)
+    return list(found.values())
 
 
 def small_rate(config: ClaimsConfig) -> float:
@@ -373,11 +381,23 @@ def _metatrained(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
             rate = matched_inner_rate(metatrain_config(config, trial, folder), metatrain_config(config, like, folder))
         except NoMatchError as reason:
             return [{"refused": str(reason)}]
-    results = metatrain(metatrain_config(config, replace(trial, lr=rate), folder))
+    made = metatrain_config(config, replace(trial, lr=rate), folder)
+    results = metatrain(made)
     validation = [float(row["validation_accuracy"] or 0.0) for row in numbers_of(folder / "metrics.csv")]
     ends = {"validation_accuracy": max(validation), "test_accuracy": results["test_accuracy"], "rate": rate}
     ends["images"] = results["test_n"] * results["ways"] * results["queries"]
+    if trial.contender == ORIGINAL:
+        ends |= _few_shot_anchors(made) | {"chance": 1 / results["ways"]}
     return [{"step": step, "accuracy": results[f"accuracy_after_{step}"], **ends} for step in range(_INNER_STEPS + 1)]
+
+
+def _few_shot_anchors(config: MetatrainConfig) -> dict[str, float]:
+    """Score what needs no meta-training on a run's own tasks."""
+    splits = divide_for(config.data, config.task, config.run.seed)
+    torch.manual_seed(config.run.seed)
+    model, spec, _ = make_model(config, splits)
+    sampler = make_sampler(config, spec, splits, "test", torch.device("cpu"))
+    return few_shot_anchors(model, sampler, config.eval.tasks)
 
 
 def _matched_by(trial: Trial) -> Trial:
@@ -467,6 +487,8 @@ class Runs:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.refused = {(row["contender"], row["seed"]): row["refused"] for row in rows if row.get("refused")}
         self.anchors = _anchors(rows)
+        self.probed = [100 * row["validation_accuracy"] for row in rows if row["contender"] == PROBE]
+        """The probe's accuracies on validation images, in per cent."""
         rows = [row for row in rows if not row.get("refused") and row["contender"] != PROBE]
         self.inner = any(row.get("pipeline") == "maml" for row in rows)
         """Whether learning rate and steps are those of an inner loop."""
@@ -553,9 +575,11 @@ def conclude(
     reference = runs.reference
     aim = 100 * target if target is not None else _aim(runs, reference)
     tables = [
-        _readings(runs, small, best, reference),
-        _courses(runs, small, aim),
+        _readings(runs, small, best),
+        *([_over_rates(runs, small, best)] if len(runs.rates) > 1 else []),
+        _courses(runs, small, aim, target is not None),
         *([_multipliers(runs, small)] if runs.matched else []),
+        *([explained(runs.contenders)] if any(map(is_control, runs.contenders)) else []),
     ]
     curves = [
         *([rate_curves(runs)] if len(runs.rates) > 1 else []),
@@ -568,7 +592,9 @@ def conclude(
 
 
 def _aim(runs: Runs, reference: str) -> float | None:
-    """Choose the accuracy that steps are counted to; None where the reference learned nothing that could be reached."""
+    """Choose the accuracy that steps are counted to: the probe's, else a share of the reference's best; None if 0."""
+    if runs.probed:
+        return float(np.mean(runs.probed))
     courses = [run for lr in runs.rates for run in runs.course(reference, lr)]
     highest = max((100 * row["accuracy"] for run in courses for row in run), default=0.0)
     return _TARGET_SHARE * highest if highest > 0 else None
@@ -578,12 +604,11 @@ def _anchors(rows: Sequence[Row]) -> list[Anchor]:
     """Average what needed no training of the backbone: the probe's runs, or what a few-shot run says beside its own."""
     known = {
         PROBE: ("test_accuracy", "logistic regression on the frozen features of the original"),
-        "pixels": ("pixels", "the nearest neighbour of raw pixels, by their cosine, on the same tasks"),
-        "centroids": ("centroids", "the nearest centroid of the untrained features, on the same tasks"),
+        **{name: (name, about) for name, about in FEW_SHOT_ANCHORS.items()},
     }
     found = []
     for name, (column, about) in known.items():
-        of_it = [row for row in rows if (row["contender"] == PROBE if name == PROBE else row["contender"] == ORIGINAL)]
+        of_it = [row for row in rows if row["contender"] == PROBE or name != PROBE]
         values = {row["seed"]: 100 * row[column] for row in of_it if row.get(column) is not None}
         found += [Anchor(name, float(np.mean([*values.values()])), about)] if values else []
     guess = next((row["chance"] for row in rows if row.get("chance")), None)
@@ -619,41 +644,49 @@ def _comparisons(
             yield against(claim, ours, theirs, primary=False)
 
 
-def _readings(runs: Runs, small: float, best: dict[str, float], reference: str) -> Table:
-    several, chosen = len(runs.rates) > 1, len(runs.rates) >= FEWEST_RATES
+def _readings(runs: Runs, small: float, best: dict[str, float]) -> Table:
+    chosen = len(runs.rates) >= FEWEST_RATES
     rows = []
     for name in runs.contenders:
         row = [name, *(spread(runs.test(name, lr)) for lr in runs.rates)]
-        row += [f"{best[name]:g}", spread(runs.test(name, best[name]))] if chosen else []
-        row += [f"{area_over_rates(runs.means(name)):.1f}", _worth(runs, name, small, reference)] if several else []
-        rows.append(row)
+        rows.append([*row, *([f"{best[name]:g}", spread(runs.test(name, best[name]))] if chosen else [])])
     width = len(rows[0])
     for name in runs.matched:
         row = [name, *("" if lr != small else spread(runs.test(name, lr)) for lr in runs.rates)]
         rows.append([*row, *[""] * (width - len(row))])
     columns = ["contender", *(f"{lr:g}" for lr in runs.rates), *(["best rate", "there"] if chosen else [])]
-    columns += ["over all rates", f"at {small:g} as {reference} at"] if several else []
-    notes = [f"Mean ± standard deviation over seeds; the small rate is {small:g}"]
-    notes[0] += "; the best rate is chosen on validation." if chosen else "."
-    if several:
-        notes.append(
-            "Over all rates: the mean over the log-rates, the area under the curve by its width. The last column is "
-            f"the learning-rate equivalent: the rate at which {reference} is as accurate, between two rates on a line."
-        )
+    note = f"Mean ± standard deviation over seeds; the small rate is {small:g}"
+    note += "; the best rate is chosen on validation." if chosen else "."
     if runs.matched:
-        notes.append(
-            f"A row {MATCHED}X is the original at a rate where its first {runs.axis}s move the logits as far as X's."
-        )
+        where = f"its first {runs.axis}s move the logits as far as X's"
+        note += f" A row {MATCHED}X is the original at a rate {'' if runs.inner else 'of its head '}where {where}."
     title = "Test accuracy in per cent, over learning rates" + (" and at each one's best" if chosen else "")
-    return Table(title, columns, rows, " ".join(notes))
+    return Table(title, columns, rows, note)
 
 
-def _worth(runs: Runs, contender: str, small: float, reference: str) -> str:
-    """Write the learning-rate equivalent of a contender at the small rate."""
-    if contender == reference:
-        return ""
-    sign, rate = rate_equivalent(runs.means(reference), runs.means(contender)[small])
-    return f"{rate:.2g} (× {rate / small:.2g})" if sign == "=" else f"{sign} {rate:.2g}"
+def _over_rates(runs: Runs, small: float, best: dict[str, float]) -> Table:
+    """List what each contender's accuracies over the rates say as a whole."""
+    theirs = {lr: runs.test(runs.reference, lr) for lr in runs.rates}
+    rows = []
+    for name in runs.contenders:
+        means, tested = runs.means(name), {lr: runs.test(name, lr) for lr in runs.rates}
+        paired = name != runs.reference and bool(set.intersection(*map(set, theirs.values())) & set(tested[small]))
+        rows.append(
+            [
+                *(name, spread(runs.area(name)), f"{means[best[name]]:.1f} at {best[name]:g}"),
+                *(worth(tested, theirs, small).words if paired else "", f"{width_within(means):.1f}"),
+                f"{regret(means):.1f}",
+            ]
+        )
+    columns = ["contender", "over all rates", "peak", f"worth at {small:g}", "width (decades)", "regret"]
+    return Table(
+        "What a learning rate that nobody tuned costs",
+        columns,
+        rows,
+        "Over all rates: the area under accuracy over the log-rate, by its width. Worth: how many times as fast "
+        f"{runs.reference} would have to learn to be as accurate (95 % interval by bootstrap over seeds). Width: "
+        "decades of rates within 90 % of the best accuracy. Regret: what a rate drawn from these costs on average.",
+    )
 
 
 def spread(values: dict[int, float]) -> str:
@@ -668,13 +701,14 @@ def spread(values: dict[int, float]) -> str:
     return f"{np.mean(found):.1f}" + (f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else "")
 
 
-def _courses(runs: Runs, small: float, aim: float | None) -> Table:
+def _courses(runs: Runs, small: float, aim: float | None, given: bool) -> Table:
     rows = []
     for name in [*runs.contenders, *runs.matched]:
         courses = runs.course(name, small)
         areas = {number: _area(run) for number, run in enumerate(courses)}
         rows.append([name, spread(areas), *_reaching(courses, aim), runs.diverged(name, small)])
     goal = "a target" if aim is None else f"{aim:.1f} %"
+    goal += " (the probe)" * (aim is not None and bool(runs.probed) and not given)
     return Table(
         f"The course at {small:g}",
         ["contender", "mean accuracy over the course", f"{runs.axis}s to {goal}", "runs that reach it", "diverged"],
@@ -687,7 +721,8 @@ def _reaching(courses: Sequence[Sequence[Row]], aim: float | None) -> list[str]:
     """Say after how many steps runs reach the target, and how many of them do."""
     if aim is None:
         return ["", ""]
-    reached = [step for run in courses if (step := _steps_to(run, aim)) is not None]
+    read = [[(int(row["step"]), 100 * row["accuracy"]) for row in run] for run in courses]
+    reached = [step for run in read if (step := steps_to(run, aim)) is not None]
     return [f"{np.mean(reached):.0f}" if reached else "never", f"{len(reached)} of {len(courses)}"]
 
 
@@ -695,10 +730,6 @@ def _area(run: Sequence[Row]) -> float:
     steps, accuracies = [row["step"] for row in run], [100 * row["accuracy"] for row in run]
     width = steps[-1] - steps[0]
     return float(trapezoid(accuracies, steps) / width) if width else accuracies[-1]
-
-
-def _steps_to(run: Sequence[Row], aim: float) -> int | None:
-    return next((int(row["step"]) for row in run if 100 * row["accuracy"] >= aim), None)
 
 
 def _multipliers(runs: Runs, small: float) -> Table:

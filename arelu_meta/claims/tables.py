@@ -1,6 +1,6 @@
 """What a study concludes, in the form in which its folder and its page hold it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Anchor:
         name: in tables and legends.
         accuracy: in per cent.
         about: what it is, in a line.
-        where: how the titles begin of the curves that it is drawn into; all of accuracy by default.
+        where: a part of the titles of the curves that it is drawn into; by default all of accuracy.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Outcome:
             self.tables.insert(1, _anchored(self.anchors))
         for drawn in self.curves:
             if drawn.series and "accuracy" in drawn.y_label:
-                drawn.series += _lines([one for one in self.anchors if drawn.title.startswith(one.where)], drawn.series)
+                drawn.series += _lines([one for one in self.anchors if one.where in drawn.title], drawn.series)
         others = [one for one in self.comparisons if not one.primary]
         if others:
             self.tables.append(described(others, "Compared beside the claims"))
@@ -177,6 +177,17 @@ def _lines(anchors: Sequence[Anchor], series: Sequence[Series]) -> list[Series]:
     """Draw anchors from the first point of all curves to the last."""
     points = [value for one in series for value in one.x]
     return [Series(one.name, [min(points), max(points)], [one.accuracy] * 2, dashed=True) for one in anchors]
+
+
+def mean_over(cells: Iterable[Mapping[int, float]]) -> dict[int, float]:
+    """Average cells of a table seed by seed: the seeds are the pairs, for cells are not drawn at random.
+
+    Args:
+        cells: values by seed; seeds that one of them lacks are left out.
+    """
+    listed = list(cells)
+    shared = set.intersection(*map(set, listed)) if listed else set()
+    return {seed: sum(one[seed] for one in listed) / len(listed) for seed in sorted(shared)}
 
 
 def mean_series(name: str, runs: Sequence[Sequence[float]], x: Sequence[float]) -> Series:

@@ -155,12 +155,15 @@ def _tuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
         "rate": trial.lr,
         "bytes": (folder / "model.safetensors").stat().st_size,
         "seconds": float(np.mean([row["seconds"] for row in small_lr.numbers_of(folder / "times.csv")])),
-        **cost_of(made),
+        **(_known.get(trial.contender) or _known.setdefault(trial.contender, cost_of(made))),
     }
     return [
         {"step": int(row["epoch"]), "accuracy": row["validation_accuracy"], **ends}
         for row in small_lr.numbers_of(folder / "metrics.csv")
     ]
+
+
+_known: dict[str, dict[str, float]] = {}  # by mode; a process works for one study, of one network at one size
 
 
 def cost_of(config: FinetuneConfig) -> dict[str, float]:

@@ -1,12 +1,14 @@
 """What few-shot results are read against: a backbone's features with no meta-training at all."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arelu_meta.data.fewshot import TaskBatch
+from arelu_meta.data.fewshot import Sampler, TaskBatch
+from arelu_meta.errors import InputError
 from arelu_meta.meta.algorithms import features
 from arelu_meta.meta.inner_loop import Inner
 from arelu_meta.meta.normalization import support_statistics, uses_support_statistics
@@ -139,3 +141,41 @@ def fit_logistic(support: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
         return torch.from_numpy(found).to(support)
 
     return classify
+
+
+FEW_SHOT_ANCHORS = {
+    "pixels": "the nearest neighbour of raw pixels, by their cosine, on the same tasks",
+    "centroids": "the nearest centroid of the untrained features, on the same tasks",
+}
+"""What few-shot results are read against: their columns, and what they are."""
+
+_TASKS_AT_ONCE = 32
+
+
+@torch.no_grad()
+def few_shot_anchors(untrained: nn.Module, sampler: Sampler, tasks: int) -> dict[str, float]:
+    """Score what needs no meta-training on tasks that a meta-learner is judged on.
+
+    Args:
+        untrained: the meta-learner's network as it starts, in the mode that its normalisation asks for; not changed.
+        sampler: draws the tasks.
+        tasks: how many, from the first on.
+
+    Returns:
+        Mean accuracies by `FEW_SHOT_ANCHORS`; without centroids for a network that has no features.
+    """
+    model, device = deepcopy(untrained), next(untrained.parameters()).device
+    right: dict[str, list[Tensor]] = {name: [] for name in FEW_SHOT_ANCHORS}
+    for start in range(0, tasks, _TASKS_AT_ONCE):
+        batch = sampler.batch(range(start, min(start + _TASKS_AT_ONCE, tasks))).to(device)
+        known, asked = (F.normalize(images.flatten(2), dim=2) for images in (batch.support_images, batch.query_images))
+        nearest = (asked @ known.mT).argmax(2)
+        right["pixels"].append(batch.support_labels.gather(1, nearest) == batch.query_labels)
+        if "centroids" in right:
+            try:
+                found = baseline_probabilities(model, batch, Inner(0.0, 0, algorithm="centroid"))
+            except InputError:  # it has none
+                del right["centroids"]
+            else:
+                right["centroids"].append(found.argmax(2) == batch.query_labels)
+    return {name: float(torch.cat(found).float().mean()) for name, found in right.items()}

@@ -14,8 +14,9 @@ def _trials(*words: str) -> list[Any]:
 
 def test_every_network_is_trained_with_either_activation_on_the_same_budget() -> None:
     trials = _trials("--model.name", "resnet18,vgg11", "--optim.lr", "1e-2,1e-3", "--train.repeats", "2")
-    assert len(trials) == 2 * 2 * 2 * 2
-    assert {trial.contender for trial in trials} == {"original", "arelu"}
+    assert sum(trial.contender == "probe" for trial in trials) == 2 * 2  # one a network and seed
+    assert {trial.contender for trial in trials} == {"original", "arelu", "probe"}
+    assert len(trials) == 2 * 2 * 2 * 2 + 2 * 2
     assert not any(trial.pretrained for trial in trials)
     assert len({(trial.length, trial.optimizer, trial.batch_size, trial.per_class) for trial in trials}) == 1
     assert {trial.seed for trial in trials[:8]} == {0}, "the first seed of everything comes first"
@@ -30,7 +31,7 @@ def test_every_network_is_trained_with_either_activation_on_the_same_budget() ->
         (["--optim.name", "sgd,adamw"], "one optimiser"),
         (
             ["--model.pretrained", "true"],
-            "model.pretrained: true is not read by claims architectures; claims small-lr, claims focus read it",
+            "model.pretrained: true is not read by claims architectures; claims small-lr, claims focus, claims tuning",
         ),
         (["--model.name", "vit_tiny_patch16_224", "--data.image_size", "8"], "image_size"),
         (["--data.root", "nowhere"], "data.root: 'nowhere' does not exist"),
@@ -92,5 +93,5 @@ def test_a_small_study_runs_to_its_page_and_goes_on_where_it_stopped(
     assert (tmp_path / "study" / "report.html").stat().st_size > 0
     capsys.readouterr()
     again = claims_task(parse("claims", [*words, "--run.resume", "auto", "--train.repeats", "3"]))
-    assert "2 of 6 runs to do" in capsys.readouterr().out
+    assert "3 of 9 runs to do" in capsys.readouterr().out
     assert again["seeds"] == [0, 1, 2]

@@ -176,7 +176,7 @@ def test_a_study_fine_tunes_looks_draws_and_goes_on(
     assert "Grad-CAM side by side" in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     claims_task(parse("claims", [*words, "--run.resume", "auto", "--train.repeats", "3"]))
-    assert "2 of 6 runs to do" in capsys.readouterr().out
+    assert "3 of 9 runs to do" in capsys.readouterr().out
 
 
 def test_runs_that_a_person_gives_are_paired_by_image(folder: Path, tmp_path: Path) -> None:

@@ -334,12 +334,32 @@ def test_of_two_rates_none_is_called_the_best() -> None:
     assert "Of 2 rates none is called the best: that takes 3." in found.notes
 
 
-def test_how_far_a_contender_is_worth_a_larger_rate_stands_beside_it() -> None:
-    table = conclude(_study(), 0.001, 1.0, None).tables[0]
+def test_how_far_a_contender_is_worth_a_larger_rate_and_what_an_untuned_one_costs_stand_beside_it() -> None:
+    table = conclude(_study(), 0.001, 1.0, None).tables[1]
     by_name = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
-    assert by_name["arelu:paper"]["at 0.001 as original at"] == "0.0045 (× 4.5)"  # 60.5 between 50.5 and 80.5
-    assert by_name["original"]["over all rates"] == "53.6"
-    assert by_name["matched:arelu:paper"]["over all rates"] == ""
+    assert by_name["arelu:paper"]["worth at 0.001"].startswith("× 4.5 (")  # 60.5 between 50.5 at 0.003 and 80.5
+    assert by_name["original"]["over all rates"] == "53.6 ± 0.5"
+    assert by_name["original"]["peak"] == "80.5 at 0.01"
+    assert by_name["original"]["regret"] == f"{80.5 - (80.5 + 50.5 + 30.5) / 3:.1f}"
+    assert set(by_name) == {"original", "arelu:paper"}
+
+
+def test_controls_are_contenders_explained_with_their_formula_and_never_claims() -> None:
+    rows = [
+        *_study(),
+        *(row for lr in (0.01, 0.003, 0.001) for row in _rows("control:leak", lr, [90.0, 91, 90.5], 0.9)),
+    ]
+    found = conclude(rows, 0.001, 1.0, None)
+    assert all(one.claim.startswith("arelu:paper") for one in found.claims)
+    (table,) = [one for one in found.tables if one.title == "Controls"]
+    assert table.rows[0][:2] == ["control:leak", "act(x) + 0.18 * x, everywhere"]
+
+
+def test_shut_gates_that_are_frozen_are_the_original_and_merged_with_it() -> None:
+    names = "original,arelu:preserve:frozen,arelu:frozen,arelu:preserve,arelu:open:frozen"
+    found = {one.contender for one in _trials("--model.pretrained", "true", "--model.activation", names)}
+    assert {"original", "arelu:preserve", "arelu:open:frozen"} <= found
+    assert not {"arelu:preserve:frozen", "arelu:frozen"} & found
 
 
 def test_a_match_that_was_refused_is_said_and_nothing_is_compared_with_it() -> None:
