@@ -11,12 +11,21 @@ the docstring above it, which is its help:
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import PurePath
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from arelu_meta.errors import nearest_names
 
 Schedule = Literal["constant", "cosine", "poly", "step", "tanh", "wsd"]
 Init = Literal["paper", "preserve", "leak", "open", "nearest", "fit"]
+if TYPE_CHECKING:  # what editors offer; any other text of the kind is allowed
+    Activation = (
+        Literal["arelu", "relu", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "relu6"]
+        | Literal["hard_swish", "softplus", "tanh", "sigmoid", "rrelu", "elsa", "pau", "apl", "slaf", "maxout"]
+        | str
+    )
+    Mode = Literal["full", "head", "activations", "norm", "bias", "lora", "gradual", "probe", "last-1", "last-2"] | str
+else:
+    Activation = Mode = str
 Normalization = Literal["transductive", "support", "running", "frozen", "group", "none"]
 Keep = Literal["one_se", "best", "last"]
 Alphabets = Literal["mixed", "one-in-test", "one"]
@@ -244,7 +253,7 @@ class ModelConfig(Settings):
 
     name: str = "tf_efficientnet_lite0"
     pretrained: bool | str = True
-    activation: str | None = None
+    activation: Activation | None = None
     init: Init | None = None
     reset_head: bool = False
     head_init: Literal["auto", "zero", "random", "probe"] = setting("auto", unread_by=(PROBE,), harmless=("probe",))
@@ -322,7 +331,7 @@ class TrainConfig(Settings):
     """
 
     epochs: int = setting(20, least=1)
-    mode: str = setting(
+    mode: Mode = setting(
         "full", pattern=MODE, words="full, head, activations, norm, bias, lora, gradual, probe or last-N, as last-2"
     )
     lora_rank: int = setting(8, least=1, most=4096)

@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from arelu_meta.config import Settings, reader_of
-from arelu_meta.errors import InputError, shown
+from arelu_meta.errors import InputError, nearest_names, shown
 
 _LARGEST = 2**32 - 1  # whole numbers beyond this overflow inside torch and NumPy, each in its own way
 _LARGEST_FLOAT = 2**1023
@@ -250,6 +250,12 @@ def _is_read(metadata: Mapping[str, Any], reader: str) -> bool:
     return (not read_by or among(read_by)) and not among(metadata.get("unread_by", ()))
 
 
+def _choices(hint: Any) -> list[str]:
+    """List the texts that a type allows, where it is a `Literal`, or one and None."""
+    inside = [hint, *get_args(hint)] if get_origin(hint) in (Union, UnionType) else [hint]
+    return [choice for one in inside if get_origin(one) is Literal for choice in get_args(one)]
+
+
 def checked(function: F) -> F:
     """Let a function of the public API refuse arguments of a wrong type in a sentence, as the command line would.
 
@@ -268,6 +274,8 @@ def checked(function: F) -> F:
         for name, value in bound.arguments.items():
             same = value if isinstance(value, os.PathLike) else plain(value)  # a path is no name
             if name in hints and not _is_a(same, hints[name]):
+                if isinstance(same, str) and (choices := _choices(hints[name])):
+                    raise InputError(f"{name}: {shown(value)} is not known; {nearest_names(same, choices)}")
                 raise InputError(f"{name}: {shown(value)} is not allowed; give {describe_type(hints[name])}")
         return function(*given, **named)
 

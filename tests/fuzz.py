@@ -201,7 +201,7 @@ def swap(tree: Any, activation: str, init: str | None) -> None:
     names = [(name, type(module)) for name, module in model.named_modules(remove_duplicate=False)]
     with contextlib.suppress(InputError):
         init = init if activation == "arelu" else None
-        swap_activations(model, activation, init=init, example=example)
+        swap_activations(model, activation, init=init, example=example)  # type: ignore[arg-type]
         if init == "preserve":
             assert torch.equal(model(example), before)
     unswap(model)

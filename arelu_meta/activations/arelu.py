@@ -171,6 +171,14 @@ def _parameter(value: float, device: torch.device | str | None, dtype: torch.dty
     return nn.Parameter(torch.full((1,), float(value), device=device, dtype=dtype))
 
 
+def _reset(module: "AReLU | GatedAReLU") -> None:
+    """Set the scalars to what the layer was made with; the paper's for a pickled one of before."""
+    paper = {"alpha": ALPHA_INIT, "beta": BETA_INIT, "t": 0.0}
+    for name, value in {**paper, **vars(module).get("_made_with", {})}.items():
+        if name in module._parameters:
+            nn.init.constant_(module.get_parameter(name), value)
+
+
 def shown(alpha: Tensor, beta: Tensor, t: Tensor | None = None) -> str:
     """Name the scalars with their values to four digits; "..." where there is none to read: on meta, or sharded."""
     scalars = {"alpha": alpha, "beta": beta} | ({} if t is None else {"t": t})
@@ -210,6 +218,11 @@ class AReLU(nn.Module):
         self.register_parameter("alpha", _parameter(alpha, device, dtype))
         self.register_parameter("beta", _parameter(beta, device, dtype))
         self.inplace = inplace
+        self._made_with = {"alpha": float(alpha), "beta": float(beta)}
+
+    def reset_parameters(self) -> None:
+        """Set the scalars to what the layer was made with, as where weights are made after the model (device meta)."""
+        _reset(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `arelu(x, alpha, beta)`, of x's shape and dtype."""
@@ -260,6 +273,11 @@ class GatedAReLU(nn.Module):
         self.register_parameter("alpha", _parameter(alpha, device, dtype))
         self.register_parameter("beta", _parameter(beta, device, dtype))
         self.register_parameter("t", _parameter(t, device, dtype))
+        self._made_with = {"alpha": float(alpha), "beta": float(beta), "t": float(t)}
+
+    def reset_parameters(self) -> None:
+        """Set the scalars to what the layer was made with; the base is left as it is."""
+        _reset(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `base(x) + t * elsa(x)`, of x's shape and dtype."""

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -32,6 +32,7 @@ from arelu_meta.backbones.swap import (
     swaps_of,
     unchanged_after_an_error,
 )
+from arelu_meta.config import Init
 from arelu_meta.errors import InputError, shown
 from arelu_meta.runs.atomic_io import write_atomically
 from arelu_meta.validation import checked
@@ -263,7 +264,7 @@ def apply_adapter(
         _fit_head(model, content["outputs"], tensors)
         for (activation, init), paths in swaps.items():
             start = "nearest" if init == "fit" else init  # of the same parts, and needs no images
-            swap_activations(model, activation, init=start, include=paths, example=example)
+            swap_activations(model, activation, init=cast(Init | None, start), include=paths, example=example)
         if content["lora"] is not None and not has_lora(model):
             learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
             add_lora(model, content["lora"])

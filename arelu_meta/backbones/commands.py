@@ -18,7 +18,7 @@ from arelu_meta.backbones.from_config import check_model_config
 from arelu_meta.backbones.networks import inputs_of
 from arelu_meta.backbones.report import SwapReport
 from arelu_meta.backbones.swap import swap_activations
-from arelu_meta.config import DataConfig, SwapConfig
+from arelu_meta.config import DataConfig, Init, SwapConfig
 from arelu_meta.data.loaders import unlabelled_batches
 from arelu_meta.data.named_datasets import load_images, sample_photographs
 from arelu_meta.errors import InputError, RunError
@@ -177,7 +177,7 @@ class Outcome:
     reason: str = ""
 
 
-def swap_one(name: str, activation: str = "arelu", init: str | None = None) -> Outcome:
+def swap_one(name: str, activation: str = "arelu", init: Init | None = None) -> Outcome:
     """Make one of timm's models on the meta device, swap its activations, and say whether all were taken.
 
     Args:
@@ -205,7 +205,7 @@ def swap_one(name: str, activation: str = "arelu", init: str | None = None) -> O
     return Outcome(name, report.complete and not left, len(report.swapped), reason)
 
 
-def swap_all(activation: str = "arelu", init: str | None = None, names: list[str] | None = None) -> list[Outcome]:
+def swap_all(activation: str = "arelu", init: Init | None = None, names: list[str] | None = None) -> list[Outcome]:
     """Swap into every model that timm registers, print the share and what is left, each with its reason.
 
     Args:
@@ -239,7 +239,7 @@ def swap_all(activation: str = "arelu", init: str | None = None, names: list[str
     return outcomes
 
 
-def _outcomes(names: list[str], activation: str, init: str | None) -> Iterator[Outcome]:
+def _outcomes(names: list[str], activation: str, init: Init | None) -> Iterator[Outcome]:
     if len(names) < 20:
         yield from (swap_one(name, activation, init) for name in names)
         return

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from arelu_meta.backbones.checkpoint import load_model
 from arelu_meta.backbones.networks import is_stock, make_backbone
 from arelu_meta.backbones.swap import swap_activations
+from arelu_meta.config import Activation, Init
 from arelu_meta.errors import InputError
 from arelu_meta.validation import checked
 
@@ -19,8 +20,8 @@ def create_backbone(
     pretrained: bool | str | Path = False,
     num_classes: int | None = None,
     in_chans: int = 3,
-    activation: str | None = None,
-    init: str | None = None,
+    activation: Activation | None = None,
+    init: Init | None = None,
     data: Tensor | Iterable[object] | None = None,
     **kwargs: Any,
 ) -> nn.Module:

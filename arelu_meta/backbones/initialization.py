@@ -137,6 +137,8 @@ class Folded(list[str]):
         lines = [f"{path}: folded" for path in self] + [f"{path}: stays; {why}" for path, why in self.kept.items()]
         return "\n".join([*lines, f"{len(self)} folded, {len(self.kept)} stay"])
 
+    __repr__ = __str__  # a prompt and a notebook would show an empty list and no reason
+
 
 @checked
 def fold(model: nn.Module) -> Folded:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from arelu_meta.backbones.calibration import batches_of
 from arelu_meta.backbones.initialization import STARTED
 from arelu_meta.backbones.swap import remember_base, swap_activations
 from arelu_meta.backbones.timm_compat import explain_weights_that_do_not_fit
+from arelu_meta.config import Init
 from arelu_meta.data.loaders import InputSpec
 from arelu_meta.errors import InputError, nearest_names, out_of_memory
 
@@ -638,7 +639,7 @@ def put_in(
     """
     at = CONTROLS[activation].at if activation in CONTROLS else "activations"
     if at in ("activations", "last"):
-        swap_activations(model, activation, init=init, data=data, batch_norm=batch_norm)
+        swap_activations(model, activation, init=cast(Init | None, init), data=data, batch_norm=batch_norm)
         return
     if init is not None:
         raise InputError(f"init: {init!r} is an initialization of 'arelu', not of {activation!r}; give no init")

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,7 @@ from arelu_meta.backbones.initialization import (
 )
 from arelu_meta.backbones.report import Kept, Swapped, SwapReport
 from arelu_meta.backbones.timm_compat import add_timm_support, drop_timm_support
+from arelu_meta.config import Activation, Init
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.validation import checked
 
@@ -81,8 +82,8 @@ Share = Literal["call", "module"]
 @checked
 def swap_activations(
     model: nn.Module,
-    activation: str = "arelu",
-    init: str | None = None,
+    activation: Activation = "arelu",
+    init: Init | None = None,
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] | None = None,
     example: Example | None = None,
@@ -124,7 +125,7 @@ def swap_activations(
             replace, or `preserve` would move an output; the model is unchanged then.
     """
     activation, named = split_start(activation)
-    init = named if init is None else init
+    init = cast(Init | None, named) if init is None else init
     check_arguments(activation, init, share, data, batch_norm)
     check_model(model)
     batches = batches_of(data, model)

@@ -1,4 +1,4 @@
-"""What timm and torch offer around a model, kept right after a swap: learning rates by layer, and loading weights."""
+"""What timm, torch and Hugging Face offer around a model, kept right after a swap: rates by layer, loading weights."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from torch import nn
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.activation_sites import find_sites
 
-_MATCHER, _LOADER = "group_matcher", "load_state_dict"
+_MATCHER, _LOADER, _INITIALIZER = "group_matcher", "load_state_dict", "_init_weights"
 _SCALARS = ("alpha", "beta", "t")
 
 
@@ -23,6 +23,9 @@ def add_timm_support(model: nn.Module) -> None:
     # Where timm knows no patterns, it cuts the list of parameters into pieces; a stranger's module it leaves whole.
     if callable(getattr(type(model), _MATCHER, None)) or hasattr(model, "pretrained_cfg"):
         model.__dict__[_MATCHER] = GroupMatcher(model)
+    for module in model.modules():
+        if hasattr(module, "from_pretrained") and callable(getattr(type(module), _INITIALIZER, None)):
+            module.__dict__[_INITIALIZER] = Initializer(module)
     explain_weights_that_do_not_fit(model)
 
 
@@ -34,6 +37,8 @@ def drop_timm_support(model: nn.Module) -> None:
     """
     if isinstance(model.__dict__.get(_MATCHER), GroupMatcher):
         del model.__dict__[_MATCHER]
+    if isinstance(model.__dict__.get(_INITIALIZER), Initializer):
+        del model.__dict__[_INITIALIZER]
 
 
 def explain_weights_that_do_not_fit(model: nn.Module) -> None:
@@ -43,6 +48,24 @@ def explain_weights_that_do_not_fit(model: nn.Module) -> None:
         model: swapped or not.
     """
     model.__dict__[_LOADER] = Loader(model)
+
+
+class Initializer:
+    """`_init_weights` of a model of Hugging Face's: its `from_pretrained` makes models without memory, and calls this.
+
+    Args:
+        model: its own; one that is swapped in its `__init__` would find its scalars wherever memory was.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, module: nn.Module) -> None:
+        """Initialise a part of the model that no weights were loaded into."""
+        if isinstance(module, AReLU | GatedAReLU):
+            module.reset_parameters()
+        else:
+            getattr(type(self.model), _INITIALIZER)(self.model, module)
 
 
 class Loader:

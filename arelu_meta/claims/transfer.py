@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ from arelu_meta.claims.study import (
     side_by_side,
 )
 from arelu_meta.claims.tables import Outcome
-from arelu_meta.config import ClaimsConfig, DataConfig
+from arelu_meta.config import ClaimsConfig, DataConfig, Init
 from arelu_meta.data.image_folder import class_holders, find_root
 from arelu_meta.data.named_datasets import NAMED_SETS, load_images
 from arelu_meta.errors import InputError, nearest_names
@@ -417,7 +417,7 @@ def build(trial: Trial, data: Tensors) -> nn.Module:
         init = start or ("paper" if activation == "arelu" else None)
         shown = [scaled(data.train_images[:_LOOKED_AT])] if init == "fit" else None
         example = torch.zeros(2, data.channels, data.side, data.side)
-        swap_activations(model, activation, init=init, example=example, data=shown)
+        swap_activations(model, activation, init=cast(Init | None, init), example=example, data=shown)
     return model.to(memory_format=torch.channels_last)
 
 

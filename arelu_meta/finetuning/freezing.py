@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from arelu_meta.backbones.lora import add_lora, has_lora, lora_parameters
-from arelu_meta.config import LAST_STAGES, TrainConfig
+from arelu_meta.config import LAST_STAGES, Mode, TrainConfig
 from arelu_meta.errors import InputError
 from arelu_meta.finetuning.optimizer import activation_parameters, head_parameters
 from arelu_meta.validation import checked
@@ -85,7 +85,7 @@ def unfrozen_stages(mode: str, stage_count: int, epoch: int, epochs: int) -> int
 
 
 @checked
-def set_trainable(model: nn.Module, mode: str, head: str | None = None) -> dict[str, tuple[int, int]]:
+def set_trainable(model: nn.Module, mode: Mode, head: str | None = None) -> dict[str, tuple[int, int]]:
     """Let those parameters of a model learn that a mode of `--train.mode` trains, and no others.
 
     Only `requires_grad` is set: in one's own loop, `model.eval()` for what must not move its statistics is one's own.

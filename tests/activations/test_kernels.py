@@ -599,7 +599,7 @@ def test_an_exported_onnx_model_computes_what_the_swapped_model_does(init: str, 
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = create_backbone("mnist_conv", num_classes=5, activation="arelu", init=init).eval()
+    model = create_backbone("mnist_conv", num_classes=5, activation="arelu", init=init).eval()  # type: ignore[arg-type]
     for module in model.modules():
         if isinstance(module, GatedAReLU):
             nn.init.constant_(module.t, 0.3)

@@ -85,7 +85,7 @@ def test_the_report_says_how_far_features_and_logits_moved(init: str, batches: l
     model = network(nn.ReLU()).eval()
     before = model(batches[0]).detach()
     hidden = model[1](model[0](batches[0])).detach()
-    report = swap_activations(model, "arelu", init=init, data=batches)
+    report = swap_activations(model, "arelu", init=init, data=batches)  # type: ignore[arg-type]
     after = model[1](model[0](batches[0])).detach()
     assert report.logit_drift == pytest.approx(
         float((model(batches[0]).detach() - before).norm() / before.norm()), rel=1e-4

@@ -137,7 +137,7 @@ def test_further_arguments_reach_the_model() -> None:
 def test_arelu_starts_with_preserve_over_pretrained_weights_and_with_the_papers_otherwise(
     pretrained: bool, init: str | None, expected: type[nn.Module]
 ) -> None:
-    model = create_backbone(LITE0, pretrained=pretrained, activation="arelu", init=init)
+    model = create_backbone(LITE0, pretrained=pretrained, activation="arelu", init=init)  # type: ignore[arg-type]
     found = [module for module in model.modules() if isinstance(module, AReLU | GatedAReLU)]
     assert [type(module) for module in found] == [expected] * 33
     assert all(module.training for module in model.modules())

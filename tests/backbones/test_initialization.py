@@ -138,7 +138,7 @@ def test_an_opened_start_is_taken_back_to_the_last_bit(init: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Flatten(), nn.Linear(288, 2)).eval()
     x = torch.randn(4, 3, 8, 8)
     before = model(x)
-    swap_activations(model, init=init, trace=False)
+    swap_activations(model, init=init, trace=False)  # type: ignore[arg-type]
     assert not torch.equal(model(x), before)
     unswap(model)
     assert torch.equal(model(x), before)
@@ -149,7 +149,7 @@ def test_with_images_an_opened_start_finds_the_statistics_that_follow_it_anew(in
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
     images = torch.randn(64, 3, 8, 8)
-    swap_activations(model, init=init, data=images, batch_norm=True, trace=False)
+    swap_activations(model, init=init, data=images, batch_norm=True, trace=False)  # type: ignore[arg-type]
     y = model.eval()(images)
     torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(y.var((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)

@@ -94,7 +94,7 @@ def test_preserve_keeps_outputs_and_gradients_where_an_in_place_input_is_read_ag
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_works_in_place_exports_compiles_copies_and_learns_as_eager(kind: type[Residual], init: str) -> None:
     model = build(kind)
-    swap_activations(model, init=init, example=X)
+    swap_activations(model, init=init, example=X)  # type: ignore[arg-type]
     wanted = tensors(model(X))
     torch._dynamo.reset()
     for other in (

@@ -126,7 +126,7 @@ def test_every_hidden_activation_of_a_family_is_replaced(library: str, name: str
     model = build(library, name)
     before = sum(p.numel() for p in model.parameters())
     old = {id(module) for module in activations(model).values()}
-    report = swap_activations(model, "arelu", init=init, example=meta_image())
+    report = swap_activations(model, "arelu", init=init, example=meta_image())  # type: ignore[arg-type]
     expected = (TIMM if library == "timm" else TORCHVISION)[name]
     assert entries(report) == expected
     assert report.complete

@@ -31,7 +31,7 @@ def made(name: str, swapped: bool = True, init: str = "paper") -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, num_classes=5).eval()
     if swapped:
-        swap_activations(model, "arelu", init=init)
+        swap_activations(model, "arelu", init=init)  # type: ignore[arg-type]
     return model
 
 
@@ -48,7 +48,7 @@ def test_a_state_dict_loads_strictly_into_a_freshly_swapped_model(name: str, ini
         for key, parameter in model.named_parameters():
             if key.endswith(("alpha", ".t")):
                 parameter.add_(0.05)
-    swap_activations(other, "arelu", init=init)
+    swap_activations(other, "arelu", init=init)  # type: ignore[arg-type]
     other.load_state_dict(model.state_dict(), strict=True)
     x = image(name)
     assert torch.equal(other(x), model(x))
@@ -77,7 +77,7 @@ def test_weights_of_another_swap_are_refused_with_the_call_that_makes_them_fit(
     name: str, have: str | None, wanted: str | None
 ) -> None:
     def backbone(init: str | None) -> nn.Module:
-        return create_backbone(name, num_classes=3, activation=init and "arelu", init=init)
+        return create_backbone(name, num_classes=3, activation=init and "arelu", init=init)  # type: ignore[arg-type]
 
     model, state = backbone(have), backbone(wanted).state_dict()
     call = (
@@ -88,7 +88,7 @@ def test_weights_of_another_swap_are_refused_with_the_call_that_makes_them_fit(
     if wanted is None:
         unswap(model)
     else:
-        swap_activations(model, "arelu", init=wanted)
+        swap_activations(model, "arelu", init=wanted)  # type: ignore[arg-type]
     model.load_state_dict(state)
     if have is None:
         unswap(model)
@@ -222,7 +222,7 @@ def test_what_scripts_in_timm_scripts_after_a_swap(name: str, activation: str) -
     if activation == "elsa":
         swap_activations(model, activation)
     else:
-        swap_activations(model, "arelu", init=activation)
+        swap_activations(model, "arelu", init=activation)  # type: ignore[arg-type]
     scatter_scalars(model)
     x = image(name).double()
     with warnings.catch_warnings():

@@ -73,7 +73,7 @@ def test_a_block_that_calls_its_activation_twice_leaks_in_the_last_call_alone() 
 @pytest.mark.parametrize("init", ["paper", "open", "leak", "preserve", "nearest"])
 def test_a_frozen_arelu_computes_what_its_start_computes_and_has_nothing_that_learns(init: str) -> None:
     learning, frozen = two_layers(), two_layers()
-    swap_activations(learning, "arelu", init=init, trace=False)
+    swap_activations(learning, "arelu", init=init, trace=False)  # type: ignore[arg-type]
     swap_activations(frozen, f"arelu:{init}:frozen", trace=False)
     images = torch.randn(7, 4)
     torch.testing.assert_close(frozen(images), learning(images))

@@ -12,7 +12,7 @@ from experiments.init_study.starts import STARTS, first_step
 
 
 def _zero_head(init: str | None) -> nn.Module:
-    model = create_backbone("test_resnet", num_classes=3, activation="arelu" if init else None, init=init)
+    model = create_backbone("test_resnet", num_classes=3, activation="arelu" if init else None, init=init)  # type: ignore[arg-type]
     nn.init.zeros_(model.get_parameter("fc.weight"))
     nn.init.zeros_(model.get_parameter("fc.bias"))
     return model.train()
@@ -62,7 +62,7 @@ def test_the_studys_opened_starts_are_those_that_are_offered(name: str, init: st
     prepare(model, [images])
     torch.manual_seed(0)
     offered = create_backbone("test_resnet", num_classes=3)
-    swap_activations(offered, init=init, data=images, batch_norm=True)
+    swap_activations(offered, init=init, data=images, batch_norm=True)  # type: ignore[arg-type]
     for (name, one), other in zip(model.state_dict().items(), offered.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, msg=name)
 

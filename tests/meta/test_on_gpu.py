@@ -56,7 +56,7 @@ def test_the_meta_gradient_is_the_cpus(
         num_classes=3,
         in_chans=channels,
         activation="arelu" if activation else None,
-        init=init if activation else None,
+        init=init if activation else None,  # type: ignore[arg-type]
         **sized,
     ).double()
     set_normalization(model, normalization)
