@@ -110,7 +110,7 @@ def test_functional_call_and_grad_give_what_backward_gives(share: Any) -> None:
 
     net, x = Twice(), torch.randn(5, 4)
     swap_activations(net, "arelu", init="open", example=x, share=share)
-    parameters = dict(net.named_parameters())
+    parameters: dict[str, Tensor] = dict(net.named_parameters())
 
     def loss(given: dict[str, Tensor]) -> Tensor:
         return F.cross_entropy(torch.func.functional_call(net, given, (x,)), Y[:5])
@@ -127,7 +127,7 @@ def test_functional_call_and_grad_give_what_backward_gives(share: Any) -> None:
 
 def test_a_second_order_step_as_higher_makes_it_reaches_the_scalars() -> None:
     net = _net()
-    parameters = dict(net.named_parameters())
+    parameters: dict[str, Tensor] = dict(net.named_parameters())
     inner = F.cross_entropy(torch.func.functional_call(net, parameters, (X,)), Y)
     grads = torch.autograd.grad(inner, list(parameters.values()), create_graph=True)
     adapted = {name: value - 0.1 * grad for (name, value), grad in zip(parameters.items(), grads, strict=True)}
@@ -210,7 +210,7 @@ def test_hugging_face_s_vision_models_are_swapped_without_an_example(kind: str) 
 def test_the_scalars_survive_save_pretrained_and_from_pretrained(vit: Any, tmp_path: Path) -> None:
     kind, config = vit
 
-    class Swapped(kind):  # type: ignore[misc]
+    class Swapped(kind):  # type: ignore[misc, valid-type]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             swap_activations(self, "arelu", init="preserve")
