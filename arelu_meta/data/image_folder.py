@@ -34,11 +34,11 @@ from arelu_meta.errors import InputError, counted
 
 # A part by its name alone, whatever it holds; other names say it by one of their words.
 PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
-_ENDS = "(ing|set|data|images|imgs)?"
+_ENDS = "(ing|s|sets?|data|images?|imgs?|split|part)*"
 _WORDS = {
-    "train": f"(train|trn){_ENDS}",
+    "train": f"(train|trainval|trn|learn){_ENDS}",
     "validation": f"(val|valid|validation|dev|development){_ENDS}",
-    "test": f"(test|tst|eval|evaluation){_ENDS}",
+    "test": f"(test|tst|eval|evaluation|hold|holdout|held|heldout|unseen|query){_ENDS}",
 }
 
 
@@ -209,8 +209,12 @@ def describe_parts(root: Path, parts: dict[str, Path]) -> list[str]:
     uses = {"train": "training", "validation": "validation", "test": "test"}
     said = ", ".join(f"{folder.relative_to(root).as_posix()}/ ({uses[part]})" for part, folder in parts.items())
     read = {folder.relative_to(root).parts[0] for folder in parts.values()}
-    left = [f"{folder.name}/" for folder in _class_folders(root) if folder.name not in read]
-    unread = [f"not read: {', '.join(left[:5])}" + (", …" if len(left) > 5 else "")] if left else []
+    left = [folder for folder in _class_folders(root) if folder.name not in read]
+    named = ", ".join(f"{folder.name}/" for folder in left[:5]) + (", …" if len(left) > 5 else "")
+    classes = {compose(child.name) for folder in parts.values() for child in _class_folders(folder)}
+    alike = any(classes & {compose(child.name) for child in _class_folders(folder)} for folder in left)
+    hint = " (the same classes are in there: a name with train, val or test in it would say what for)" if alike else ""
+    unread = [f"not read: {named}{hint}"] if left else []
     strays = [note for folder in (root, *parts.values()) for note in _note_strays(folder)]
     return [f"read from {said}", *unread, *strays]
 

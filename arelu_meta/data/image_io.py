@@ -26,7 +26,7 @@ from arelu_meta.runs.progress import progress
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 _SYSTEM_FOLDERS = {
     *("@eadir", "@tmp", "#recycle", "@recycle", "__macosx", "$recycle.bin", "recycler", "system volume information"),
-    *("lost+found", "__pycache__"),
+    *("lost+found", "__pycache__", "#snapshot", "@recently-snapshot", "@sharebin", "@appdata"),
 }
 # Images that Pillow does not read by itself, and what does: each is told by its name, and not passed over.
 _RAW = ("a camera's raw file", "rawpy")

@@ -384,6 +384,10 @@ def test_a_class_absent_from_val_or_test_is_no_error_and_is_said(tmp_path: Path,
         ("train", "dev", "eval"),
         ("01-train", "02-valid", "03-test"),
         ("flowers train", "flowers val", "flowers test"),
+        ("trainingset", None, "testingset"),
+        ("trainval", None, "tests"),
+        ("learn", "valid_split", "hold-out"),
+        ("train", "val", "unseen"),
     ],
 )
 def test_folders_of_the_same_classes_are_parts_whatever_they_are_called(
@@ -401,6 +405,13 @@ def test_folders_of_the_same_classes_are_parts_whatever_they_are_called(
     assert f"{train}/ (training)" in splits.notes[0]
     assert f"{test}/ (test)" in splits.notes[0]
     assert splits.notes[1] == "not read: pictures/"
+
+
+def test_a_folder_of_the_same_classes_whose_name_says_nothing_is_named_as_not_read(tmp_path: Path) -> None:
+    for name in ("train", "masks"):
+        _tree(tmp_path / name, rose=12, tulip=12)
+    notes = load_folder(tmp_path, seed=0).notes
+    assert notes[1].startswith("not read: masks/ (the same classes are in there: a name with train, val or test")
 
 
 def test_parts_that_hold_a_folder_of_their_own_name_are_read_below_it(tmp_path: Path) -> None:
@@ -434,7 +445,8 @@ def test_a_folder_that_could_be_two_parts_is_refused_in_a_sentence(tmp_path: Pat
 
 def test_what_systems_and_network_drives_leave_is_neither_class_nor_image(tmp_path: Path) -> None:
     _tree(tmp_path, rose=6, tulip=6)
-    for name in ("@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found", "System Volume Information"):
+    folders = ("@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found", "System Volume Information")
+    for name in (*folders, "#snapshot", "@Recently-Snapshot"):
         _fill(tmp_path / name, 3)
         _fill(tmp_path / "rose" / name / "000.png", 3)
     for name in ("Thumbs.db", "ehthumbs.db", "Desktop.ini"):
