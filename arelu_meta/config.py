@@ -57,6 +57,7 @@ LARGEST_IMAGE = 2**12  # pixels a side: 200 MB an image, and a few times that in
 MOST_PIXELS = 2**27  # an image: half a gigabyte decoded; the largest cameras and telephones take some 108 million
 DURATION = r"(?=\d)(\d{1,3}h)?(\d{1,4}m)?(\d{1,5}s)?"
 RANGE = r"auto|(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)"
+MOST_BETA = 20.0  # sigmoid of more is 1 in float32
 LARGEST_RATE = 1e38  # what float32 holds
 MOST_INNER_STEPS = 1000
 MOST_TASKS = 1_000_000
@@ -236,13 +237,16 @@ class ModelConfig(Settings):
     Args:
         name: any timm model, or mnist_conv, mnist_linear, conv4, conv4_32, resnet12.
         pretrained: true, false, or what to start from: a run folder or its model.safetensors; weights of the model that
-            timm or PyTorch saved (.safetensors, .pth, .pth.tar, .bin, .ckpt, a folder of save_for_hf); or
-            hf-hub:OWNER/NAME.
-        activation: what to swap in, also arelu:START, arelu:START:frozen (the scalars do not learn) or a control
-            (`arelu-meta activations` lists both); default: the model's own.
+            timm or PyTorch saved (.safetensors, .pth, .pth.tar, .bin, .ckpt, a folder of save_for_hf);
+            hf-hub:OWNER/NAME; or an adapter.
+        activation: what to swap in, also elsa:BASE (as elsa:relu6: that activation plus AReLU's attention), arelu:START
+            or arelu:START:frozen (the scalars do not learn), or a control (`arelu-meta activations` lists both);
+            default: the model's own.
         init: how a swapped-in AReLU starts; default: preserve for pretrained weights, paper otherwise; leak opens
             preserve's gates a little on the negative side, open on both; nearest comes as near as an AReLU can to what
             it replaces; fit does so on the training images.
+        alpha: where a swapped-in AReLU's alpha (or ELSA's) starts, 0.01 to 0.99; default: what init says, mostly 0.9.
+        beta: likewise beta; default: what init says, mostly 2.
         reset_head: start a new head, where the checkpoint's would go on: its rows go by the names of the classes, and
             classes that it does not know get new rows.
         head_init: how a new head starts: zero, random, or, finetune alone, probe (logistic regression on the frozen
@@ -255,6 +259,8 @@ class ModelConfig(Settings):
     pretrained: bool | str = True
     activation: Activation | None = None
     init: Init | None = None
+    alpha: float | None = setting(None, least=0.01, most=0.99)
+    beta: float | None = setting(None, least=-MOST_BETA, most=MOST_BETA)
     reset_head: bool = False
     head_init: Literal["auto", "zero", "random", "probe"] = setting("auto", unread_by=(PROBE,), harmless=("probe",))
     drop_rate: float | None = setting(None, least=0, below=1, read_by=("finetune",), unread_by=(HEAD, PROBE))

@@ -192,6 +192,9 @@ _ENTRIES: Mapping[str, _Entry] = {
 }
 
 
+_OVER = "elsa:"  # and the base's name
+
+
 def canonical_name(name: str, where: str = "activation") -> str:
     """Return the listed name behind `name`, which may be an alias or in another case.
 
@@ -204,6 +207,8 @@ def canonical_name(name: str, where: str = "activation") -> str:
     """
     folded = name.lower()
     folded = ALIASES.get(folded, folded)
+    if folded.startswith(_OVER):
+        return _OVER + canonical_name(folded.removeprefix(_OVER), f"{where}: {name!r}: base")
     if folded in _LEFT_OUT:
         raise InputError(f"{where}: {name!r} cannot be used as one; {_LEFT_OUT[folded]}")
     check_control_name(folded)
@@ -225,7 +230,8 @@ def create_activation(name: str, **kwargs: Any) -> nn.Module:
     """Build an activation by its name.
 
     Args:
-        name: one of `list_activations()`, in timm's spelling ("leaky_relu", "hard_swish", "gelu_tanh").
+        name: one of `list_activations()`, in timm's spelling ("leaky_relu", "hard_swish", "gelu_tanh"); or `elsa:BASE`,
+            as `elsa:relu6`: that activation with AReLU's attention added to it.
         **kwargs: what the activation's class takes. `inplace`, `device` and `dtype` are accepted for every name, and
             have no effect where the class has none. `variant="authors"` (default "paper") is accepted for what the
             paper compares (`PAPER_ACTIVATIONS`) and `elsa`, and builds what the AReLU authors ran. `elsa` takes its
@@ -241,6 +247,10 @@ def create_activation(name: str, **kwargs: Any) -> nn.Module:
         InputError: if the name is not known, or the activation does not take an argument or its value.
     """
     resolved = canonical_name(name)
+    if resolved.startswith(_OVER):
+        if "base" in kwargs:
+            raise InputError(f"activation: {name!r} says its base; leave base out")
+        resolved, kwargs = "elsa", {**kwargs, "base": resolved.removeprefix(_OVER)}
     entry = _ENTRIES[resolved]
     build = entry.load()
     takes = _arguments(build)
@@ -270,7 +280,7 @@ def activation_info(name: str) -> ActivationInfo:
         InputError: if the name is not known.
     """
     resolved = canonical_name(name)
-    entry = _ENTRIES[resolved]
+    entry = _ENTRIES[resolved.partition(":")[0] if resolved.startswith(_OVER) else resolved]
     # Built to see whether it has parameters; on the meta device, so that nothing is drawn.
     learnable = any(True for _ in create_activation(resolved, device=torch.device("meta")).parameters())
     aliases = tuple(alias for alias, known in ALIASES.items() if known == resolved)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.activations.zoo import ELSA
 from arelu_meta.backbones.call_tracing import Example, example_input
 from arelu_meta.backbones.initialization import INITS
 from arelu_meta.backbones.lora import add_lora, has_lora, plain_name, rank_of
@@ -332,7 +333,7 @@ def _digest(state: Mapping[str, Tensor], left_out: set[str]) -> str:
 
 def _pack(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
     """Write the activations' scalars as one tensor a kind: the names of a hundred would take more than they do."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, AReLU | GatedAReLU)]
+    paths = [path for path, module in model.named_modules() if isinstance(module, AReLU | GatedAReLU | ELSA)]
     columns = [[f"{path}.{kind}" for path in paths if f"{path}.{kind}" in tensors] for kind in _SCALARS]
     if not paths or any(len(names) not in (0, len(paths)) for names in columns) or len(columns[0]) != len(paths):
         return []

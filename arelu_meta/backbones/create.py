@@ -23,6 +23,8 @@ def create_backbone(
     activation: Activation | None = None,
     init: Init | None = None,
     data: Tensor | Iterable[object] | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Make a backbone with timm's interface.
@@ -38,6 +40,8 @@ def create_backbone(
         activation: what to swap in, a name of `list_activations()` or a control's; default: the model's own stays.
         init: how an AReLU starts; default: `preserve` with pretrained weights, `paper` otherwise.
         data: a few batches of images, which `init="fit"` looks at.
+        alpha: where an AReLU's alpha starts, in [0.01, 0.99]; default: what `init` says, mostly the paper's 0.9.
+        beta: where its beta starts; default: what `init` says, mostly the paper's 2.
         **kwargs: passed to the model (`img_size`, `drop_rate`, …).
 
     Returns:
@@ -49,12 +53,14 @@ def create_backbone(
     for what, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
         if value is not None and value < least:
             raise InputError(f"{what}: {value} is not allowed; give {least} or more")
+    if activation is None and (alpha is not None or beta is not None):
+        raise InputError("alpha, beta: they start an AReLU; give activation='arelu' with them")
     source = pretrained if isinstance(pretrained, bool) else str(pretrained)
     if isinstance(source, bool) or is_stock(source):
-        return make_backbone(name, source, num_classes, in_chans, activation, init, data, **kwargs)
+        return make_backbone(name, source, num_classes, in_chans, activation, init, data, alpha, beta, **kwargs)
     model = _of_a_run(name, source, num_classes, in_chans, **kwargs)
     if activation is not None:  # without an init, what the run swapped in stays
-        swap_activations(model, activation, init=init, data=data)
+        swap_activations(model, activation, init=init, data=data, alpha=alpha, beta=beta)
     return model
 
 

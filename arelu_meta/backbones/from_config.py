@@ -27,7 +27,7 @@ from arelu_meta.backbones.networks import (
     size_argument,
     zero_head,
 )
-from arelu_meta.backbones.swap import copy_base, remember_base
+from arelu_meta.backbones.swap import check_scalars, copy_base, remember_base
 from arelu_meta.config import ModelConfig
 from arelu_meta.data.image_io import compose
 from arelu_meta.data.loaders import InputSpec
@@ -56,6 +56,15 @@ def check_model_config(config: ModelConfig) -> None:
         )
     if config.init is not None and config.activation not in STARTED:
         raise InputError(f"model.init: {config.init!r} starts an AReLU; give --model.activation arelu with it")
+    if config.activation is None:
+        for name, value in (("alpha", config.alpha), ("beta", config.beta)):
+            if value is not None:
+                raise InputError(f"model.{name}: {value} starts an AReLU; give --model.activation arelu with it")
+    else:
+        try:
+            check_scalars(config.activation, config.init, config.alpha, config.beta)
+        except InputError as error:
+            raise InputError(f"model.{error}") from error
     if config.reset_head and not isinstance(config.pretrained, str):
         raise InputError(
             "model.reset_head: true is of a checkpoint's head; give --model.pretrained RUN with it, or leave it out"
@@ -238,7 +247,8 @@ def _swap_in(
     opened = init in OPENED or (activation in SWAPPED_IN and activation.startswith("control:"))
     looks = init == "fit" or opened or activation == "control:gain"
     data = _shuffled(images(inputs)) if looks and images is not None else None
-    put_in(model, activation, init, data, batch_norm=opened and data is not None)
+    batch_norm = opened and data is not None
+    put_in(model, activation, init, data, batch_norm=batch_norm, alpha=config.alpha, beta=config.beta)
     return init
 
 
@@ -275,6 +285,9 @@ def _from_checkpoint(
         raise InputError(
             f"{where} was trained with {old.activation!r}, model.activation is {config.activation!r}; leave it out"
         )
+    for name, value in (("alpha", config.alpha), ("beta", config.beta)):
+        if value is not None and old.activation is not None:
+            raise InputError(f"model.{name}: {value}, and {where} has learned its own; leave it out")
     if old.activation == "arelu" and config.init not in (None, old.init):
         raise InputError(f"{where} was started with {old.init!r}, model.init is {config.init!r}; leave it out")
     inputs = replace(old.inputs, image_size=image_size or old.inputs.image_size)

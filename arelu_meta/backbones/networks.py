@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from arelu_meta.activations.controls import CONTROLS, HEAD_GAIN, draw_he, split_start
 from arelu_meta.backbones.calibration import batches_of
 from arelu_meta.backbones.initialization import STARTED
-from arelu_meta.backbones.swap import remember_base, swap_activations
+from arelu_meta.backbones.swap import check_scalars, remember_base, swap_activations
 from arelu_meta.backbones.timm_compat import explain_weights_that_do_not_fit
 from arelu_meta.config import Init
 from arelu_meta.data.loaders import InputSpec
@@ -579,6 +579,8 @@ def make_backbone(
     activation: str | None = None,
     init: str | None = None,
     data: Tensor | Iterable[object] | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Make a backbone from random weights, or from those that a package, timm's hub or a file of timm's holds.
@@ -591,6 +593,8 @@ def make_backbone(
         activation: what to swap in.
         init: how an AReLU starts.
         data: for an init that looks at images.
+        alpha: where alpha starts.
+        beta: where beta starts.
         **kwargs: passed to the model.
 
     Raises:
@@ -610,7 +614,7 @@ def make_backbone(
         activation, named = split_start(activation)
         if activation in STARTED:
             init = init or named or ("preserve" if pretrained else "paper")
-        put_in(model, activation, init, data, pretrained=bool(pretrained))
+        put_in(model, activation, init, data, pretrained=bool(pretrained), alpha=alpha, beta=beta)
     explain_weights_that_do_not_fit(model)
     return model
 
@@ -622,6 +626,8 @@ def put_in(
     data: Tensor | Iterable[object] | None = None,
     batch_norm: bool = False,
     pretrained: bool = False,
+    alpha: float | None = None,
+    beta: float | None = None,
 ) -> None:
     """Swap an activation in, or make of a model what a control is.
 
@@ -633,14 +639,18 @@ def put_in(
             that is `HEAD_GAIN`.
         batch_norm: as in `swap_activations`.
         pretrained: whether the weights are worth keeping.
+        alpha: as in `swap_activations`.
+        beta: likewise.
 
     Raises:
         InputError: as `swap_activations`; if weights would be drawn that are pretrained.
     """
     at = CONTROLS[activation].at if activation in CONTROLS else "activations"
     if at in ("activations", "last"):
-        swap_activations(model, activation, init=cast(Init | None, init), data=data, batch_norm=batch_norm)
+        start = cast(Init | None, init)
+        swap_activations(model, activation, init=start, data=data, batch_norm=batch_norm, alpha=alpha, beta=beta)
         return
+    check_scalars(activation, init, alpha, beta)
     if init is not None:
         raise InputError(f"init: {init!r} is an initialization of 'arelu', not of {activation!r}; give no init")
     if at == "weights":

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.activations.zoo import ELSA
 
 _SHUT = 0.01
 """The mean size of gates under which the network counts as the original's: slopes differ by less than a hundredth."""
@@ -119,7 +120,7 @@ def scalars_results(model: nn.Module, lr: float | None = None, act_lr: float | N
         Flat values for results.json: `gates` (a sentence), `alpha_low`, `alpha_high`, `beta_low`, `beta_high`, and with
         gates `gate_mean` and `gate_largest`, both of the sizes |t|; nothing without an AReLU.
     """
-    layers = [(path, one) for path, one in model.named_modules() if isinstance(one, AReLU | GatedAReLU)]
+    layers = [(path, one) for path, one in model.named_modules() if isinstance(one, AReLU | GatedAReLU | ELSA)]
     if not layers or any(one.alpha.is_meta for _, one in layers):
         return {}
     alphas, betas = (

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.activations.arelu import ALPHA_MAX, ALPHA_MIN, AReLU, GatedAReLU
 from arelu_meta.activations.controls import CONTROLS, FROZEN, SWAPPED_IN, freeze_scalars, split_start
 from arelu_meta.activations.registry import create_activation
+from arelu_meta.activations.zoo import ELSA
 from arelu_meta.backbones.activation_sites import (
     REPLACED_ROLES,
     WHY_KEPT,
@@ -70,7 +71,7 @@ from arelu_meta.backbones.initialization import (
 )
 from arelu_meta.backbones.report import Kept, Swapped, SwapReport
 from arelu_meta.backbones.timm_compat import add_timm_support, drop_timm_support
-from arelu_meta.config import Activation, Init
+from arelu_meta.config import MOST_BETA, Activation, Init
 from arelu_meta.errors import InputError, nearest_names
 from arelu_meta.validation import checked
 
@@ -91,6 +92,8 @@ def swap_activations(
     trace: bool = True,
     share: Share = "call",
     batch_norm: bool = False,
+    alpha: float | None = None,
+    beta: float | None = None,
 ) -> SwapReport:
     """Replace a model's hidden activations in place; gates and what works on positions stay.
 
@@ -99,7 +102,7 @@ def swap_activations(
 
     Args:
         model: any module.
-        activation: a name of `list_activations()`, `arelu:START`, or a control that is put in the activations' place
+        activation: a name of `list_activations()`, `elsa:BASE`, `arelu:START`, or a control that is put in the activations' place
             (`CONTROLS`).
         init: how an AReLU starts: `preserve` (every output stays as it was), `paper`, `leak`, `open`, `nearest`, or
             `fit`, which needs `data`; default: `preserve` for pretrained weights, `paper` otherwise. Other activations
@@ -116,6 +119,8 @@ def swap_activations(
         share: `call`: each call of a module within its owner's forward has scalars of its own; `module`: a module that
             is called several times, or stands under several names, is replaced by one.
         batch_norm: re-estimate the running statistics of batch normalisation on `data`.
+        alpha: where alpha starts, in [0.01, 0.99]; default: what `init` says, the paper's 0.9.
+        beta: where beta starts; default: what `init` says, the paper's 2.
 
     Returns:
         What was replaced and what was kept.
@@ -127,11 +132,13 @@ def swap_activations(
     activation, named = split_start(activation)
     init = cast(Init | None, named) if init is None else init
     check_arguments(activation, init, share, data, batch_norm)
+    check_scalars(activation, init, alpha, beta)
     check_model(model)
     batches = batches_of(data, model)
     if trace and example is None:
         example = batches[0] if batches else example_input(model)
     swap = _Swap(model, activation, init, include, exclude, example, batches, trace, share, batch_norm)
+    swap.alpha, swap.beta = alpha, beta
     with unchanged_after_an_error(model):
         remember_base(model)
         return swap.run()
@@ -270,6 +277,23 @@ def check_arguments(
         create_activation(activation)
 
 
+def check_scalars(activation: str, init: str | None, alpha: float | None, beta: float | None) -> None:
+    """Check where alpha and beta are to start.
+
+    Raises:
+        InputError: if the activation or the init has no such start, or a value is out of its range.
+    """
+    for name, value, low, high in (("alpha", alpha, ALPHA_MIN, ALPHA_MAX), ("beta", beta, -MOST_BETA, MOST_BETA)):
+        if value is None:
+            continue
+        if activation not in STARTED and activation.partition(":")[0] != "elsa":
+            raise InputError(f"{name}: {value} is of an AReLU, and {activation!r} has none; leave it out")
+        if init in ("nearest", "fit"):
+            raise InputError(f"{name}: {value}, and init {init!r} computes its own; leave one out")
+        if not low <= value <= high:
+            raise InputError(f"{name}: {value} is not allowed; give {low:g} to {high:g}")
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse a model whose modules cannot be exchanged.
 
@@ -355,11 +379,15 @@ class Wanted:
         activation: a name of `list_activations()`.
         init: how an AReLU starts.
         tied: whether one module gives one activation, wherever it stands.
+        alpha: where alpha starts; None where the init says so.
+        beta: likewise.
     """
 
     activation: str
     init: str | None
     tied: bool
+    alpha: float | None = None
+    beta: float | None = None
 
 
 def number_calls(filling: Filling, calls: list[list[Call]]) -> bool:
@@ -511,6 +539,10 @@ def _maker(model: nn.Module, wanted: Wanted) -> Maker:
             after = fit_init(site.module, device, dtype, collector.moments if collector else None)
         else:
             after = INITS[str(wanted.init)](site.module, device=device, dtype=dtype)
+        with torch.no_grad():
+            for name, value in (("alpha", wanted.alpha), ("beta", wanted.beta)):
+                if value is not None:
+                    getattr(after, name).fill_(value)
         if wanted.activation == FROZEN:
             freeze_scalars(after)
         if not hasattr(after, "base"):  # which would hold them
@@ -586,6 +618,8 @@ class _Swap:
         self.trace = trace
         self.share = share
         self.batch_norm = batch_norm
+        self.alpha: float | None = None
+        self.beta: float | None = None
         self.report = SwapReport()
         self.as_asked = 0
         self.before: dict[tuple[int, str], tuple[str, int]] = {}
@@ -609,7 +643,8 @@ class _Swap:
                 reason = f"{self.activation} replaces the last activation alone"
                 report.kept.append(Kept(filling.site.path, filling.site.role, filling.before, reason))
             del fillings[:-1]
-        wanted = Wanted(self.activation, self.init, tied=traces.evaluation is None or self.share == "module")
+        tied = traces.evaluation is None or self.share == "module"
+        wanted = Wanted(self.activation, self.init, tied, self.alpha, self.beta)
         if self.batches and fillings:
             drift = fill_by_data(model, fillings, wanted, self.batches, self.batch_norm)
             report.logit_drift = drift.pop("", None)
@@ -641,6 +676,8 @@ class _Swap:
                 put_back(site.owner, site.name)
 
     def _is_as_asked(self, site: Site, replaced: Replaced | None) -> bool:
+        if self.alpha is not None or self.beta is not None:
+            return False
         if replaced is not None:
             asked = self.asked_init in (None, replaced.init)
             return replaced.activation == self.activation and asked
@@ -732,7 +769,7 @@ class _Swap:
             for call, after in enumerate(filling.modules):
                 path = f"{site.path}.{call}" if filling.calls > 1 else site.path
                 alpha, beta = None, None
-                if isinstance(after, AReLU | GatedAReLU) and not after.alpha.is_meta:
+                if isinstance(after, AReLU | GatedAReLU | ELSA) and not after.alpha.is_meta:
                     alpha, beta = after.alpha.item(), after.beta.item()
                 moved = drift.get(filling.path_of(call))
                 report.swapped.append(Swapped(path, site.role, filling.before, _describe(after), alpha, beta, moved))
@@ -810,6 +847,8 @@ def _describe(module: nn.Module) -> str:
         return _describe(module[0])
     if isinstance(module, GatedAReLU):
         return f"GatedAReLU({_describe(module.base)})"
+    if isinstance(module, ELSA):
+        return f"ELSA({_describe(module.base)})"
     return "AReLU" if isinstance(module, AReLU) else type(module).__name__
 
 

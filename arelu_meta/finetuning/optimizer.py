@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.activations.zoo import ELSA
 from arelu_meta.backbones.networks import heads_of
 from arelu_meta.config import OptimConfig
 from arelu_meta.errors import InputError, nearest_names
@@ -50,7 +51,7 @@ def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
     """
     scalars: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        if isinstance(module, AReLU | GatedAReLU):
+        if isinstance(module, AReLU | GatedAReLU | ELSA):
             scalars |= {id(parameter): parameter for parameter in module.parameters(recurse=False)}
     return list(scalars.values())
 

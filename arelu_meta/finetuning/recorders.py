@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
+from arelu_meta.activations.zoo import ELSA
 from arelu_meta.finetuning.fsdp import whole_tensor
 from arelu_meta.finetuning.metrics import is_clamped
 from arelu_meta.runs.atomic_io import write_atomically
@@ -92,7 +93,7 @@ class ScalarRecorder(Table):
             model: bare, not wrapped by DDP or torch.compile: the paths are its own.
             epoch: epochs done.
         """
-        found = [(path, one) for path, one in model.named_modules() if isinstance(one, AReLU | GatedAReLU)]
+        found = [(path, one) for path, one in model.named_modules() if isinstance(one, AReLU | GatedAReLU | ELSA)]
         if not found:
             return  # there is nothing to stack
         # One copy from the device for all layers.

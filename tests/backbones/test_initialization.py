@@ -1,14 +1,14 @@
 """How a swapped-in activation starts."""
 
 import re
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import timm.models.metaformer
 import torch
 from torch import Tensor, nn
 
-from arelu_meta import config
+from arelu_meta import config, create_backbone
 from arelu_meta.activations.arelu import AReLU, GatedAReLU
 from arelu_meta.backbones.initialization import (
     INITS,
@@ -21,6 +21,7 @@ from arelu_meta.backbones.initialization import (
     preserve_init,
 )
 from arelu_meta.backbones.swap import swap_activations, unswap
+from arelu_meta.errors import InputError
 
 
 def test_what_the_command_line_offers_is_what_there_is() -> None:
@@ -291,3 +292,49 @@ def test_a_folded_gate_whose_input_is_read_again_still_overwrites_it() -> None:
     before = model(x)
     assert fold(model) == ["act"]
     torch.testing.assert_close(model(x), before)
+
+
+@pytest.mark.parametrize("init", ["paper", "preserve", "open", "leak"])
+def test_alpha_and_beta_start_where_they_are_asked_to(init: str) -> None:
+    model = create_backbone("mnist_conv", in_chans=1, activation="arelu", init=init, alpha=0.25, beta=-1.0)
+    scalars = [(module.alpha.item(), module.beta.item()) for module in model.modules() if hasattr(module, "alpha")]
+    assert scalars == [(0.25, -1.0)] * 3
+    # A second swap to other values replaces the first.
+    swap_activations(model, "arelu", init=init, alpha=0.5)
+    assert {module.alpha.item() for module in model.modules() if hasattr(module, "alpha")} == {0.5}
+
+
+def test_preserve_keeps_every_bit_from_any_start() -> None:
+    model = create_backbone("mnist_conv", in_chans=1).eval()
+    images = torch.rand(2, 1, 28, 28)
+    before = model(images)
+    swap_activations(model, "arelu", init="preserve", alpha=0.1, beta=-3.0)
+    assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 1.5}, r"alpha: 1\.5 is not allowed; give 0\.01 to 0\.99"),
+        ({"beta": float("nan")}, "beta: nan is not allowed; give -20 to 20"),
+        ({"alpha": 0.5, "init": "nearest"}, r"alpha: 0\.5, and init 'nearest' computes its own; leave one out"),
+        ({"beta": 1.0, "activation": "gelu"}, r"beta: 1\.0 is of an AReLU, and 'gelu' has none; leave it out"),
+        ({"beta": 1.0, "activation": "control:gain"}, r"beta: 1\.0 is of an AReLU, and 'control:gain' has none"),
+        ({"beta": 1.0, "activation": None}, "alpha, beta: they start an AReLU; give activation='arelu' with them"),
+    ],
+)
+def test_a_start_of_alpha_or_beta_that_goes_nowhere_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        create_backbone("mnist_conv", in_chans=1, **{"activation": "arelu", **changes})
+
+
+def test_elsa_goes_over_any_activation_by_its_name() -> None:
+    model = create_backbone("mnist_conv", in_chans=1, activation="elsa:relu6", alpha=0.5, beta=0.0)
+    first = model.get_submodule("features.2")
+    x = torch.tensor([-2.0, 1.0, 8.0])
+    assert torch.allclose(first(x), torch.tensor([-1.0, 1.5, 10.0]))
+    report = swap_activations(create_backbone("mnist_conv", in_chans=1), "elsa:relu6")
+    assert (report.swapped[0].after, report.swapped[0].alpha) == ("ELSA(ReLU6)", pytest.approx(0.9))
+    assert report.parameters_added == 6
+    with pytest.raises(InputError, match=r"'elsa:rely6': base: 'rely6' is not known; .*relu6"):
+        create_backbone("mnist_conv", in_chans=1, activation="elsa:rely6")

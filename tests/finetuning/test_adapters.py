@@ -90,3 +90,25 @@ def test_an_epoch_0_that_nothing_came_near_is_told(
     results = run(tmp_path / "a", *words)
     assert results["best_epoch"] == 0
     assert re.match(r"kept: the model before the first epoch, nothing learned helped \(validation ", results["kept"])
+
+
+def test_elsa_over_another_activation_is_trained_saved_and_told(tmp_path: Path, base: Path) -> None:
+    words = ["--model.pretrained", str(base), "--model.activation", "elsa:relu6", "--model.alpha", "0.5"]
+    results = run(tmp_path / "a", *words, "--train.mode", "activations", "--run.save", "adapter")
+    assert results["gates"].startswith("AReLU: alpha 0.")
+    assert load_model(tmp_path / "a")[1].activation == "elsa:relu6"
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--model.alpha", "0.5"], "model.alpha: 0.5 starts an AReLU; give --model.activation arelu with it"),
+        (["--model.alpha", "2", "--model.activation", "arelu"], "model.alpha: 2.0 is not allowed; give a number"),
+        (["--model.beta", "1", "--model.activation", "gelu"], "model.beta: 1.0 is of an AReLU, and 'gelu' has none"),
+    ],
+)
+def test_a_start_that_no_activation_reads_is_one_line(
+    words: list[str], error: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["finetune", *WORDS, "--model.pretrained", "false", *words]) == 2
+    assert capfd.readouterr().err.startswith(f"error: {error}")
