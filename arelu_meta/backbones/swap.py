@@ -102,8 +102,8 @@ def swap_activations(
 
     Args:
         model: any module.
-        activation: a name of `list_activations()`, `elsa:BASE`, `arelu:START`, or a control that is put in the activations' place
-            (`CONTROLS`).
+        activation: a name of `list_activations()`, `elsa:BASE`, `arelu:START`, or a control that is put in the
+            activations' place (`CONTROLS`).
         init: how an AReLU starts: `preserve` (every output stays as it was), `paper`, `leak`, `open`, `nearest`, or
             `fit`, which needs `data`; default: `preserve` for pretrained weights, `paper` otherwise. Other activations
             start as they are made.
