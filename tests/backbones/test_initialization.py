@@ -295,7 +295,7 @@ def test_a_folded_gate_whose_input_is_read_again_still_overwrites_it() -> None:
 
 
 @pytest.mark.parametrize("init", ["paper", "preserve", "open", "leak"])
-def test_alpha_and_beta_start_where_they_are_asked_to(init: str) -> None:
+def test_alpha_and_beta_start_where_they_are_asked_to(init: config.Init) -> None:
     model = create_backbone("mnist_conv", in_chans=1, activation="arelu", init=init, alpha=0.25, beta=-1.0)
     scalars = [
         (module.alpha.item(), module.beta.item())
