@@ -140,6 +140,11 @@ class RunConfig(Settings):
         save: finetune: what model.safetensors holds: the model, or an adapter (only what differs from the pretrained
             backbone: kilobytes where little is trained; evaluate, predict, export and model.pretrained take it).
         trackers: finetune: where else metrics go, through accelerate, with commas between: tensorboard, wandb, mlflow …
+
+    Example:
+        >>> from arelu_meta import RunConfig
+        >>> RunConfig(seed=3).seed
+        3
     """
 
     folder: str | None = None
@@ -191,6 +196,11 @@ class DataConfig(Settings):
         workers: finetune: processes that decode images; auto: none on a CPU, up to 8 beside a GPU.
         cache: finetune: keep decoded images in memory; auto does so where they take less than a gigabyte and a tenth of
             the memory.
+
+    Example:
+        >>> from arelu_meta import DataConfig
+        >>> DataConfig(per_class=10).per_class
+        10
     """
 
     name: str | None = setting(None, several=True, unread_by=("predict", WITH_FOLDERS, "claims transfer"))
@@ -253,6 +263,11 @@ class ModelConfig(Settings):
             features of the training images); auto takes probe in finetune where the pretrained function is kept, zero
             on other pretrained features, else random.
         drop_rate: finetune: dropout before the head; default: the model's own.
+
+    Example:
+        >>> from arelu_meta import ModelConfig
+        >>> ModelConfig(activation="arelu").activation
+        'arelu'
     """
 
     name: str = "tf_efficientnet_lite0"
@@ -288,6 +303,11 @@ class OptimConfig(Settings):
         clip_grad: largest norm of all gradients together; default: no limit, but in finetune 1 where the pretrained
             function is kept and the backbone learns.
         accumulate: finetune: batches whose gradients make one step.
+
+    Example:
+        >>> from arelu_meta import OptimConfig
+        >>> OptimConfig(lr=0.03).lr
+        0.03
     """
 
     name: str = "sgd"
@@ -334,6 +354,11 @@ class TrainConfig(Settings):
             a CPU where the backbone has depthwise convolutions, which are faster then.
         shard: over several processes, each keeps a part of the weights, gradients and optimiser state alone (FSDP), for
             a backbone that does not fit one of them.
+
+    Example:
+        >>> from arelu_meta import TrainConfig
+        >>> TrainConfig(mode="activations").mode
+        'activations'
     """
 
     epochs: int = setting(20, least=1)
@@ -368,6 +393,11 @@ class TaskConfig(Settings):
             says which classes are trained on; default: the seed, or the data itself, decides.
         alphabets: for characters of several alphabets: mixed; one-in-test (all characters of a test task are of one
             alphabet, as Lake et al. 2015 test); or one (of a training task, too).
+
+    Example:
+        >>> from arelu_meta import TaskConfig
+        >>> TaskConfig(ways=20).ways
+        20
     """
 
     ways: int = setting(5, least=2, most=MOST_A_TASK)
@@ -400,6 +430,11 @@ class MetaConfig(Settings):
             running (averages learned in training), frozen (those that the model came with), group (group
             normalisation), or none.
         steps: meta-steps.
+
+    Example:
+        >>> from arelu_meta import MetaConfig
+        >>> MetaConfig(inner_steps=5).inner_steps
+        5
     """
 
     algorithm: Algorithm = "maml"
@@ -428,6 +463,11 @@ class EvalConfig(Settings):
         against: evaluate: what else is judged on the same tasks, pair by pair: run folders; pixels (the nearest class
             by raw pixels); or centroid, logistic or finetune on the backbone that the run started from; several with
             commas between.
+
+    Example:
+        >>> from arelu_meta import EvalConfig
+        >>> EvalConfig(tasks=100).tasks
+        100
     """
 
     tasks: int = setting(600, least=2, most=MOST_TASKS, read_by=("metatrain", ON_TASKS))
@@ -448,6 +488,14 @@ class FinetuneConfig(Settings):
         model: the backbone.
         optim: the optimiser.
         train: how long, and what.
+
+    Example:
+        >>> from arelu_meta import FinetuneConfig
+        >>> config = FinetuneConfig()
+        >>> config.train.mode, config.optim.lr = "activations", 0.03
+        >>> config.optim.rl = 0.1
+        Traceback (most recent call last):
+        AttributeError: OptimConfig has no field 'rl'; nearest: 'lr'
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -481,6 +529,12 @@ class MetatrainConfig(Settings):
         meta: the algorithm.
         eval: the evaluation.
         train: how often.
+
+    Example:
+        >>> from arelu_meta import MetatrainConfig
+        >>> config = MetatrainConfig()
+        >>> config.task.ways, config.task.shots
+        (5, 1)
     """
 
     run: RunConfig = field(default_factory=RunConfig)

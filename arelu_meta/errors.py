@@ -19,6 +19,14 @@ class InputError(ValueError):
 
     The message is one sentence in the form `where: what is wrong; what is allowed`.
     The command line prints it behind `error: ` and exits with status 2.
+
+    Example:
+        >>> from arelu_meta import InputError, create_activation
+        >>> try:
+        ...     create_activation("arrelu")
+        ... except InputError as error:
+        ...     print(str(error).split(";")[0])
+        activation: 'arrelu' is not known
     """
 
 
@@ -26,6 +34,13 @@ class RunError(RuntimeError):
     """A run that started well cannot go on: divergence, a full disk, a dead rank.
 
     The command line prints the message behind `error: ` and exits with status 3.
+
+    Example:
+        >>> from arelu_meta import RunError, finetune
+        >>> try:
+        ...     results = finetune("photos")  # doctest: +SKIP
+        ... except RunError as error:
+        ...     print(error)
     """
 
 

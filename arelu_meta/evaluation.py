@@ -79,6 +79,17 @@ def evaluate(
 
     Raises:
         InputError: if the checkpoint or the data does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from arelu_meta import FinetuneConfig, evaluate, finetune
+        >>> config, run = FinetuneConfig(), tempfile.mkdtemp() + "/run"
+        >>> config.run.folder, config.run.pictures, config.train.epochs = run, False, 1
+        >>> config.model.name, config.model.pretrained, config.data.image_size = "mnist_linear", False, 8
+        >>> results = finetune(config)
+        mnist_linear...
+        >>> evaluate(run)["test_accuracy"] == results["test_accuracy"]
+        True
     """
     asked_of = EvalConfig(tasks=tasks, inner_steps=inner_steps, against=against)
     config = EvaluateConfig(checkpoint, eval=asked_of, support=support, query=query)  # type: ignore[arg-type]

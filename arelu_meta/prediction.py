@@ -32,6 +32,12 @@ class Prediction:
         name: of the likeliest class.
         probability: of that class, in (0, 1].
         ranked: the likeliest classes with their probabilities, as many as were asked for, the likeliest first.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from arelu_meta import Prediction
+        >>> Prediction(Path("photo.jpg"), "tulip", 0.9).name
+        'tulip'
     """
 
     path: Path
@@ -77,6 +83,18 @@ def predict(
         InputError: if a file is missing or no image, the support does not fit the model, or top_k is above the number
             of classes.
         RunError: if a prediction is NaN or infinite.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from arelu_meta import FinetuneConfig, finetune, predict
+        >>> config, run = FinetuneConfig(), tempfile.mkdtemp() + "/run"
+        >>> config.run.folder, config.run.pictures, config.train.epochs = run, False, 1
+        >>> config.model.name, config.model.pretrained, config.data.image_size = "mnist_linear", False, 8
+        >>> results = finetune(config)
+        mnist_linear...
+        >>> [guess] = predict(run, [torch.zeros(1, 8, 8)])
+        >>> guess.name in "0123456789" and 0 < guess.probability <= 1
+        True
     """
     given = [images] if isinstance(images, Path | Image.Image | Tensor) else images
     if model is not None and not isinstance(model, nn.Module):

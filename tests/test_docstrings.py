@@ -21,3 +21,8 @@ def test_an_example_prints_what_stands_below_it(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+@pytest.mark.parametrize("name", arelu_meta.__all__)
+def test_a_public_name_has_an_example(name: str) -> None:
+    assert ">>> " in (getattr(arelu_meta, name).__doc__ or "")

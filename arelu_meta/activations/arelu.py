@@ -83,6 +83,12 @@ def arelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
         TypeError: if x is not floating-point.
         ValueError: if alpha or beta has more than one element.
 
+    Example:
+        >>> import torch
+        >>> from arelu_meta import arelu
+        >>> arelu(torch.tensor([-2.0, 2.0]), 0.5, 0.0).tolist()
+        [-1.0, 3.0]
+
     Source: Chen et al. 2020, equations 3 to 5.
     """
     return _arelu(x, alpha, beta, False)
@@ -198,6 +204,15 @@ class AReLU(nn.Module):
         device: where the parameters live.
         dtype: the parameters' dtype; the output keeps the input's.
 
+    Example:
+        >>> import torch
+        >>> from arelu_meta import AReLU
+        >>> act = AReLU(alpha=0.5, beta=0.0)
+        >>> act(torch.tensor([-2.0, 2.0])).tolist()
+        [-1.0, 3.0]
+        >>> act
+        AReLU(alpha=0.5, beta=0.0)
+
     Source: Chen et al. 2020; the defaults are the paper's.
     """
 
@@ -248,6 +263,14 @@ class GatedAReLU(nn.Module):
 
     Raises:
         ValueError: if the base works in place: it would overwrite the input that the attention still needs.
+
+    Example:
+        >>> import torch
+        >>> from arelu_meta import GatedAReLU
+        >>> act = GatedAReLU(torch.nn.GELU())
+        >>> x = torch.randn(4)
+        >>> torch.equal(act(x), torch.nn.functional.gelu(x))
+        True
     """
 
     alpha: nn.Parameter

@@ -245,6 +245,11 @@ def create_activation(name: str, **kwargs: Any) -> nn.Module:
 
     Raises:
         InputError: if the name is not known, or the activation does not take an argument or its value.
+
+    Example:
+        >>> from arelu_meta import create_activation
+        >>> create_activation("leaky_relu", negative_slope=0.2)
+        LeakyReLU(negative_slope=0.2)
     """
     resolved = canonical_name(name)
     if resolved.startswith(_OVER):
@@ -291,5 +296,10 @@ def list_activations() -> list[ActivationInfo]:
     """Return every activation that `create_activation` builds, sorted by name, each once, with its aliases.
 
     `softmax`, `softmax2d`, `softmin` and `log_softmax` can be created, too; they normalise, and are not listed.
+
+    Example:
+        >>> from arelu_meta import list_activations
+        >>> [one.name for one in list_activations() if one.learnable][:3]
+        ['acon_c', 'apl', 'arelu']
     """
     return [activation_info(name) for name in sorted(_ENTRIES.keys() - _UNLISTED)]

@@ -103,6 +103,17 @@ def load_adapter(model: nn.Module, path: str | Path, example: Example | None = N
 
     Raises:
         InputError: if the file is no adapter, or was made on another backbone; the model is unchanged then.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from arelu_meta import create_backbone, load_adapter, save_adapter
+        >>> _ = torch.manual_seed(0)
+        >>> backbone = create_backbone("mnist_conv", num_classes=10, in_chans=1)
+        >>> file = tempfile.mktemp(suffix=".safetensors")
+        >>> backbone.head.bias.data += 1  # a training
+        >>> save_adapter(backbone, file)
+        >>> _ = torch.manual_seed(0)
+        >>> load_adapter(create_backbone("mnist_conv", num_classes=10, in_chans=1), file)
     """
     from safetensors import SafetensorError
 

@@ -329,6 +329,13 @@ class LoadedModel(NamedTuple):
     Args:
         model: in eval mode, on the CPU.
         spec: all that its file says of it.
+
+    Example:
+        >>> from arelu_meta import load_model
+        >>> loaded = load_model("runs/flowers")  # doctest: +SKIP
+        >>> logits = loaded.model(loaded.transform("photo.jpg")[None])  # doctest: +SKIP
+        >>> loaded.classes[int(logits.argmax())]  # doctest: +SKIP
+        'tulip'
     """
 
     model: nn.Module

@@ -49,6 +49,15 @@ def create_backbone(
 
     Raises:
         InputError: if the name is unknown (with the nearest), an argument does not fit, or weights cannot be had.
+
+    Example:
+        >>> from arelu_meta import create_backbone
+        >>> model = create_backbone("resnet18", num_classes=17, activation="arelu", init="preserve")
+        >>> model.act1
+        GatedAReLU(
+          alpha=0.9, beta=2.0, t=0.0
+          (base): ReLU()
+        )
     """
     for what, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
         if value is not None and value < least:

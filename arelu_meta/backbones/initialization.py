@@ -149,6 +149,15 @@ def fold(model: nn.Module) -> Folded:
 
     Returns:
         The paths that were folded, with the reasons why other gates stay as `kept`; printed, it tells both.
+
+    Example:
+        >>> import torch
+        >>> from arelu_meta import GatedAReLU, fold
+        >>> net = torch.nn.Sequential(GatedAReLU(torch.nn.ReLU(), t=0.5), GatedAReLU(torch.nn.GELU(), t=0.5))
+        >>> print(fold(net))
+        0: folded
+        1: stays; base: GELU(approximate='none') has other pieces than AReLU's two; only over ReLU can a gate be folded
+        1 folded, 1 stay
     """
     folded: dict[nn.Module, AReLU] = {}
     paths, kept = [], {}

@@ -66,6 +66,13 @@ class SwapReport:
         logit_drift: how far the model's output moved on the first batch of `data`, relative to its size.
         init: how AReLUs started; None for other activations.
         notes: what else there is to know: what was chosen by default, and what could not be looked at.
+
+    Example:
+        >>> import torch
+        >>> from arelu_meta import swap_activations
+        >>> report = swap_activations(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(4, 2)), "arelu")
+        >>> report.swapped[0].path, report.swapped[0].after, report.parameters_added
+        ('0', 'AReLU', 2)
     """
 
     swapped: list[Swapped] = field(default_factory=list)

@@ -128,6 +128,17 @@ def swap_activations(
     Raises:
         InputError: if a name is unknown, a pattern matches nothing, the model cannot be changed, there is nothing to
             replace, or `preserve` would move an output; the model is unchanged then.
+
+    Example:
+        >>> import torch
+        >>> from arelu_meta import swap_activations
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> print(swap_activations(net, "arelu", init="preserve", example=torch.randn(1, 4)))
+        path  role    before  after
+        1     hidden  ReLU    GatedAReLU(ReLU)
+        1 swapped, 0 kept, 3 parameters added, complete
+        >>> swap_activations(net, "gelu", example=torch.randn(1, 4)).swapped[0].before  # a second one replaces it
+        'GatedAReLU(ReLU)'
     """
     activation, named = split_start(activation)
     init = cast(Init | None, named) if init is None else init
@@ -151,6 +162,15 @@ def unswap(model: nn.Module) -> None:
     Args:
         model: changed in place; one that was never swapped stays as it is. What has been taken out of the model or
             built anew since the swap (a pruned layer, a reset head) stays so.
+
+    Example:
+        >>> import torch
+        >>> from arelu_meta import swap_activations, unswap
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> _ = swap_activations(net, "arelu")
+        >>> unswap(net)
+        >>> net[1]
+        ReLU()
     """
     for module in list(model.modules()):
         for name in list(vars(module).get(REPLACED, ())):
