@@ -437,11 +437,15 @@ def test_a_limit_is_said_with_its_value_and_the_flag_that_lifts_it(tmp_path: Pat
         (0, 0, "0-255"),
         (0, 5e-8, "0-0.00000005"),
         (-5, -5, "-5--4"),
-        (-1e9, 3e38, "-1000000000-3" + 38 * "0"),
+        (-1e9, 3e38, "0-3" + 38 * "0"),
+        (-1e38, 3e38, "-1" + 38 * "0" + "-3" + 38 * "0"),
     ],
 )
 def test_the_range_of_many_images_goes_by_their_smallest_and_largest_pixel(
     low: float, high: float, chosen: str
 ) -> None:
     assert choose_range(low, high) == chosen
-    assert _pixels(to_channels(Image.new("F", (1, 1), high), 1, chosen)).tolist() == [[255 if high > low else 0]]
+    bottom, top = image_io._limits_of(chosen) or (0.0, 0.0)
+    assert bottom < top
+    white = min(255, int((np.float32(high) - bottom) / (top - bottom) * 255))  # 255 only where the range ends there
+    assert _pixels(to_channels(Image.new("F", (1, 1), high), 1, chosen)).tolist() == [[max(0, white)]]
