@@ -155,7 +155,7 @@ def _tuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
         "rate": trial.lr,
         "bytes": (folder / "model.safetensors").stat().st_size,
         "seconds": float(np.mean([row["seconds"] for row in small_lr.numbers_of(folder / "times.csv")])),
-        **(_known.get(trial.contender) or _known.setdefault(trial.contender, cost_of(made))),
+        **_cost(made),
     }
     return [
         {"step": int(row["epoch"]), "accuracy": row["validation_accuracy"], **ends}
@@ -163,7 +163,14 @@ def _tuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
     ]
 
 
-_known: dict[str, dict[str, float]] = {}  # by mode; a process works for one study, of one network at one size
+_counted: dict[str, dict[str, float]] = {}  # the same for all seeds and rates
+
+
+def _cost(config: FinetuneConfig) -> dict[str, float]:
+    key = repr((config.model, config.data, config.train))
+    if key not in _counted:
+        _counted[key] = cost_of(config)
+    return _counted[key]
 
 
 def cost_of(config: FinetuneConfig) -> dict[str, float]:

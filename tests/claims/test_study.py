@@ -47,7 +47,8 @@ def test_a_study_ends_with_rows_verdicts_tables_and_a_page(study: Path) -> None:
     assert all(one["verdict"] in {"ahead", "level", "behind", "need more seeds"} for one in results["verdicts"])
     assert all(one["n"] == 2 and "learning rate" in one["sentence"] for one in results["verdicts"])
     assert all(len(row) == len(table["columns"]) for table in results["tables"] for row in table["rows"])
-    assert [len(one["series"]) for one in results["curves"]] == [3, 3]
+    assert [len(one["series"]) for one in results["curves"]] == [3 + 2, 3 + 2]  # contenders; the probe and chance
+    assert [one["name"] for one in results["anchors"]] == ["probe", "chance"]
     assert (study / "report.html").stat().st_size > 0
     assert {"config.yaml", "environment.json"} <= {path.name for path in study.iterdir()}
 
