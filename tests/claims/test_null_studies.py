@@ -30,8 +30,8 @@ def _independent(random: np.random.Generator, seeds: int) -> Values:
 def _resplit(random: np.random.Generator, seeds: int) -> Values:
     """Draw differences of seeds that re-split one data set: they share what test / (test + train) of it says."""
     shared = 0.2
-    own: Values = np.sqrt(1 - shared) * random.normal(0, 1.5, seeds)
-    return own + np.sqrt(shared) * random.normal(0, 1.5)
+    found: Values = np.sqrt(1 - shared) * random.normal(0, 1.5, seeds) + np.sqrt(shared) * random.normal(0, 1.5)
+    return found
 
 
 KINDS: dict[str, tuple[Draw, float]] = {"independent": (_independent, 0.0), "resplit": (_resplit, 0.25)}

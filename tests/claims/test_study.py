@@ -17,7 +17,17 @@ from arelu_meta.runs.run_folder import LOCK_NAME
 from arelu_meta.validation import flatten, validate
 
 _SMALL = ["mnist", "--data.name", "digits", "--model.name", "mnist_linear", "--optim.lr", "0.1,0.01"]
-_SMALL += ["--train.epochs", "2", "--train.repeats", "2", "--processes", "1", "--run.folder"]
+_SMALL += [
+    "--model.activation",
+    "relu,selu,arelu",
+    "--train.epochs",
+    "2",
+    "--train.repeats",
+    "2",
+    "--processes",
+    "1",
+    "--run.folder",
+]
 
 _SPELLED = ["--model.activation", "ReLU,AReLU,PAU,LeakyReLU,leaky_relu"]
 
