@@ -58,10 +58,13 @@ def groups_interval(
         accuracies: one a group, fractions; at least 2.
         images: of all groups together (of a few-shot task: its queries).
         distinct: how many of those are different images, where groups share some: seeds that are tested on one fixed
-            test set scatter less than new images would; default: all.
+            test set, or tasks that draw from few images, scatter less than new images would; default: all.
 
     Returns:
-        Mean, low and high end. That seeds re-split, or folds share, their training images is not in it.
+        Mean, low and high end. That seeds re-split, or folds share, their training images is not in it. Of tasks that
+        share images it covers at least 95 %, up to always: an image that is right in one task need not be in another.
+        Of 20 tasks or fewer that are nearly all perfect, where a few are not (mean 98 %, scatter 4 points), it covers
+        86 to 91 %: so few seldom show the ones that are not. Draw 100 or more there.
 
     Source: Korn and Graubard 1998, with Wilson's interval in Clopper and Pearson's place.
     """
@@ -69,7 +72,7 @@ def groups_interval(
 
     values = np.asarray(accuracies, dtype=np.float64)
     mean, groups = float(values.mean()), len(values)
-    alone = images if distinct is None else distinct
+    alone = images if distinct is None else min(distinct, images)
     variance = float(values.var(ddof=1)) / groups + mean * (1 - mean) * (1 / alone - 1 / images)
     effective = float(alone)
     if variance > 0:
@@ -166,24 +169,31 @@ def _one_more_each_way(gained: float, lost: float, images: int) -> tuple[float, 
     return more - less, math.sqrt((more + less - (more - less) ** 2) / (images + 2))
 
 
-def paired_tasks(first: Sequence[float], second: Sequence[float], queries: int) -> Difference:
+def paired_tasks(
+    first: Sequence[float], second: Sequence[float], queries: int, distinct: int | None = None
+) -> Difference:
     """Compare two models on the same few-shot tasks: what makes a task easy or hard for both cancels.
 
     Args:
         first: one model's accuracies, task by task.
         second: the other's on the same tasks, in the same order; at least 2.
         queries: query images of a task.
+        distinct: how many different images the tasks draw from, where there are fewer than queries; default: no fewer.
 
     Returns:
         The mean over tasks of the first's accuracy minus the second's. The interval is Student's over the tasks, and
-        no narrower than all query images together allow, where they differ in no more than the tasks' accuracies show.
+        no narrower than all different query images together allow, where they differ in no more than the tasks'
+        accuracies show.
 
     Source: Student 1908, Tango 1998.
     """
     differences = [mine - theirs for mine, theirs in zip(first, second, strict=True)]
     mean, low, high = mean_interval(differences)
-    gained, lost = (round(queries * sum(max(0.0, sign * one) for one in differences)) for sign in (1, -1))
-    least = paired_images(gained, lost, queries * len(differences))
+    images = queries * len(differences)
+    images = images if distinct is None else min(distinct, images)
+    share = images / len(differences)
+    gained, lost = (round(share * sum(max(0.0, sign * one) for one in differences)) for sign in (1, -1))
+    least = paired_images(gained, lost, images)
     return Difference(mean, max(-1.0, min(low, least.low)), min(1.0, max(high, least.high)))
 
 

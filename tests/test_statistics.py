@@ -131,6 +131,30 @@ def test_the_interval_of_tasks_covers_and_has_width_where_all_are_perfect(
     assert groups_interval([1.0] * tasks, tasks * queries)[1] < 1.0
 
 
+def _noise_tasks(random: np.random.Generator, per_class: int, shots: int, tasks: int) -> list[float]:
+    """Judge tasks of three classes of noise, by the nearest mean: the truth is a third, whatever the images."""
+    pool, found = random.normal(size=(3, per_class, 20)), []
+    for _ in range(tasks):
+        order = random.permuted(np.tile(np.arange(per_class), (3, 1)), axis=1)
+        drawn = np.take_along_axis(pool, order[..., None], axis=1)[:, : shots + 5]
+        means, queries = drawn[:, :shots].mean(1), drawn[:, shots:]
+        nearest = ((queries[:, :, None] - means) ** 2).sum(-1).argmin(-1)
+        found.append(float((nearest == np.arange(3)[:, None]).mean()))
+    return found
+
+
+@pytest.mark.parametrize(("per_class", "shots", "tasks"), [(12, 5, 60), (8, 1, 60), (20, 5, 100)])
+def test_tasks_of_noise_that_share_few_images_are_no_surer_than_those(per_class: int, shots: int, tasks: int) -> None:
+    images = 15 * tasks
+    studies = [_noise_tasks(np.random.default_rng([number, 3]), per_class, shots, tasks) for number in range(60)]
+    lows = [groups_interval(one, images, 3 * per_class)[1] for one in studies]
+    assert sum(low <= 1 / 3 for low in lows) / 60 >= _enough(60, 0.975)
+    assert sum(groups_interval(one, images)[1] <= 1 / 3 for one in studies) / 60 < 0.9
+    pairs = zip(studies[::2], studies[1::2], strict=True)
+    told = [paired_tasks(first, second, 15, 3 * per_class).told for first, second in pairs]
+    assert sum(told) <= 3
+
+
 @pytest.mark.parametrize("n", [60, 340])
 def test_the_interval_of_seeds_that_share_a_test_set_covers_what_new_images_would_give(n: int) -> None:
     # Each image is easy or hard for all seeds alike; the truth is the mean over all images that there might be.

@@ -32,7 +32,7 @@ from arelu_meta.meta.evaluation import (
 from arelu_meta.meta.inner_loop import BASELINES, Inner, attach_loop, saved_loop
 from arelu_meta.meta.normalization import set_normalization
 from arelu_meta.runs.progress import progress
-from arelu_meta.statistics import groups_interval, paired_tasks
+from arelu_meta.statistics import Difference, groups_interval, paired_tasks
 
 PIXELS = "pixels"
 
@@ -89,13 +89,13 @@ def evaluate_tasks(
     accuracies = [row[-1] for row in curves]
     print("\n".join([describe_curve(curves, spec.meta["normalization"]), *notes]))
     compared: dict[str, Any] = {}
-    queries = task.ways * task.queries
+    queries, different = task.ways * task.queries, len(images.distinct())
     for number, (name, (other, its_steps)) in enumerate(zip(rivals, loaded, strict=True), 1):
         judged, its_rate = _judge(name, other.to(device), sampler, numbers, its_steps, device, run.precision)
         suffix = "" if number == 1 else f"_{number}"
-        compared |= _compared(name, accuracies, judged, queries, suffix)
+        compared |= _compared(name, paired_tasks(accuracies, judged, queries, different), judged, suffix)
         compared |= {} if its_rate is None else {f"against_inner_lr{suffix}": its_rate}
-    mean, low, high = groups_interval(accuracies, asked.tasks * queries)
+    mean, low, high = groups_interval(accuracies, asked.tasks * queries, different)
     return compared | {
         "task": "metatrain",
         "seed": seed,
@@ -140,8 +140,8 @@ def _judge(
     return judged, backoff.rate
 
 
-def _compared(name: str, accuracies: list[float], judged: list[float], queries: int, suffix: str) -> dict[str, Any]:
-    found, accuracy = paired_tasks(accuracies, judged, queries), sum(judged) / len(judged)
+def _compared(name: str, found: Difference, judged: list[float], suffix: str) -> dict[str, Any]:
+    accuracy = sum(judged) / len(judged)
     print(
         f"on the same tasks {name}: {accuracy:.1%}; difference {found.mean:+.1%} "
         f"(95 % interval {found.low:+.1%} to {found.high:+.1%})"

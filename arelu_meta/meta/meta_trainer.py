@@ -439,8 +439,9 @@ class MetaTrainer:
             curves = self._curves(sampler, tasks, bar)
         self.curve = describe_curve(curves, self.config.meta.normalization)
         classes = None if isinstance(self.splits, TaskSplits) else len(present_classes(self.splits.test))
+        images = None if isinstance(self.splits, TaskSplits) else len(self.splits.test.distinct())
         results = (
-            summarise(self.config, self.spec, curves)
+            summarise(self.config, self.spec, curves, images)
             | scalars_results(self.model)
             | {
                 "engine": self.outer.engine.name,
@@ -538,18 +539,22 @@ def headline(
     )
 
 
-def summarise(config: MetatrainConfig, spec: ModelSpec, curves: Sequence[Sequence[float]]) -> dict[str, Any]:
+def summarise(
+    config: MetatrainConfig, spec: ModelSpec, curves: Sequence[Sequence[float]], images: int | None
+) -> dict[str, Any]:
     """Lay out accuracies on unseen tasks beside what they were reached with.
 
     Args:
         config: of the run.
         spec: of the model.
         curves: what `adaptation_curves` returned.
+        images: how many different ones the tasks were drawn from: they are no surer than so many; None if not known.
 
     Returns:
         Flat values: among others `test_accuracy` (mean over tasks), `test_low`, `test_high`, `accuracy_after_0`, ….
     """
-    mean, low, high = groups_interval([row[-1] for row in curves], len(curves) * config.task.ways * config.task.queries)
+    queries = len(curves) * config.task.ways * config.task.queries
+    mean, low, high = groups_interval([row[-1] for row in curves], queries, images)
     inner = inner_of(config.meta)
     return {
         "task": "metatrain",
