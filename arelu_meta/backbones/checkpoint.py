@@ -437,7 +437,10 @@ def remember_file(model: nn.Module, file: Path, spec: ModelSpec) -> None:
         spec: of the model.
     """
     forget_base(model)
-    remember_base(model, spec.name, str(file.resolve()), spec.inputs.channels)
+    if is_given(spec.name):
+        remember_base(model)
+    else:
+        remember_base(model, spec.name, str(file.resolve()), spec.inputs.channels)
 
 
 def _with_adapter(file: Path, spec: ModelSpec, where: str) -> nn.Module:

@@ -167,6 +167,11 @@ def _with_model(config: FinetuneConfig, model: nn.Module, head: str | None) -> F
         raise InputError(
             f"{name}: {refused[name]} needs a network that is made anew from its name, and one is given; leave it out"
         )
+    if config.run.save == "adapter":
+        raise InputError(
+            "run.save: 'adapter' needs a backbone that is made anew from its name, and a network is given; call "
+            "arelu_meta.save_adapter(model, FILE) after the run, which trains it in place"
+        )
     return replace(config, model=config_of_given(model, config.model, head))
 
 

@@ -1,5 +1,6 @@
 """A network and data sets of one's own through finetune, load_model, evaluate and predict."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,10 @@ from arelu_meta import (
     create_backbone,
     evaluate,
     finetune,
+    load_adapter,
     load_model,
     predict,
+    save_adapter,
     swap_activations,
 )
 from arelu_meta.cli import main
@@ -313,3 +316,23 @@ def test_a_run_of_one_s_own_network_goes_on_where_it_was_stopped(config: Finetun
     finetune(config, model=again, train=_tensors())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("mode", ["activations", "norm", "lora"])
+def test_a_network_of_one_s_own_is_trained_and_kept_as_an_adapter(
+    config: FinetuneConfig, tmp_path: Path, mode: str
+) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    again = copy.deepcopy(net)
+    example = torch.zeros(1, 3, 16, 16)
+    swap_activations(net, "arelu", init="preserve", example=example)
+    config.train.mode = mode
+    test = _tensors(18, 7)
+    finetune(config, model=net, train=_tensors(), test=test)
+    save_adapter(net, tmp_path / "net.safetensors", classes=["red", "green", "blue"])
+    load_adapter(again, tmp_path / "net.safetensors", example=example)
+    assert torch.equal(again.eval()(test.tensors[0]), net.eval()(test.tensors[0]))
+    config.run.save = "adapter"
+    with pytest.raises(InputError, match=r"run.save: 'adapter' needs a backbone .*save_adapter\(model, FILE\) after"):
+        finetune(config, model=net, train=_tensors())
