@@ -31,6 +31,10 @@ def config_of_given(model: nn.Module, config: ModelConfig, head: str | None) -> 
     Raises:
         InputError: if the config asks for another model, or the network cannot be trained.
     """
+    if hasattr(model, "_orig_mod"):
+        raise InputError(
+            "model: it is under torch.compile already; give model._orig_mod, and --train.compile true with it"
+        )
     check_model(model)
     untouched = ModelConfig()
     for name, value in vars(config).items():

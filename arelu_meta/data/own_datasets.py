@@ -57,7 +57,11 @@ def as_image_dataset(
     if isinstance(data, ImageSet):
         return data
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or isinstance(data, str | bytes | Mapping):
-        raise InputError(f"{where}: a {type(data).__name__} is no data set of (image, label) with a length and data[i]")
+        parts = isinstance(data, Mapping) and "train" in data
+        way = "; give one of its parts, as data['train']" if parts else ""
+        raise InputError(
+            f"{where}: a {type(data).__name__} is no data set of (image, label) with a length and data[i]{way}"
+        )
     if len(data) == 0:
         raise InputError(f"{where}: the data set is empty; give images of at least two classes")
     rows = _Rows(data, where)

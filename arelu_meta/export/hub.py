@@ -39,19 +39,24 @@ def check_repository(name: str) -> None:
 
 
 def check_classifier(spec: ModelSpec, where: str = "checkpoint") -> None:
-    """Refuse a meta-learner: until it has seen a support set its outputs mean nothing.
+    """Refuse a meta-learner, whose outputs mean nothing before a support set, and a model of tensors of unknown making.
 
     Args:
         spec: of the model.
         where: the flag that named it, for errors.
 
     Raises:
-        InputError: if the model is not a fine-tuned one.
+        InputError: if the model is not a fine-tuned one, or nobody here can say how an image is prepared for it.
     """
     if spec.task != "finetune":
         raise InputError(
             f"{where}: it holds a meta-learner, whose outputs mean nothing before it has adapted to a support set; "
             "give a fine-tuned model"
+        )
+    if spec.inputs.prepared:
+        raise InputError(
+            f"{where}: its run was trained on tensors that a data set made of images, in a way that its file could not "
+            "say; train on the images to export it, or call torch.onnx.export on load_model(run).model"
         )
 
 

@@ -28,6 +28,7 @@ from arelu_meta import (
     swap_activations,
 )
 from arelu_meta.cli import main
+from arelu_meta.export.export import export
 
 
 class Net(nn.Module):
@@ -227,6 +228,8 @@ def test_data_sets_also_train_the_backbone_that_the_config_names(config: Finetun
     run = Path(results["folder"]) / "seed-0"
     assert load_model(run).spec.activation == "arelu"
     assert evaluate(run, _tensors(12, 3))["test_n"] == 12
+    with pytest.raises(InputError, match="trained on tensors that a data set made of images"):
+        export(run)
 
 
 def test_random_transforms_are_seen_and_features_are_not_cached(
