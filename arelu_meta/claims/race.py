@@ -106,7 +106,7 @@ _UNCLIPPED = 1e9
 _SCREENED, _FINAL, _TAKEN_APART = 0.42, 0.76, 0.88  # of the budget, by when each part ends
 _MOST_EPOCHS = 50
 _LENGTHS = ((100, 20), (40, 3), (10, 2))  # steps and epochs of a whole run: the most, enough, and the fewest
-_MOST = {"train": 2000, "validation": 500, "test": 1000}  # images; more would take all the time
+_MOST_IMAGES = (200, 2000)  # to train on, by the budget: two a second of it; more would take all the time
 _SHRUNK = 1.5  # of the side: what is kept in memory of an image, for crops
 _LEAST_SECONDS = 5.0
 _PAGE_SECONDS = 7.0
@@ -143,6 +143,7 @@ class Plan:
         epochs: of a whole run.
         rates: that are screened.
         recipes: that are screened.
+        most: training, validation and test images at the most.
         steps: seconds of a step by kind.
         an_image: seconds to look at one image.
         steps_an_epoch: of the training images.
@@ -155,6 +156,7 @@ class Plan:
     epochs: int
     rates: list[float]
     recipes: list[str]
+    most: list[int]
     steps: dict[str, float]
     an_image: float
     steps_an_epoch: int
@@ -214,10 +216,18 @@ class Track:
         device: where to compute.
         image_size: side in pixels.
         per_class: training images a class, or None for all.
+        most: training, validation and test images at the most.
     """
 
-    def __init__(self, config: RaceConfig, device: torch.device, image_size: int, per_class: int | None) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self,
+        config: RaceConfig,
+        device: torch.device,
+        image_size: int,
+        per_class: int | None,
+        most: Sequence[int] = (2000, 500, 1000),
+    ) -> None:
+        self.config, self.device, self.most = config, device, most
         self.data = replace(config.data, image_size=image_size, per_class=per_class)
         self.seen = provenance_of(config.model.pretrained)
         self._pixels: dict[int, NDArray[np.uint8]] = {}
@@ -236,7 +246,10 @@ class Track:
         """Divide the images by a seed, as fine-tuning does; only the latest split is kept."""
         if seed not in self._splits:
             found = load_images(self.data, seed, self.seen)
-            train, validation, test = (self._keep(_at_most(getattr(found, part), most)) for part, most in _MOST.items())
+            train, validation, test = (
+                self._keep(_at_most(part, most))
+                for part, most in zip((found.train, found.validation, found.test), self.most, strict=True)
+            )
             self._splits = {seed: replace(found, train=train, validation=validation, test=test)}
             self._models = {key: one for key, one in self._models.items() if key[2] == seed}
         return self._splits[seed]
@@ -537,9 +550,11 @@ class Race:
     def go(self, more: bool = False) -> None:
         """Run what there is time for."""
         with progress("race", max(1, round(self.until - self.clock())), "s") as bar:
-            self.done(Trial(PROBE, 0.0, self.seed, 0, "screen"), self.until, bar)
+            self.done(Trial(PROBE, 0.0, self.seed, 0, "screen"), math.inf, bar)
             if not more:
                 self.screen(bar)
+            # Without one test of the probe there is no answer, and it costs seconds.
+            self.done(Trial(PROBE, 0.0, self.seed + 1, 0, "final"), math.inf, bar)
             self.finals(bar)
             self.take_apart(bar)
 
@@ -599,7 +614,9 @@ class Race:
         for seed in range(first, first + _MOST_SEEDS + len(done)):
             order += [(seed, False)] + [(seed - 1, True)] * (seed > first)
         for seed, curves in order:
-            cells = curve if curves else [(PROBE, 0.0), *leaders.items()]
+            # The probe is cheap, so that it would have a seed that nobody else has time for; the first seed needs it.
+            bests = [(PROBE, 0.0), *leaders.items()] if seed == first else [*leaders.items(), (PROBE, 0.0)]
+            cells = curve if curves else bests
             trials = [Trial(name, lr, seed, self.plan.epochs if lr else 0, "final") for name, lr in cells]
             late = seed == first and not curves  # without one seed there is no answer
             if not all(self.done(trial, self._by(1.0) if late else by, bar) for trial in trials):
@@ -774,7 +791,7 @@ def _old_plan(folder: Path, config: RaceConfig, device: torch.device) -> tuple[P
         plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"run.folder: {str(path)!r} is damaged ({error}); give another folder") from error
-    return plan, Track(config, device, plan.image_size, plan.per_class)
+    return plan, Track(config, device, plan.image_size, plan.per_class, plan.most)
 
 
 def _start(folder: Path, config: RaceConfig, plan: Plan, inputs: Mapping[str, str]) -> None:
@@ -800,10 +817,13 @@ def make_plan(config: RaceConfig, device: torch.device, budget: float, started: 
     size = config.data.image_size or (64 if budget <= 1200 else 96 if budget <= 7200 else 128)
     whole = load_images(config.data, config.run.seed).train
     per_class = config.data.per_class
-    if per_class is None and len(whole) > _MOST["train"]:
+    fewest, largest = _MOST_IMAGES
+    room = int(min(largest, max(fewest, 2 * budget)))
+    limits = [room, max(100, room // 4), max(200, room // 2)]
+    if per_class is None and len(whole) > room:
         fewest = int(np.bincount(whole.labels, minlength=len(whole.classes)).min())
-        per_class = min(fewest, max(1, _MOST["train"] // len(whole.classes)))
-    track = Track(config, device, size, per_class)
+        per_class = min(fewest, max(1, room // len(whole.classes)))
+    track = Track(config, device, size, per_class, limits)
     splits = track.splits(config.run.seed)
     track.own()
     track.head(config.run.seed)
@@ -817,7 +837,9 @@ def make_plan(config: RaceConfig, device: torch.device, budget: float, started: 
     taken = time.monotonic() - started
 
     def planned(epochs: int, rates: Sequence[float], recipes: Sequence[str]) -> Plan:
-        return Plan(size, per_class, epochs, [*rates], [*recipes], steps, an_image, batches, parts, round(taken, 1))
+        return Plan(
+            size, per_class, epochs, [*rates], [*recipes], most, steps, an_image, batches, parts, round(taken, 1)
+        )
 
     room = _SCREENED * budget - taken
     core = [name for name in able if name in _CORE or name in _OF_CONTROLS]

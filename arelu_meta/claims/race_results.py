@@ -16,6 +16,7 @@ from arelu_meta.statistics import CONFIDENCE, Comparison, compare, judge, propor
 
 Row = dict[str, Any]
 PROBE, ORIGINAL = "probe", "original"
+_FEWEST_SEEDS = 3  # whose scatter says something
 _GAIN = (
     ("statistics held", "plain, statistics held", "plain"),
     ("scale (a constant)", "plain, control:gain", "plain"),
@@ -92,15 +93,15 @@ def estimate(values: Sequence[float], images: int, resplit: float) -> Estimate:
         images: that each was tested on.
         resplit: test images a training image where each seed splits the data anew; 0 for a fixed test set.
 
-    Source: Nadeau and Bengio 2003; with one seed, and never narrower than, Wilson 1927 on the images of one seed and
-    as many more as others can have.
+    Source: Nadeau and Bengio 2003; with fewer than three seeds, and never narrower than, Wilson 1927 on the images of
+    one seed and as many more as others can have.
     """
     from scipy.stats import t
 
     mean, seeds = float(np.mean(values)), len(values)
     tested = images * (min(seeds, 1 + 1 / max(resplit, 0.1)) if resplit else 1)
     low, high = (100 * one for one in proportion_interval(mean / 100 * tested, tested))
-    if seeds > 1:
+    if seeds >= _FEWEST_SEEDS:
         error = float(np.std(values, ddof=1)) * math.sqrt(1 / seeds + resplit)
         half = float(t.ppf(0.5 + CONFIDENCE / 2, seeds - 1)) * error
         low, high = min(low, max(0.0, mean - half)), max(high, min(100.0, mean + half))
@@ -242,7 +243,7 @@ def _sentence(
     verdicts: Sequence[Comparison],
     resplit: float,
 ) -> str:
-    rate = f" at {finals.rates[winner]:g}" if finals.rates[winner] else ""
+    rate = f" at {_as_written(finals.rates[winner])}" if finals.rates[winner] else ""
     parts = [
         f"On {facts['data']} ({facts['classes']} classes, {facts['images']} images): "
         f"{recipes[winner].words}{rate}: {best.words}."
@@ -254,19 +255,30 @@ def _sentence(
         beside = " against the original" if winner != ORIGINAL else ""
         if claim is not None:
             parts.append(
-                f"{name}{beside}: {claim.difference:+.1f} ({claim.low:+.1f} to {claim.high:+.1f}): {claim.words}."
+                f"{name}{beside}: {_signed(claim.difference)} ({_signed(claim.low)} to {_signed(claim.high)}): "
+                f"{claim.words}."
             )
         elif to_original:
             seed = min(to_original)
             difference = finals.at_best(ours)[seed] - finals.at_best(ORIGINAL)[seed]
             parts.append(
-                f"{name}{beside}: {difference:+.1f} on one seed: no verdict yet (--race.more true adds seeds)."
+                f"{name}{beside}: {_signed(difference)} on one seed: no verdict yet (--race.more true adds seeds)."
             )
     if winner != PROBE:
         parts.append(f"A probe alone: {probe.mean:.1f} %.")
     elif len(finals.names) == 1:
         parts.append("There was no time for anything else; give a longer --race.budget.")
     return " ".join(parts)
+
+
+def _as_written(rate: float) -> str:
+    """Write a learning rate as people do: 3e-3."""
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
+def _signed(value: float) -> str:
+    """Write a difference with a real minus sign."""
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _worth(finals: Finals, ours: str | None) -> dict[str, Any] | None:
@@ -389,14 +401,15 @@ def _table(
 def _notes(rows: Sequence[Row], finals: Finals, resplit: float, gain: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     seeds = max(len(found) for by in finals.test.values() for found in by.values())
-    if resplit and seeds > 1:
+    if resplit and seeds >= _FEWEST_SEEDS:
         notes.append(
             "Every seed splits the same images anew, so that seeds are not independent: intervals and verdicts are by "
             "Nadeau and Bengio's corrected resampled t."
         )
-    if seeds == 1:
+    if seeds < _FEWEST_SEEDS:
         notes.append(
-            "The finals had time for one seed: its intervals are of its test images alone, and none is a verdict."
+            f"The finals had time for {'one seed' if seeds == 1 else 'two seeds'}: intervals are of the test images "
+            "alone; --race.more true adds seeds."
         )
     if gain:
         notes.append(

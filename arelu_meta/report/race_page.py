@@ -1,9 +1,10 @@
 """The page of a race: what `arelu-meta race` wrote into results.json."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from arelu_meta.report.figures import Series, curves
+from arelu_meta.report.figures import Series, curves, dots
 from arelu_meta.report.page import Block, Budget, Chart, Fact, Page, Paragraph, Raw, Section, is_number
 from arelu_meta.report.run_data import Run
 from arelu_meta.report.run_sections import duration, ending
@@ -72,6 +73,12 @@ def _drawn(found: dict[str, Any]) -> Chart:
     ends = [rates[0] / 1.5, rates[-1] * 1.5] if rates else [1e-3, 1e-1]
     chart = curves("", "learning rate", "test accuracy (%)", lines)
     traces = [dict(trace) for trace in chart.traces]
+    alone = {f"s{number}": one for number, one in enumerate(lines) if len(one.x) == 1}
+    for trace in traces:
+        one = alone.get(trace.get("legendgroup", ""))
+        if one is not None and "band" not in trace["meta"]:
+            above, below = float(one.high[0] or 0) - float(one.y[0] or 0), float(one.y[0] or 0) - float(one.low[0] or 0)
+            trace["error_y"] = {"type": "data", "symmetric": False, "array": [above], "arrayminus": [below]}
     for number, (name, dash) in enumerate((("probe", "dash"), ("chance", "dot"))):
         if is_number(found.get(name)):
             traces.append(
@@ -101,7 +108,7 @@ def _drawn(found: dict[str, Any]) -> Chart:
             arrow = {"x": end, "y": times["accuracy"], "ax": start, "ay": times["accuracy"]}
             arrow |= {"xref": "x", "yref": "y", "axref": "x", "ayref": "y", "text": "", "showarrow": True}
             arrow |= {"arrowhead": 2, "arrowwidth": 2, "arrowcolor": "#888888"}
-            text = {"x": (start + end) / 2, "y": times["accuracy"], "text": shown, "showarrow": False, "yshift": 12}
+            text = {"x": (start + end) / 2, "y": times["accuracy"], "text": shown, "showarrow": False, "yshift": 16}
             layout["annotations"] = [arrow, text]
     alt = f"{chart.alt} Probe alone {found.get('probe'):.1f} %, chance {found.get('chance'):.1f} %."
     return Chart("", alt, traces, layout, 460, note)
@@ -116,31 +123,23 @@ def _gain(run: Run) -> list[Block]:
     try:
         names = [str(bar["name"]) for bar in bars]
         values = [float(bar["value"]) for bar in bars]
-        trace = {
-            "type": "bar",
-            "orientation": "h",
-            "x": values,
-            "y": names,
-            "meta": {"series": 0},
-            "text": [f"{value:+.1f}" for value in values],
-            "textposition": "outside",
-            "cliponaxis": False,
-        }
-        if all("low" in bar for bar in bars):
-            trace["error_x"] = {
-                "type": "data",
-                "symmetric": False,
-                "array": [bar["high"] - bar["value"] for bar in bars],
-                "arrayminus": [bar["value"] - bar["low"] for bar in bars],
+        low, high = ([bar.get(end) for bar in bars] for end in ("low", "high"))
+        chart = dots("", "points over what it is compared with", names, values, low, high)
+        # Bars as thick lines from 0: the page's plotly has no other.
+        beams = [
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [0, value],
+                "y": [place, place],
+                "line": {"width": 22},
+                "opacity": 0.35,
+                "hoverinfo": "skip",
+                "meta": {"series": 0},
             }
-            trace["textposition"] = "none"
+            for place, value in enumerate(values)
+        ]
     except (KeyError, TypeError, ValueError):
         run.problems.append("results.json: gain is damaged and is left out.")
         return []
-    layout = {
-        "xaxis": {"title": {"text": "points over what it is compared with"}},
-        "yaxis": {"autorange": "reversed", "automargin": True},
-        "showlegend": False,
-    }
-    alt = "Bar chart: " + "; ".join(f"{name} {value:+.1f} points" for name, value in zip(names, values, strict=True))
-    return [Chart("", f"{alt}.", [trace], layout, 260)]
+    return [replace(chart, traces=[*beams, *chart.traces], height=260)]

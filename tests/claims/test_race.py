@@ -92,7 +92,7 @@ def test_the_sentence_says_what_to_do_with_which_accuracy_and_what_arelu_and_a_p
     rows += final(GENTLE, 3e-3, [0.85] * 3, [0.81, 0.82, 0.84])
     found = conclude(rows, FACTS, ALL)
     assert found["sentence"].startswith(
-        "On photos (12 classes, 480 images): hold batch normalisation, train everything at 0.003: 81.0 % ("
+        "On photos (12 classes, 480 images): hold batch normalisation, train everything at 3e-3: 81.0 % ("
     )
     assert f"AReLU ({GENTLE}): +1.3 (" in found["sentence"]
     assert found["sentence"].endswith("A probe alone: 76.0 %.")
@@ -197,7 +197,9 @@ class Runner:
 def plan_of(epochs: int = 6) -> Plan:
     steps = {"head": 0.002} | dict.fromkeys(map(racing.kind_of, RECIPES), 0.2)
     recipes = [name for name in RECIPES if name != PROBE]
-    return Plan(64, None, epochs, list(racing._GRIDS[1]), recipes, steps, 0.005, 10, [320, 80, 80], 10.0)
+    return Plan(
+        64, None, epochs, list(racing._GRIDS[1]), recipes, [2000, 500, 1000], steps, 0.005, 10, [320, 80, 80], 10.0
+    )
 
 
 @pytest.mark.parametrize("budget", [60.0, 300.0, 900.0, 3600.0])
@@ -212,10 +214,21 @@ def test_a_race_keeps_to_its_budget_however_slow_the_machine_becomes(
     held.go()
     assert clock.now <= budget
     assert Trial(PROBE, 0.0, 0, 0, "screen") in held.log
+    assert Trial(PROBE, 0.0, 1, 0, "final") in held.log
     if budget >= 900 and slower <= 1:
         seeds = {row["seed"] for row in held.rows() if row["phase"] == "final" and row["recipe"] == ORIGINAL}
         assert len(seeds) >= 3
         assert {row["phase"] for row in held.rows()} == {"screen", "final", "gain"}
+
+
+def test_a_race_whose_time_was_over_before_it_began_has_the_probe(tmp_path: Path) -> None:
+    clock, plan = Clock(), plan_of()
+    runner: Any = Runner(clock, plan, 1.0)
+    held = Race(runner, plan, ResultsLog(tmp_path / "race.jsonl"), -50.0, 60.0, clock)
+    held.go()
+    found = conclude(held.rows(), FACTS, ALL)
+    assert found["winner"] == PROBE
+    assert "no time for anything else" in found["sentence"]
 
 
 def test_test_images_are_looked_at_by_the_leaders_alone_and_on_other_seeds(tmp_path: Path) -> None:
