@@ -838,10 +838,10 @@ def make_plan(config: RaceConfig, device: torch.device, budget: float, started: 
 
     def planned(epochs: int, rates: Sequence[float], recipes: Sequence[str]) -> Plan:
         return Plan(
-            size, per_class, epochs, [*rates], [*recipes], most, steps, an_image, batches, parts, round(taken, 1)
+            size, per_class, epochs, [*rates], [*recipes], limits, steps, an_image, batches, parts, round(taken, 1)
         )
 
-    room = _SCREENED * budget - taken
+    left = _SCREENED * budget - taken
     core = [name for name in able if name in _CORE or name in _OF_CONTROLS]
     few = [name for name in able if name in _CORE[:2]]
     grids = [(rates, able) for rates in _GRIDS] + [(rates, core) for rates in _GRIDS[1:]] + [(_GRIDS[-1], few)]
@@ -850,7 +850,7 @@ def make_plan(config: RaceConfig, device: torch.device, budget: float, started: 
         for rates, recipes in grids:
             for epochs in range(most, shortest - 1, -1):
                 plan = planned(epochs, rates, recipes)
-                if screening_seconds(plan) <= room:
+                if screening_seconds(plan) <= left:
                     return plan, track
     return planned(least, _GRIDS[-1], few), track
 
