@@ -167,6 +167,9 @@ def _main(arguments: list[str]) -> None:
 
 def _greet(task: Task, config: Any) -> None:
     """Look for the data and say what is done, in the first tenths of a second: torch takes many times that."""
+    for name, path, allowed in _read_first(config):
+        if not os.path.exists(os.path.expanduser(path)):  # noqa: PTH110, PTH111 (pathlib's raises for ~nobody)
+            raise InputError(f"{name}: {path!r} does not exist; give {allowed}")
     if isinstance(getattr(config, "data", None), configs.DataConfig):
         from arelu_meta.data.image_folder import class_holders
 
@@ -177,6 +180,16 @@ def _greet(task: Task, config: Any) -> None:
     )
     if task.greeting and os.environ.get("RANK", "").strip("0 ") == "":  # the first process of a run speaks for all
         print(re.sub(r"\{([\w.]+)\}", lambda found: printable(str(values[found[1]])), task.greeting), flush=True)
+
+
+def _read_first(config: Any) -> list[tuple[str, str, str]]:
+    """List the paths that a task reads before all else: field, path, and what is allowed."""
+    if isinstance(config, configs.ReportConfig):
+        return [("runs", run, "the folder of a run, a study or a sweep") for run in config.runs]
+    checkpoint = getattr(config, "checkpoint", None)
+    if checkpoint is None or getattr(config, "support", None) is not None:  # then a model's name does, too
+        return []
+    return [("checkpoint", checkpoint, "a run folder or a model.safetensors")]
 
 
 def _next_commands(results: dict[str, Any]) -> list[str]:

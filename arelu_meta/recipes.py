@@ -11,6 +11,7 @@ from arelu_meta.config import RecipesConfig
 from arelu_meta.data.catalogue import CATALOGUE
 from arelu_meta.errors import InputError, RunError, nearest_names
 from arelu_meta.runs.progress import print_table
+from arelu_meta.validation import expanded
 
 _HERE = Path(__file__).parent
 _NEEDS_A_RUN = ("evaluate", "predict")
@@ -97,7 +98,7 @@ def recipes_task(config: RecipesConfig) -> None:
         print("data sets that are named here: `arelu-meta data NAME` says where they come from")
         return
     recipe = _find(config.name, recipes)
-    path = Path(config.out or recipe.file).expanduser()
+    path = expanded(config.out or recipe.file)
     path = path / recipe.file if path.is_dir() else path
     try:
         with path.open("x", encoding="utf-8") as file:  # made here, or not at all

@@ -20,6 +20,7 @@ from arelu_meta.errors import InputError, nearest_names, shown
 
 _LARGEST = 2**32 - 1  # whole numbers beyond this overflow inside torch and NumPy, each in its own way
 _LARGEST_FLOAT = 2**1023
+_LARGEST_FLOAT32 = 3e38  # beyond it torch's optimisers overflow
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; what Linux allows
 _MOST_VALUES, _MOST_BYTES = 10_000, 1_000_000  # of a YAML file
 
@@ -109,6 +110,15 @@ def plain(value: object) -> object:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def expanded(path: "str | os.PathLike[str]") -> Path:
+    """Return a path with `~` written out; where there is no such user it stays, and pathlib's own would raise.
+
+    Args:
+        path: as a person gave it.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def check_value(name: str, value: object, hint: Any, metadata: Mapping[str, Any]) -> None:
     """Check one value against its field.
 
@@ -144,8 +154,9 @@ def _check_text(name: str, text: str, several: bool) -> None:
 
 
 def _check_number(name: str, value: float, limits: Mapping[str, float]) -> None:
-    too_large = isinstance(value, int) and not -_LARGEST <= value <= limits.get("most", _LARGEST)
-    asked = {"most": _LARGEST, **limits} if too_large else limits
+    largest = _LARGEST if isinstance(value, int) else _LARGEST_FLOAT32
+    too_large = math.isfinite(value) and not -largest <= value <= limits.get("most", largest)
+    asked = {"most": largest, **limits} if too_large else limits
     fits = (
         not too_large
         and math.isfinite(value)

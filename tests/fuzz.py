@@ -30,10 +30,12 @@ from torch import Tensor, nn
 from arelu_meta.backbones.checkpoint import read_spec
 from arelu_meta.backbones.networks import load_tensors, read_tensors
 from arelu_meta.backbones.swap import swap_activations, unswap
-from arelu_meta.cli import parse
+from arelu_meta.cli import TASKS, parse
+from arelu_meta.cli import main as main_of_task
 from arelu_meta.data.image_io import find_broken, read_image
 from arelu_meta.errors import InputError
 from arelu_meta.runs.checkpoints import load_checkpoint
+from arelu_meta.validation import flags_of
 
 PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))
 ONCE = settings(
@@ -214,12 +216,53 @@ def _of(model: nn.Module, example: Tensor) -> Tensor:
     return model(example)  # type: ignore[no-any-return]
 
 
+# --- flags: any field of a task with a nasty value, through the whole command
+TINY = {
+    "finetune": "--model.name mnist_linear --model.pretrained false --data.image_size 8 --data.per_class 3 "
+    "--train.epochs 1 --run.pictures false --run.device cpu",
+    "metatrain": "--model.name mnist_linear --data.image_size 8 --task.queries 2 --meta.steps 1 --meta.batch_tasks 2 "
+    "--eval.tasks 4 --eval.validation_tasks 4 --run.pictures false --run.device cpu",
+    "evaluate": "gone",
+    "predict": "gone gone.jpg",
+    "export": "gone",
+    "report": "gone",
+    "sweep": "gone.yaml",
+    "claims": "gone",
+}
+LEFT_ALONE = {"run.folder", "run.trackers", "train.epochs", "meta.steps", "eval.tasks", "train.repeats", "data.workers"}
+FLAGS = [(task, flag) for task in TINY for flag in flags_of(TASKS[task].config) if flag not in LEFT_ALONE]
+WORDS_OF_ODD_VALUES = """0 -1 1 2 0.5 1e-320 1e308 1e999 nan -inf 9223372036854775808 99999999999999999999 true false
+null ~ * &a [] {} [1,2] {a:1} a,b ../.. /dev/null /proc/self ~nouser/x \u202ee \x1b[31m auto default none all gone . ' "
+%s $HOME # arelu digits last-1 last-99 5/2 1_000 0x10 1e3 -- - ="""
+NASTY = st.sampled_from([*WORDS_OF_ODD_VALUES.split(), "!!int x", "x: y", "a\nb", "", " ", "x" * 300, "9" * 400])
+
+
+@ONCE
+@given(st.sampled_from(FLAGS), NASTY, st.data())
+def flags(where: tuple[str, str], value: str, more: Any) -> None:
+    """A command with one or two nasty values ends in 0, or in one line with 2 or 3; never in a traceback."""
+    task, flag = where
+    words = [task, *TINY[task].split(), f"--{flag}={value}"]
+    if more.draw(st.booleans()):
+        other = more.draw(st.sampled_from([name for one, name in FLAGS if one == task]))
+        words += [f"--{other}={more.draw(NASTY)}"]
+    with tempfile.TemporaryDirectory(prefix="fuzz-run-") as folder, contextlib.chdir(folder):
+        if task in ("finetune", "metatrain"):
+            words += ["--run.folder", "run"]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            status = main_of_task(words)
+    assert status in (0, 2, 3), words
+    assert said.getvalue().count("\n") == (status != 0), (words, said.getvalue())
+
+
 # A target, and its share of the inputs: the slow ones get fewer.
 TARGETS: dict[str, tuple[Callable[[], None], float]] = {
-    "image": (image, 0.55),
+    "image": (image, 0.548),
     "checkpoint": (checkpoint, 0.35),
     "config": (config, 0.07),
     "swap": (swap, 0.03),
+    "flags": (flags, 0.002),
 }
 
 

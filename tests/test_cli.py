@@ -16,7 +16,19 @@ from arelu_meta.cli import TASKS, main, parse
 from arelu_meta.config import FinetuneConfig
 from arelu_meta.errors import InputError, RunError
 
-HEAVY = {"torch", "torchvision", "timm", "learn2learn", "sklearn", "matplotlib", "PIL", "rich"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "learn2learn",
+    "sklearn",
+    "numba",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "PIL",
+    "rich",
+}
 
 
 def _write(path: Path, text: str) -> str:
@@ -407,6 +419,16 @@ def test_arguments_that_are_wrong_are_refused_before_torch_is_imported() -> None
     assert _modules_after(*wrong, ["finetune", "--config", "gone.yaml"], ["metatrain", "--nonsense"]) == set()
 
 
+def test_a_missing_folder_run_or_file_is_told_before_torch_is_imported() -> None:
+    gone = [["finetune", "gone"], ["metatrain", "gone"], ["evaluate", "gone"], ["predict", "gone", "x"]]
+    assert _modules_after(*gone, ["export", "gone"], ["report", "gone"]) <= {"PIL", "rich"}
+
+
+def test_the_package_alone_imports_nothing_heavy() -> None:
+    code = f"import sys, arelu_meta; print(*({HEAVY!r} | {{'numpy', 'yaml', 'jsonargparse'}}) & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
 # -- tasks and exit statuses ------------------------------------------------------------------------------------------
 
 
@@ -606,3 +628,9 @@ def test_a_run_ends_with_the_epoch_it_kept_and_why_and_with_the_next_commands(
         assert arguments[0] == str(folder)
         assert parse(task, arguments) is not None
     assert main(["report", str(folder)]) == 0
+
+
+def test_a_home_of_nobody_and_a_rate_beyond_floats_are_told_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (["--data.labels", "~nouser/x"], ["--data.root", "~nouser/x"], ["--optim.head_lr", "1e308"]):
+        assert main(["finetune", *words]) == 2
+        assert capfd.readouterr().err.count("\n") == 1

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from arelu_meta import (
     AReLU,
     Learner,
+    arelu,
     create_activation,
     create_backbone,
     evaluate,
@@ -126,3 +128,24 @@ def test_a_call_with_an_unknown_or_missing_argument_says_what_the_function_takes
 def test_a_model_that_is_none_is_told_so() -> None:
     with pytest.raises(InputError, match=r"^model: None is not allowed; give a Module$"):
         swap_activations(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: AReLU(device="gpu"), "device: 'gpu'"),
+        (lambda: AReLU(device=5), "device: 5"),  # type: ignore[arg-type]
+        (lambda: AReLU(dtype=torch.int32), "dtype: torch.int32"),
+        (lambda: AReLU()("x"), "x: 'x'"),
+        (lambda: arelu(torch.ones(3), "a", 1), "alpha: 'a'"),  # type: ignore[arg-type]
+        (lambda: arelu(torch.ones(3), 1, None), "beta: None"),  # type: ignore[arg-type]
+        (lambda: arelu(None, 1, 1), "x: None"),  # type: ignore[arg-type]
+        (lambda: create_backbone("resnet18", num_classes=10**9), "num_classes: 1000000000"),
+        (lambda: create_backbone("resnet18", in_chans=10**9), "in_chans: 1000000000"),
+    ],
+)
+def test_what_torch_would_refuse_in_words_of_its_own_is_refused_in_a_sentence(
+    call: Callable[[], object], says: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{says} (is not allowed|cannot be used)"):
+        call()

@@ -12,6 +12,8 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]  # public, but 
 
 from arelu_meta.activations import kernels
 from arelu_meta.activations.kernels_torch import ALPHA_MAX, ALPHA_MIN
+from arelu_meta.errors import InputError
+from arelu_meta.errors import shown as said
 from arelu_meta.validation import checked
 
 __all__ = ["ALPHA_INIT", "ALPHA_MAX", "ALPHA_MIN", "BETA_INIT", "AReLU", "GatedAReLU", "arelu", "elsa", "gated_arelu"]
@@ -20,6 +22,8 @@ ALPHA_INIT, BETA_INIT = 0.9, 2.0
 
 
 def _check(x: Tensor) -> None:
+    if not hasattr(x, "is_floating_point"):
+        raise InputError(f"x: {said(x)} is not allowed; give a tensor")
     if not x.is_floating_point():
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
     if x.is_nested and x.layout == torch.strided:
@@ -28,6 +32,8 @@ def _check(x: Tensor) -> None:
 
 def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
     """Make `value` a tensor, after a look at its size."""
+    if isinstance(value, str | bytes | list | tuple | dict | set | None):
+        raise InputError(f"{name}: {said(value)} is not allowed; give a number or a tensor of one element")
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name}: expected one element, got shape {tuple(value.shape)}; AReLU has one {name} a layer")
     return value if isinstance(value, Tensor) else _without_dimensions(value, like)
@@ -174,7 +180,13 @@ def _gated(x: Tensor, activated: Tensor, alpha: Tensor | float, beta: Tensor | f
 
 def _parameter(value: float, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
     # Shape (1,), not (): the authors' checkpoints have it, and FSDP rejects 0-d parameters.
-    return nn.Parameter(torch.full((1,), float(value), device=device, dtype=dtype))
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"dtype: {dtype} is not allowed; give a floating one, such as torch.float32")
+    try:
+        return nn.Parameter(torch.full((1,), float(value), device=device, dtype=dtype))
+    except (RuntimeError, AssertionError) as error:  # torch builds without CUDA assert
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"device: {str(device)!r} cannot be used ({reason}); give cpu or one that is there") from error
 
 
 def _reset(module: "AReLU | GatedAReLU") -> None:

@@ -75,6 +75,11 @@ def swap_task(config: SwapConfig) -> SwapReport | None:
     )
     init = report.init
     _print_report(report, f"{model_config.name} → {activation}" + (f", {init}" if init else ""))
+    if not model_config.pretrained and activation == "arelu" and model_config.init is None:
+        print(
+            "random weights know nothing to keep, so AReLU starts as the paper's and logits move; --model.pretrained, "
+            "or --model.init preserve, keeps every logit"
+        )
     if config.image is not None:
         draw_drift(report, config.image, f"{model_config.name}: {activation}" + (f" ({init})" if init else ""))
     return report

@@ -11,7 +11,7 @@ from arelu_meta.backbones.networks import is_stock, make_backbone
 from arelu_meta.backbones.swap import swap_activations
 from arelu_meta.config import Activation, Init
 from arelu_meta.errors import InputError
-from arelu_meta.validation import checked
+from arelu_meta.validation import checked, expanded
 
 
 @checked
@@ -59,9 +59,10 @@ def create_backbone(
           (base): ReLU()
         )
     """
-    for what, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
-        if value is not None and value < least:
-            raise InputError(f"{what}: {value} is not allowed; give {least} or more")
+    for what, value, least, most in (("in_chans", in_chans, 1, 10_000), ("num_classes", num_classes, 0, 1_000_000)):
+        if value is not None and not least <= value <= most:
+            allowed = f"{least} or more" if value < least else f"at most {most:,}"
+            raise InputError(f"{what}: {value} is not allowed; give {allowed}")
     if activation is None and (alpha is not None or beta is not None):
         raise InputError("alpha, beta: they start an AReLU; give activation='arelu' with them")
     source = pretrained if isinstance(pretrained, bool) else str(pretrained)
@@ -76,9 +77,9 @@ def create_backbone(
 def _of_a_run(name: str, source: str, num_classes: int | None, in_chans: int, **kwargs: Any) -> nn.Module:
     """Load the model of a fine-tuning run or of an adapter; a head of another size is new."""
     where = f"model.pretrained: {source!r}"
-    if not Path(source).expanduser().exists():
+    if not expanded(source).exists():
         raise InputError(f"{where} does not exist; give true, false, a run, or a file or folder of weights")
-    model, spec = load_model(Path(source).expanduser(), "model.pretrained")
+    model, spec = load_model(expanded(source), "model.pretrained")
     if spec.task != "finetune":
         raise InputError(f"{where} is a meta-learner; arelu_meta.Learner.load and load_model load it")
     if spec.name.partition(".")[0] != name.partition(".")[0]:

@@ -25,6 +25,7 @@ from arelu_meta.backbones.timm_compat import explain_weights_that_do_not_fit
 from arelu_meta.config import Init
 from arelu_meta.data.loaders import InputSpec
 from arelu_meta.errors import InputError, nearest_names, out_of_memory
+from arelu_meta.validation import expanded
 
 
 class SmallNet(nn.Module):
@@ -388,7 +389,7 @@ def is_stock(source: str) -> bool:
     """
     if source.startswith(_SOURCES):
         return True
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return _is_plain(path) if (path / "model.safetensors").is_file() else _weights_in(path) is not None
     of_a_run = path.suffix == ".pt" and (path.parent.parent / "model.safetensors").is_file()  # what a run goes on from
@@ -434,7 +435,7 @@ def read_stock(source: str) -> StockWeights:
             found = load_model_config_from_hf(name)
             tensors = load_state_dict_from_hf(name, weights_only=True)
         else:
-            path = Path(source.removeprefix("local-dir:")).expanduser()
+            path = expanded(source.removeprefix("local-dir:"))
             if path.is_dir() and (path / "config.json").is_file():
                 found = load_model_config_from_path(path)
             file = _weights_in(path) if path.is_dir() else path

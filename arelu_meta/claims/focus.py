@@ -60,6 +60,7 @@ from arelu_meta.finetuning.optimizer import check_optimizer_name
 from arelu_meta.runs.checkpoints import digest_of
 from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.statistics import Comparison, compare, judge
+from arelu_meta.validation import expanded
 
 _SHOWN = 5  # images in the strip
 _WORST: Row = {"image": "", "explained": "", "right": False, "entropy": 1.0, "inside": 0.0, "area": None}
@@ -207,7 +208,7 @@ def images_of(config: ClaimsConfig, trial: FocusTrial) -> list[Seen]:
         InputError: if the folder is missing or holds no image, or a file is none.
     """
     if trial.images is not None:
-        root = Path(trial.images).expanduser()
+        root = expanded(trial.images)
         if not root.is_dir():
             raise InputError(f"focus.images: {trial.images!r} is no folder; give one with images")
         files = find_candidates(root)
@@ -472,8 +473,8 @@ def read_regions(boxes: str | None, masks: str | None) -> Regions | None:
     if boxes is not None and masks is not None:
         raise InputError(f"focus.masks: {masks!r} does not go with focus.boxes; give one of them")
     if boxes is not None:
-        return _of_boxes(Path(boxes).expanduser())
-    return None if masks is None else _of_masks(Path(masks).expanduser())
+        return _of_boxes(expanded(boxes))
+    return None if masks is None else _of_masks(expanded(masks))
 
 
 def _of_boxes(path: Path) -> Regions:

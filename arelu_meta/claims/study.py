@@ -41,7 +41,7 @@ from arelu_meta.runs.environment import environment
 from arelu_meta.runs.progress import progress
 from arelu_meta.runs.reproducibility import choose_device
 from arelu_meta.runs.run_folder import check_apart, locked, open_run
-from arelu_meta.validation import flatten, validate
+from arelu_meta.validation import expanded, flatten, validate
 
 CLAIMS = 2  # that a study judges, fixed before its first run; whatever else it compares is described
 Row = dict[str, Any]
@@ -557,7 +557,7 @@ def inputs_of(config: ClaimsConfig) -> dict[str, Path]:
         Paths by flag and value.
     """
     given = {f"focus.{name}": getattr(config.focus, name) for name in ("images", "boxes", "masks")}
-    paths = {f"{flag}: {value!r}": Path(value).expanduser() for flag, value in given.items() if value is not None}
+    paths = {f"{flag}: {value!r}": expanded(value) for flag, value in given.items() if value is not None}
     if config.data.root is not None and config.data.name in (None, "folder"):
         paths[f"data.root: {config.data.root!r}"] = find_root(config.data.root)
     if config.data.labels is not None:
@@ -571,7 +571,7 @@ def image_folders(config: ClaimsConfig) -> list[Path]:
     Args:
         config: resolved, and planned without an error.
     """
-    given = [Path(one).expanduser() for one in (config.focus.images, config.focus.masks) if one is not None]
+    given = [expanded(one) for one in (config.focus.images, config.focus.masks) if one is not None]
     return [*class_holders(config.data), *given]
 
 

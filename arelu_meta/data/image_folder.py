@@ -31,6 +31,7 @@ from arelu_meta.data.splits import (
     split_whole,
 )
 from arelu_meta.errors import InputError, counted
+from arelu_meta.validation import expanded
 
 # A part by its name alone, whatever it holds; other names say it by one of their words.
 PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -48,7 +49,7 @@ _PLAINLY = Reading()
 
 def data_home() -> Path:
     """Return where data lies by default: $ARELU_META_DATA, else ~/.cache/arelu-meta/data."""
-    return Path(os.environ.get("ARELU_META_DATA") or "~/.cache/arelu-meta/data").expanduser()
+    return expanded(os.environ.get("ARELU_META_DATA") or "~/.cache/arelu-meta/data")
 
 
 def find_root(root: str) -> Path:
@@ -115,7 +116,7 @@ def find_labels(config: DataConfig) -> Path:
     Raises:
         InputError: if there is none.
     """
-    given = Path(config.labels or "").expanduser()
+    given = expanded(config.labels or "")
     places = [Path(), data_home()] + ([find_root(config.root)] if config.root is not None else [])
     found = next((place / given for place in places if (place / given).is_file()), None)
     if found is None:

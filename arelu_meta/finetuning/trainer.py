@@ -155,6 +155,8 @@ class Trainer:
             with open_trackers(names, self.folder.path, self.config, self.epoch + 1) as self.trackers:
                 if resumed is None:
                     self._save_checkpoint()
+                if self.config.train.mode == "probe":
+                    self.started = time.monotonic()
                 print("\n".join([*notes, *self._prepare_features()]), flush=True)
                 self._report_search()
                 if self.epoch == 0 and not self.sums.steps:
@@ -190,7 +192,7 @@ class Trainer:
 
     def _judge_the_start(self) -> None:
         """Count the model as it starts among those that validation chooses from: a fitted head is hard to beat."""
-        if self.config.train.mode == "probe":
+        if self.config.train.mode == "probe":  # all of its training is done here, and in the features
             fit_once(self.training, self.train, self.validation, self.config)
         loss, accuracy = self._validate(0)
         self.keeper.judge(Judged(0, accuracy, loss))
@@ -199,6 +201,7 @@ class Trainer:
     def _train(self) -> None:
         if self.config.train.mode == "probe":
             if self.epoch == 0:
+                self.seconds, self.started = self._elapsed(), None
                 found = replace(self.keeper.kept, epoch=1)
                 self._one_row(1, 0.0, None, None, found.loss, found.accuracy)
                 self.epoch, self.keeper.kept = 1, found

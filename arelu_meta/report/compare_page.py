@@ -9,6 +9,11 @@ from arelu_meta.report.run_sections import described, ending, scalar_maps
 from arelu_meta.report.sweep_page import setting
 from arelu_meta.statistics import Difference, independent_difference, paired_images
 
+# What was set or counted: a row where the two differ, and no difference; the intervals' ends have none that says much.
+_NO_DIFFERENCE = {
+    *("ways", "shots", "queries", "inner_steps", "inner_lr", "order", "steps", "epochs", "best_epoch", "classes"),
+    *("learning_rate", "processes", "runs", "skipped", "test_classes", "test_low", "test_high", "test_n", "test_seen"),
+}
 _SEEDS = "One run each: the interval is over test {unit} alone, and says nothing of other seeds."
 
 
@@ -154,11 +159,14 @@ def _results_table(first: Run, second: Run) -> Table:
     rows: list[list[Cell]] = []
     for name in dict.fromkeys([*first.results, *second.results]):
         a, b = first.number(name), second.number(name)
-        if (a is None and b is None) or name in {"seed", "folder"}:
+        fixed = name in _NO_DIFFERENCE
+        if (a is None and b is None) or name in {"seed", "folder"} or (fixed and a == b):
             continue
         share = all(value is None or 0 <= value <= 1 for value in (a, b)) and _is_share(name)
         cells = [_figure(value, share) for value in (a, b)]
-        change = None if a is None or b is None else (_points(b - a) + " points" if share else shown(b - a, "+.4g"))
+        change = (
+            None if a is None or b is None or fixed else (_points(b - a) + " points" if share else shown(b - a, "+.4g"))
+        )
         rows.append([name.replace("_", " "), *cells, change])
     if not rows:
         rows = [["test accuracy", None, None, None]]
@@ -205,7 +213,7 @@ def _curves(first: Run, second: Run) -> list[Block]:
     for name, title in titles.items():
         series = [Series(run.name, column(rows, axis), column(rows, name)) for run, rows in both]
         series = [one for one in series if any(value is not None for value in one.y)]
-        if series:
+        if any(len(one.x) > 1 for one in series):
             found.append(curves(title, axis, title.lower(), series, percent="accuracy" in name))
     return found
 

@@ -14,6 +14,7 @@ from arelu_meta.report.render import GENERATOR, csv_tables, render_html, render_
 from arelu_meta.report.run_data import Run, holds_run, open_folder, runs_below
 from arelu_meta.report.study_page import study_page
 from arelu_meta.report.sweep_page import several_page
+from arelu_meta.validation import expanded
 
 _HEAD = 4096  # bytes of a file in which a page of ours names itself
 _NAME = "report.html"
@@ -33,7 +34,7 @@ def report_task(config: ReportConfig) -> Path:
         InputError: if a folder holds no run, or the page would replace a file that is none of ours.
         RunError: if the page cannot be written.
     """
-    path = Path(config.output).expanduser() if config.output is not None else default_path(config)
+    path = expanded(config.output) if config.output is not None else default_path(config)
     written = write_report([Path(one) for one in config.runs], path, compare=config.compare)
     print(f"written to {written[0]}, with {', '.join(one.name for one in written[1:])} beside it", flush=True)
     return written[0]
@@ -46,7 +47,7 @@ def default_path(config: ReportConfig) -> Path:
         config: without output.
     """
     if len(config.runs) == 1:
-        return Path(config.runs[0]).expanduser() / _NAME
+        return expanded(config.runs[0]) / _NAME
     return Path("compare.html" if config.compare else _NAME)
 
 

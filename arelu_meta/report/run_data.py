@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arelu_meta.errors import InputError
+from arelu_meta.validation import expanded, read_yaml
 
 _LARGEST = 64 << 20  # bytes of a text file; more is no table of a run
 _MARKS = ("results.json", "config.yaml", "metrics.csv", "split.json")
@@ -54,11 +55,11 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """What config.yaml holds, by the flags' names, as in `optim.lr`."""
-        import yaml
-
+        if not self.config_text:
+            return {}
         try:
-            content = yaml.safe_load(self.config_text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            content = read_yaml(str(self.folder / "config.yaml"), "config.yaml")
+        except InputError:
             self.problems.append("config.yaml is damaged and left out.")
             return {}
         if not isinstance(content, dict):
@@ -69,7 +70,7 @@ class Run:
                 flat |= {f"{group}.{name}": value for name, value in values.items() if not isinstance(value, dict)}
             else:
                 flat[str(group)] = values
-        return flat
+        return {name: "a number of so many digits" if _is_long(value) else value for name, value in flat.items()}
 
     @property
     def task(self) -> str:
@@ -186,13 +187,22 @@ class Run:
         if text is None:
             return {}
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_int=_whole)
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
             self.problems.append(f"{name} is damaged and left out.")
             return {}
         return content
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, int) and value.bit_length() > 64
+
+
+def _whole(digits: str) -> int | float:
+    """Read a whole number; one of hundreds of digits, which no run writes, as infinite: nothing is done with it."""
+    return int(digits) if len(digits) < 20 else float(digits)
 
 
 def number_of(text: object) -> float | None:
@@ -236,7 +246,7 @@ def open_folder(given: str | Path) -> Run:
     Raises:
         InputError: if it is no folder, or holds no run.
     """
-    path = Path(given).expanduser()
+    path = expanded(given)
     try:
         there, directory = path.exists(), path.is_dir()
     except OSError as error:

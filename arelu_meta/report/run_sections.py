@@ -77,7 +77,7 @@ def metric_curves(rows: Sequence[Row]) -> list[Chart]:
     Returns:
         A chart for each of the two that metrics.csv has.
     """
-    if not rows:
+    if len(rows) < 2:  # a point is no curve
         return []
     axis = "epoch" if "epoch" in rows[0] else "step"
     x = column(rows, axis)
@@ -102,6 +102,9 @@ def learning_section(run: Run) -> Section:
     """
     rows = run.rows("metrics.csv")
     blocks: list[Block] = list(metric_curves(rows))
+    if not blocks and len(rows) == 1:
+        named = [f"{name.replace('_', ' ')} {value}" for name, value in rows[0].items() if value]
+        blocks = [Paragraph(f"There is one row and so no curve: {', '.join(named)}.")]
     if not blocks:
         text = "metrics.csv is missing, empty or without numbers, so there are no curves."
         blocks = [Paragraph(text, warning=not run.results)]

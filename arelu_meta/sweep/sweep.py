@@ -20,7 +20,7 @@ from arelu_meta.runs.progress import ProgressBar, print_table, progress
 from arelu_meta.runs.run_folder import check_free, locked
 from arelu_meta.sweep.run import BEGUN, ENDED, FAILED, FINISHED, MISSING, STOPPED, State, folder_of, read_state
 from arelu_meta.sweep.spec import Spec, Trial, as_text, describe, listed_trials, make_trial, read_spec
-from arelu_meta.validation import validate
+from arelu_meta.validation import expanded, validate
 
 _FIGURES = ("seed", "test_accuracy", "test_low", "test_high", "test_n", "seconds")
 _SHOWN = 20  # rows on the screen
@@ -51,7 +51,7 @@ def sweep_task(config: SweepConfig) -> dict[str, Any]:
     """
     validate(config)
     spec = read_spec(config.spec)
-    sweep = Path(config.run.folder or f"runs/sweep-{Path(config.spec).stem}").expanduser()
+    sweep = expanded(config.run.folder or f"runs/sweep-{Path(config.spec).stem}")
     trials = [] if spec.file.search == "optuna" else listed_trials(spec)
     _check_launcher(config, spec)
     if config.dry_run:

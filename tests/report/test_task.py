@@ -460,3 +460,36 @@ def test_a_study_of_very_many_read_outs_is_counted_without_reading_them(make: An
 def test_no_run_among_folders_is_an_error_of_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
         make_page([tmp_path])
+
+
+def test_numbers_of_400_digits_and_alias_bombs_cost_themselves_and_nothing_else(make: Any, tmp_path: Path) -> None:
+    long, bomb = make.finetune(tmp_path / "long"), make.finetune(tmp_path / "bomb")
+    results = json.loads((long / "results.json").read_text())
+    text = json.dumps(results | {"seconds": 7, "ece": 8, "seed": 9})
+    for value in ("7", "8", "9"):
+        text = text.replace(f": {value}", f": {'9' * 400}")
+    (long / "results.json").write_text(text)
+    (long / "config.yaml").write_text(f"run: {{seed: {'9' * 400}}}\noptim: {{lr: {'1' * 400}}}\n")
+    lines = ["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 12)]
+    (bomb / "config.yaml").write_text("\n".join([*lines, "optim: {lr: *x11}"]))
+    assert main(["report", str(long)]) == 0
+    assert main(["report", str(bomb)]) == 0
+    assert main(["report", str(long), str(bomb), "--output", str(tmp_path / "both.html")]) == 0
+    words = ["report", str(long), str(bomb), "--compare", "--output", str(tmp_path / "compared.html")]
+    assert main(words) == 0
+
+
+def test_a_single_row_is_no_curve_and_what_two_runs_were_given_alike_is_no_result(make: Any, tmp_path: Path) -> None:
+    runs = [make.metatrain(tmp_path / "a"), make.metatrain(tmp_path / "b", accuracy=0.7)]
+    assert main(["report", *map(str, runs), "--compare", "--output", str(tmp_path / "compared.html")]) == 0
+    text = (tmp_path / "compared.md").read_text()
+    assert "| ways |" not in text
+    assert "test low" in text
+    assert not re.search(r"test low.*points", text)
+    one = make.finetune(tmp_path / "one")
+    lines = (one / "metrics.csv").read_text().splitlines(keepends=True)
+    (one / "metrics.csv").write_text("".join(lines[:2]))
+    assert main(["report", str(one)]) == 0
+    text = (one / "report.md").read_text()
+    assert "There is one row and so no curve" in text
