@@ -4,6 +4,7 @@ Source: Chen, Li and Xu, "AReLU: Attention-based Rectified Linear Unit", 2020, s
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.fx
@@ -30,9 +31,12 @@ def _check(x: Tensor) -> None:
         raise TypeError("x: a nested tensor of layout torch.strided has no shape; give one of layout torch.jagged")
 
 
+_NO_SCALARS: Any = (str, bytes, list, tuple, dict, set, type(None))
+
+
 def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
     """Make `value` a tensor, after a look at its size."""
-    if isinstance(value, str | bytes | list | tuple | dict | set | None):
+    if isinstance(value, _NO_SCALARS):
         raise InputError(f"{name}: {said(value)} is not allowed; give a number or a tensor of one element")
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name}: expected one element, got shape {tuple(value.shape)}; AReLU has one {name} a layer")

@@ -74,12 +74,12 @@ def swap_task(config: SwapConfig) -> SwapReport | None:
         batch_norm=config.batch_norm,
     )
     init = report.init
-    _print_report(report, f"{model_config.name} → {activation}" + (f", {init}" if init else ""))
     if not model_config.pretrained and activation == "arelu" and model_config.init is None:
         print(
             "random weights know nothing to keep, so AReLU starts as the paper's and logits move; --model.pretrained, "
             "or --model.init preserve, keeps every logit"
         )
+    _print_report(report, f"{model_config.name} → {activation}" + (f", {init}" if init else ""))
     if config.image is not None:
         draw_drift(report, config.image, f"{model_config.name}: {activation}" + (f" ({init})" if init else ""))
     return report
