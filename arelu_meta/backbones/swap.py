@@ -100,6 +100,9 @@ def swap_activations(
     A second swap replaces what the first one put in, from the model's own activations on; what was put in with the
     same activation and the same init (or none is asked for) stays, with what it has learned.
 
+    A Hugging Face model's `from_pretrained` makes the network anew: call this, with an init, in the `__init__` of a
+    class of your own below the model's; its `save_pretrained` and `from_pretrained` then keep the scalars.
+
     Args:
         model: any module.
         activation: a name of `list_activations()`, `elsa:BASE`, `arelu:START`, or a control that is put in the

@@ -84,6 +84,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Divide the trainable parameters into head, activations' scalars and backbone, each with its learning rate.
 
+    Hugging Face's Trainer goes by names and decays the scalars: hand it `optimizers=(AdamW(groups), None)` of these.
+
     Args:
         model: any module; parameters that need no gradient are left out.
         lr: the learning rate.
