@@ -704,11 +704,16 @@ class StudyModelConfig(Settings):
         activation: activations, with commas between, each with its start behind a colon where it has one, as
             original,relu,arelu:paper,arelu:preserve; original keeps the model's own; also controls, as control:gain,
             control:leak, relu:he or arelu:open:frozen (`arelu-meta activations` explains them); default: the study's.
+        alpha: where the alpha of each AReLU and ELSA starts, with commas between, as 0.5,0.9: each contender once a
+            start; default: what the start of each says.
+        beta: likewise beta.
     """
 
     name: str | None = setting(None, several=True)
     pretrained: bool | str | None = setting(None, read_by=("claims small-lr", "claims focus", "claims tuning"))
     activation: str | None = setting(None, several=True)
+    alpha: float | str | None = setting(None, least=0.01, most=0.99, several=True, read_by=("claims small-lr",))
+    beta: float | str | None = setting(None, several=True, read_by=("claims small-lr",))
 
 
 @dataclass

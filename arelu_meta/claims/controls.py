@@ -10,12 +10,15 @@ from arelu_meta.errors import InputError, nearest_names
 ORIGINAL, HELD, PROBE = "original", "original:held", "probe"
 """The model's own activations; with batch normalisation held; and logistic regression on its frozen features."""
 
+RIVALS = {"original:meta-sgd": "metasgd", "original:maml++": "mamlpp"}
+"""Meta-learners that learn their inner rates, with the model's own activations: what else could explain a gain."""
+
 
 def check_contender(name: str) -> str:
     """Refuse an unknown activation, start or control.
 
     Args:
-        name: `original`, an activation, `arelu:START`, `arelu:START:frozen` or a control.
+        name: `original`, an activation, `elsa:ACTIVATION`, `arelu:START`, `arelu:START:frozen` or a control.
 
     Returns:
         It, the activation under the name by which it is listed.
@@ -23,8 +26,10 @@ def check_contender(name: str) -> str:
     Raises:
         InputError: with what is allowed.
     """
-    if name in (ORIGINAL, HELD) or name in CONTROLS:
+    if name in (ORIGINAL, HELD, *RIVALS) or name in CONTROLS:
         return name
+    if name.lower().startswith("elsa:"):
+        return canonical_name(name, "model.activation")
     try:
         activation, start = split_start(name)
     except InputError as error:
@@ -43,13 +48,17 @@ def contender_model(name: str, pretrained: bool | str, contender: str) -> ModelC
     Args:
         name: of the backbone.
         pretrained: as model.pretrained.
-        contender: as `check_contender` takes it.
+        contender: as `check_contender` takes it; behind an `@` where alpha and beta start, as `arelu:paper@0.5/1`.
     """
-    activation, init = (None, None) if contender in (ORIGINAL, HELD) else split_start(contender)
+    contender, _, scalars = contender.partition("@")
+    alpha, _, beta = scalars.partition("/")
+    activation, init = (None, None) if contender in (ORIGINAL, HELD, *RIVALS) else split_start(contender)
     return ModelConfig(
         name=name,
         pretrained=pretrained,
         activation=activation,
+        alpha=float(alpha) if alpha else None,
+        beta=float(beta) if beta else None,
         init=init,  # type: ignore[arg-type]  # checked by check_contender
         reset_head=isinstance(pretrained, str),
         head_init="zero" if pretrained else "random",
@@ -58,7 +67,7 @@ def contender_model(name: str, pretrained: bool | str, contender: str) -> ModelC
 
 def scalars_learn(contender: str) -> bool:
     """Return True if a contender swaps in an activation that may have scalars with a learning rate of their own."""
-    return contender not in (ORIGINAL, HELD) and not is_control(contender)
+    return contender not in (ORIGINAL, HELD, *RIVALS) and not is_control(contender)
 
 
 def explained(names: list[str]) -> Table:

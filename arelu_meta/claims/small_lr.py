@@ -18,7 +18,16 @@ from scipy.integrate import trapezoid
 
 from arelu_meta.activations.controls import is_control
 from arelu_meta.backbones.from_config import check_model_config
-from arelu_meta.claims.controls import HELD, ORIGINAL, PROBE, check_contender, contender_model, explained, scalars_learn
+from arelu_meta.claims.controls import (
+    HELD,
+    ORIGINAL,
+    PROBE,
+    RIVALS,
+    check_contender,
+    contender_model,
+    explained,
+    scalars_learn,
+)
 from arelu_meta.claims.matched_learning_rate import STEPS, NoMatchError, matched_inner_rate, matched_rate
 from arelu_meta.claims.metrics import regret, steps_to, width_within, worth
 from arelu_meta.claims.study import (
@@ -186,7 +195,7 @@ def list_trials(config: ClaimsConfig) -> list[Trial]:
         others = [
             name
             for name in contenders
-            if ORIGINAL in contenders and name not in (ORIGINAL, HELD) and not keeps_function(name, pretrained)
+            if ORIGINAL in contenders and name not in (ORIGINAL, HELD, *RIVALS) and not keeps_function(name, pretrained)
         ]
         trials += [replace(first, contender=f"{MATCHED}{name}", seed=seed) for name in others]
     return trials
@@ -220,7 +229,29 @@ def contenders_of(config: ClaimsConfig, pretrained: bool | None = None) -> list[
     """
     found = read_names("model.activation", config.model.activation)
     contenders = list(dict.fromkeys(check_contender(name) for name in found))
+    if rivals := [name for name in contenders if name in RIVALS and config.pipeline != "maml"]:
+        raise InputError(f"model.activation: {rivals[0]!r} is a meta-learner; give --pipeline maml with it")
+    contenders = [one for name in contenders for one in with_scalars(name, config.model.alpha, config.model.beta)]
     return contenders if pretrained is None else merged(contenders, pretrained)
+
+
+def with_scalars(contender: str, alpha: float | str | None, beta: float | str | None) -> list[str]:
+    """List a contender once for each start of alpha and beta, where it has such scalars.
+
+    Args:
+        contender: as `check_contender` returned it.
+        alpha: numbers with commas between, or None for what the contender says itself.
+        beta: the same.
+
+    Raises:
+        InputError: naming a number that is not allowed.
+    """
+    if (alpha is None and beta is None) or not contender.startswith(("arelu", "elsa")):
+        return [contender]
+    given = {"model.alpha": alpha, "model.beta": beta}
+    grid = itertools.product(*([None] if text is None else read_numbers(flag, text) for flag, text in given.items()))
+    found = ["/".join("" if one is None else f"{one:g}" for one in pair) for pair in grid]
+    return [f"{contender}@{scalars}" for scalars in found]
 
 
 def merged(contenders: Sequence[str], pretrained: bool) -> list[str]:
@@ -354,12 +385,13 @@ def _finetuned(config: ClaimsConfig, trial: Trial, folder: Path) -> list[Row]:
 
 def metatrain_config(config: ClaimsConfig, trial: Trial, folder: Path) -> MetatrainConfig:
     """As `finetune_config`, of a trial that meta-learns; its rate is the inner loop's."""
+    rival: Any = {"algorithm": RIVALS[trial.contender]} if trial.contender in RIVALS else {}
     return MetatrainConfig(
         run=RunConfig(folder=str(folder), seed=trial.seed, device=config.run.device, pictures=False),
         data=deepcopy(config.data),
         model=model_config(trial.model, trial.pretrained, trial.contender),
         optim=OptimConfig(name=trial.optimizer, lr=1e-3, weight_decay=0.0, schedule="constant"),
-        meta=MetaConfig(inner_lr=trial.lr, inner_steps=_INNER_STEPS, steps=trial.length, batch_tasks=8),
+        meta=MetaConfig(inner_lr=trial.lr, inner_steps=_INNER_STEPS, steps=trial.length, batch_tasks=8, **rival),
         eval=EvalConfig(
             tasks=trial.tasks,
             every=max(1, trial.length // _VALIDATIONS),
@@ -617,6 +649,7 @@ def _anchors(rows: Sequence[Row]) -> list[Anchor]:
 
 def is_ours(contender: str) -> bool:
     """Return True if a contender is an AReLU, by whatever start: what the claims are about."""
+    contender = contender.partition("@")[0]
     return contender.partition(":")[0] == "arelu" and not contender.endswith(":frozen")
 
 
@@ -820,6 +853,7 @@ def keeps_function(contender: str, pretrained: bool) -> bool:
         contender: `original`, an activation, or `arelu:START`.
         pretrained: whether it starts from pretrained weights, which says how an AReLU without a start starts.
     """
+    contender = contender.partition("@")[0]
     if contender in ("control:gain", "control:head10"):
         return True
     return contender.removesuffix(":frozen") == "arelu:preserve" or (

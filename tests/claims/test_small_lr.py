@@ -393,3 +393,41 @@ def test_seeds_that_split_one_folder_anew_have_wider_intervals_and_the_study_say
     resplit.complete()
     assert not any("Nadeau" in note for note in plain.notes)
     assert any("1/seeds + test/train (1/3 + 0.5)" in note for note in resplit.notes)
+
+
+def test_the_grid_of_starts_makes_a_contender_of_each_and_leaves_those_without_scalars_alone() -> None:
+    words = [
+        "--model.activation",
+        "original,gelu,arelu:paper,elsa:relu6",
+        "--model.alpha",
+        "0.5,0.9",
+        "--model.beta",
+        "1",
+    ]
+    found = {one.contender for one in _trials(*words) if not one.contender.startswith("matched")}
+    assert found == {"original", "gelu", "probe"} | {
+        f"{name}@{alpha}/1" for name in ("arelu:paper", "elsa:relu6") for alpha in ("0.5", "0.9")
+    }
+    made = small_lr.model_config("mnist_linear", False, "arelu:paper@0.5/1")
+    assert (made.activation, made.init, made.alpha, made.beta) == ("arelu", "paper", 0.5, 1.0)
+    assert small_lr.model_config("mnist_linear", False, "arelu@/3").alpha is None
+    assert small_lr.is_ours("arelu@0.5/1")
+    assert small_lr.keeps_function("arelu:preserve@0.5/1", pretrained=False)
+
+
+def test_learned_inner_rates_are_rivals_of_maml_alone(tmp_path: Path) -> None:
+    words = ["small-lr", "--pipeline", "maml", "--model.activation", "original,original:meta-sgd,original:maml++"]
+    config = resolve(parse("claims", words))
+    made = {
+        one.contender: small_lr.metatrain_config(config, one, tmp_path)
+        for one in list_trials(config)
+        if not one.contender.startswith("matched")
+    }
+    assert {name: one.meta.algorithm for name, one in made.items()} == {
+        "original": "maml",
+        "original:meta-sgd": "metasgd",
+        "original:maml++": "mamlpp",
+    }
+    assert all(one.model.activation is None for one in made.values())
+    with pytest.raises(InputError, match="is a meta-learner; give --pipeline maml"):
+        _trials("--model.activation", "original,original:maml++")
