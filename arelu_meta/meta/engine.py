@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arelu_meta.data.fewshot import Episode, TaskBatch
 from arelu_meta.data.fewshot.given_tasks import as_task, iterate_tasks, sizes_of, stack
-from arelu_meta.errors import InputError, import_learn2learn
+from arelu_meta.errors import InputError, import_learn2learn, shown
 from arelu_meta.meta.algorithms import (
     build_maml,
     check_labels,
@@ -89,6 +89,10 @@ def meta_gradient(
     """
     if order not in (1, 2):
         raise InputError(f"order: {order!r} is not allowed; give 1 or 2")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: {shown(model)} is no torch.nn.Module; give one that maps images to logits")
+    if not isinstance(inner_steps, int) or inner_steps < 1:
+        raise InputError(f"inner_steps: {inner_steps!r} is not allowed; give at least 1")
     batches = [tasks] if isinstance(tasks, TaskBatch) else list(_batches(tasks))
     count = sum(map(len, batches))
     if not count:

@@ -145,6 +145,20 @@ def test_tasks_of_another_form_are_told_in_a_sentence(case: str) -> None:
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"order": 3}, "order: 3 is not allowed; give 1 or 2"),
+        ({"inner_steps": 0}, "inner_steps: 0 is not allowed; give at least 1"),
+        ({"model": "resnet18"}, "model: 'resnet18' is no torch.nn.Module; give one that maps images to logits"),
+    ],
+)
+def test_other_arguments_are_told_in_a_sentence(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        meta_gradient(**{"model": network(), "tasks": [parts_of(0)], "inner_lr": 0.1, **options})
+    assert str(caught.value) == sentence
+
+
 @pytest.mark.parametrize("part", [1, 3])
 def test_a_label_beyond_the_models_outputs_is_told_in_a_sentence(part: int) -> None:
     task = list(parts_of(0))
