@@ -148,6 +148,7 @@ class Plan:
         an_image: seconds to look at one image.
         steps_an_epoch: of the training images.
         images: training, validation and test images.
+        whole: validation and test images that the winner's own run looks at, which does not thin them.
         seconds: that it took to find out.
     """
 
@@ -161,6 +162,7 @@ class Plan:
     an_image: float
     steps_an_epoch: int
     images: list[int]
+    whole: list[int]
     seconds: float
 
     def predict(self, trial: Trial) -> float:
@@ -236,6 +238,7 @@ class Track:
         self._models: dict[tuple[str | None, str | None, int, bool], tuple[nn.Module, ModelSpec]] = {}
         self._heads: dict[int, tuple[Tensor, Tensor]] = {}
         self._own: tuple[nn.Module, ModelSpec] | None = None
+        self.whole = [0, 0]
 
     @property
     def careful(self) -> bool:
@@ -246,6 +249,7 @@ class Track:
         """Divide the images by a seed, as fine-tuning does; only the latest split is kept."""
         if seed not in self._splits:
             found = load_images(self.data, seed, self.seen)
+            self.whole = [len(found.validation), len(found.test)]
             train, validation, test = (
                 self._keep(_at_most(part, most))
                 for part, most in zip((found.train, found.validation, found.test), self.most, strict=True)
@@ -429,7 +433,7 @@ class Track:
         able = []
         an_image = 0.0
         for name in names:
-            trial = Trial(name, _SMALL_RATE, self.config.run.seed, 1, "screen")
+            trial = Trial(name, _SMALL_RATE, self.config.run.seed, 4, "screen")  # an epoch may be one step
             if (kind := kind_of(name)) in taken:
                 try:
                     set_learning(self.model(trial, settings := self.settings(trial))[0], settings.train)
@@ -515,9 +519,11 @@ class Race:
 
     def _by(self, share: float) -> float:
         """Return when a part of the budget ends; the model and the page have their time behind it."""
-        a_model = 1.6 * self.plan.predict(Trial(ORIGINAL, _MIDDLE, self.seed, self.plan.epochs, "final"))
+        plan = self.plan
+        a_model = 1.6 * plan.predict(Trial(ORIGINAL, _MIDDLE, self.seed, plan.epochs, "final"))
+        a_model += plan.an_image * ((plan.epochs + 1) * plan.whole[0] + plan.whole[1])
         behind = max(1.0, self.slower) * a_model + _PAGE_SECONDS
-        return self.until - max((1 - share) * self.budget, min(behind, 0.4 * self.budget))
+        return self.until - max((1 - share) * self.budget, min(behind, 0.6 * self.budget))
 
     def done(self, trial: Trial, by: float, bar: ProgressBar) -> bool:
         """Do a run unless it is done; return False if there is no time for it."""
@@ -838,7 +844,18 @@ def make_plan(config: RaceConfig, device: torch.device, budget: float, started: 
 
     def planned(epochs: int, rates: Sequence[float], recipes: Sequence[str]) -> Plan:
         return Plan(
-            size, per_class, epochs, [*rates], [*recipes], limits, steps, an_image, batches, parts, round(taken, 1)
+            size,
+            per_class,
+            epochs,
+            [*rates],
+            [*recipes],
+            limits,
+            steps,
+            an_image,
+            batches,
+            parts,
+            track.whole,
+            round(taken, 1),
         )
 
     left = _SCREENED * budget - taken

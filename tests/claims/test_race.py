@@ -1,6 +1,7 @@
 """The race: it keeps to its budget, chooses on validation images, goes on where it was stopped, and says what to do."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -197,9 +198,8 @@ class Runner:
 def plan_of(epochs: int = 6) -> Plan:
     steps = {"head": 0.002} | dict.fromkeys(map(racing.kind_of, RECIPES), 0.2)
     recipes = [name for name in RECIPES if name != PROBE]
-    return Plan(
-        64, None, epochs, list(racing._GRIDS[1]), recipes, [2000, 500, 1000], steps, 0.005, 10, [320, 80, 80], 10.0
-    )
+    rates = list(racing._GRIDS[1])
+    return Plan(64, None, epochs, rates, recipes, [2000, 500, 1000], steps, 0.005, 10, [320, 80, 80], [80, 80], 10.0)
 
 
 @pytest.mark.parametrize("budget", [60.0, 300.0, 900.0, 3600.0])
@@ -381,6 +381,20 @@ def test_every_recipe_of_a_race_trains_alike_but_for_what_defines_it(tmp_path: P
         assert (one.train, optim, one.data) == (first.train, first.optim, first.data), name
         assert one.model.head_init == "probe"
     assert settings[GENTLE].optim.act_lr == pytest.approx(1e-3)
+
+
+def test_a_step_is_timed_without_the_making_of_the_model_where_an_epoch_has_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track = Track(config_of(tmp_path), torch.device("cpu"), 28, 2)
+    model = Track.model
+
+    def slow(self: Track, *given: Any) -> Any:
+        time.sleep(1.0)
+        return model(self, *given)
+
+    monkeypatch.setattr(Track, "model", slow)
+    assert track.time_steps([ORIGINAL])[0]["full, own"] < 0.9
 
 
 @pytest.mark.slow
