@@ -74,12 +74,13 @@ def swap_task(config: SwapConfig) -> SwapReport | None:
         batch_norm=config.batch_norm,
     )
     init = report.init
-    if not model_config.pretrained and activation == "arelu" and model_config.init is None:
-        print(
-            "random weights know nothing to keep, so AReLU starts as the paper's and logits move; --model.pretrained, "
-            "or --model.init preserve, keeps every logit"
-        )
-    _print_report(report, f"{model_config.name} → {activation}" + (f", {init}" if init else ""))
+    why = [
+        "random weights know nothing to keep, so AReLU starts as the paper's and logits move; --model.pretrained, or "
+        "--model.init preserve, keeps every logit"
+    ]
+    if model_config.pretrained or activation != "arelu" or model_config.init is not None:
+        why = []
+    _print_report(report, f"{model_config.name} → {activation}" + (f", {init}" if init else ""), why)
     if config.image is not None:
         draw_drift(report, config.image, f"{model_config.name}: {activation}" + (f" ({init})" if init else ""))
     return report
@@ -94,7 +95,7 @@ def _images(model: nn.Module, config: DataConfig) -> list[Tensor]:
     return unlabelled_batches(images, inputs, _MOST_IMAGES, batch_size=8)
 
 
-def _print_report(report: SwapReport, title: str) -> None:
+def _print_report(report: SwapReport, title: str, notes: list[str]) -> None:
     rows = [
         [e.path, e.role, e.before, e.after, *(_number(value) for value in (e.alpha, e.beta, e.drift))]
         for e in report.swapped
@@ -105,7 +106,7 @@ def _print_report(report: SwapReport, title: str) -> None:
         ends = ends[-1:]
     rows += [[entry.path, entry.role, entry.before, f"kept: {entry.reason}", "", "", ""] for entry in report.kept]
     print_table(title, ["path", "role", "before", "after", "alpha", "beta", "drift"], rows, ends)
-    print("\n".join([*report.notes, report.counts()]))
+    print("\n".join([*report.notes, *notes, report.counts()]))
 
 
 def stage_of(path: str) -> str:

@@ -30,7 +30,7 @@ from arelu_meta.finetuning.recorders import GradientRecorder, ScalarRecorder
 from arelu_meta.finetuning.results import draw_results, write_results
 from arelu_meta.finetuning.training_step import Sums, TrainingState, check_finite, check_step, train_epoch
 from arelu_meta.runs.checkpoints import check_kinds, digest_of, has_digest, restoring
-from arelu_meta.runs.progress import ProgressBar, progress
+from arelu_meta.runs.progress import Forecast, ProgressBar, progress
 from arelu_meta.runs.reproducibility import random_state, restore_random_state
 from arelu_meta.runs.run_folder import RunFolder, report_results, resumable
 from arelu_meta.runs.signals import SavePoints
@@ -208,9 +208,22 @@ class Trainer:
             return
         epochs = self.config.train.epochs
         images = (epochs - self.epoch) * len(self.splits.train) - self.sums.seen
+        self.forecast = Forecast(self.training.all_updates, self._shorter())
         with progress("fine-tuning", images, "images") as bar, self.save_points.active():
+            self.say = bar.line
             while self.epoch < epochs and not self._stopped_early():
                 self._one_epoch(bar)
+
+    def _shorter(self) -> str:
+        """Name what would make this run short, or smaller in memory."""
+        data, side = self.config.data, self.spec.inputs.image_size
+        found = [] if keeps_features(self.config.train.mode) else ["--train.mode probe (frozen features, one fit)"]
+        if side > 64:
+            found.append(f"--data.image_size {max(64, side // 2)}")
+        if data.batch_size > 1:
+            half, accumulate = -(-data.batch_size // 2), 2 * self.config.optim.accumulate
+            found.append(f"--data.batch_size {half} --optim.accumulate {accumulate} (half the memory)")
+        return ", ".join(found) or "fewer --train.epochs"
 
     def _stopped_early(self) -> bool:
         patience = self.config.train.patience
@@ -243,6 +256,8 @@ class Trainer:
         )
 
     def _between_steps(self) -> None:
+        if (told := self.forecast.after(self.training.updates)) is not None:
+            self.say(told)
         self.save_points.between(self.training.updates)
 
     def _elapsed(self) -> float:

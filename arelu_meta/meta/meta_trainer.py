@@ -29,7 +29,7 @@ from arelu_meta.meta.normalization import train_mode
 from arelu_meta.runs.checkpoints import check_kinds, digest_of, has_digest, restoring
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.distributed import Ranks
-from arelu_meta.runs.progress import ProgressBar, progress
+from arelu_meta.runs.progress import Forecast, ProgressBar, progress
 from arelu_meta.runs.reproducibility import naming_anomaly, random_state, restore_random_state
 from arelu_meta.runs.run_folder import RunFolder, report_results, resumable
 from arelu_meta.runs.signals import SavePoints
@@ -279,6 +279,10 @@ class MetaTrainer:
     def _train(self) -> None:
         steps, batch = self.config.meta.steps, self.config.meta.batch_tasks
         every = self.config.eval.every
+        side = self.spec.inputs.image_size
+        shorter = "fewer --meta.steps, a smaller --meta.batch_tasks"
+        shorter += f", --data.image_size {side // 2}" if side > 40 else ""
+        self.forecast = Forecast(steps, f"{shorter}, --meta.algorithm protonet (no inner steps)")
         with progress("meta-training", (steps - self.step) * batch, "tasks") as bar, self.save_points.active():
             bar.line(headline(self.config, self.spec, self.splits, self.outer.engine_note, self.ranks))
             bar.line(self.outer.how_many_at_once(self._draw))
@@ -304,6 +308,8 @@ class MetaTrainer:
             self.losses.append(loss)
             self.accuracies.append(accuracy)
             bar.advance(self.config.meta.batch_tasks, loss=loss, accuracy=accuracy)
+            if (told := self.forecast.after(self.step)) is not None:
+                bar.line(told)
             self.save_points.between(self.step)
         validation = self._validate()
         self.seconds, self.started = self._elapsed(), None

@@ -1,5 +1,6 @@
 """Progress: a bar with a rate and the current metric on a terminal, plain lines when piped."""
 
+import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -14,6 +15,7 @@ from rich.table import Table
 from arelu_meta.errors import printable
 
 _SECONDS_BETWEEN_LINES = 10.0
+_LONG_RUN, _HALF_AN_HOUR = 60.0, 1800.0
 T = TypeVar("T")
 
 
@@ -115,6 +117,57 @@ class ProgressBar:
             self._bar.console.print(text, markup=False)
         else:
             print(text, flush=True)
+
+
+class Forecast:
+    """Says once, from one timed step on a real batch, how long the run will take and how much memory it needs.
+
+    Args:
+        steps: of the whole run.
+        shorter: what would make it short, said above half an hour or half of the memory.
+    """
+
+    def __init__(self, steps: int, shorter: str) -> None:
+        self.steps, self.shorter = steps, shorter
+        self._first: float | None = None
+        self._said = False
+
+    def after(self, step: int) -> str | None:
+        """Return the line behind the second step of this process (the first also warms up); None before and later.
+
+        Args:
+            step: how many are done.
+        """
+        if self._said:
+            return None
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            return None
+        self._said = True
+        seconds = (now - self._first) * max(self.steps - step, 0)
+        used, whole = memory()
+        heavy = whole > 0 and used > whole / 2
+        if seconds < _LONG_RUN and not heavy:
+            return None
+        span = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        span = span if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        line = f"about {span} of training, {used / 1e9:.1f} of {whole / 1e9:.0f} GB of memory so far"
+        return f"{line}; shorter: {self.shorter}" if heavy or seconds > _HALF_AN_HOUR else line
+
+
+def memory() -> tuple[int, int]:
+    """Return the most bytes that this process has held, and how many there are: of the GPU where it is in use."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
+    try:
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ImportError, AttributeError, ValueError, OSError):  # Windows
+        return 0, 0
 
 
 @contextmanager
