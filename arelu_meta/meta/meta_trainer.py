@@ -26,6 +26,7 @@ from arelu_meta.meta.engine import VectorizedEngine, build_engine
 from arelu_meta.meta.evaluation import adaptation_curves, curve_results, describe_curve, first_nonfinite_step
 from arelu_meta.meta.inner_loop import BASELINES, attach_loop, inner_of, step_weights
 from arelu_meta.meta.normalization import train_mode
+from arelu_meta.runs.atomic_io import write_text
 from arelu_meta.runs.checkpoints import check_kinds, digest_of, has_digest, restoring
 from arelu_meta.runs.curves import draw_curves
 from arelu_meta.runs.distributed import Ranks
@@ -464,6 +465,9 @@ class MetaTrainer:
         )
         if self.folder.rows and self.ranks.main and self.config.run.pictures:
             draw_run(self.folder, self.spec, results["test_accuracy"], self.validation_tasks is not None)
+        if self.ranks.main:  # `report --compare` pairs two runs task by task
+            lines = [f"{task},{row[-1]!r}" for task, row in zip(tasks, curves, strict=True)]
+            write_text(self.folder.path / "tasks.csv", "\n".join(["task,accuracy", *lines, ""]))
         self.folder.finish(results)
         return results
 

@@ -7,7 +7,7 @@ from arelu_meta.report.page import Block, Cell, Fact, Page, Paragraph, Section, 
 from arelu_meta.report.run_data import Run, column, number_of
 from arelu_meta.report.run_sections import described, ending, scalar_maps
 from arelu_meta.report.sweep_page import setting
-from arelu_meta.statistics import Difference, independent_difference, paired_images
+from arelu_meta.statistics import Difference, independent_difference, paired_images, paired_tasks
 
 # What was set or counted: a row where the two differ, and no difference; the intervals' ends have none that says much.
 _NO_DIFFERENCE = {
@@ -60,7 +60,28 @@ def compared(first: Run, second: Run) -> tuple[Difference, str] | None:
     wrong = _wrong_images(first), _wrong_images(second)
     if wrong[0] is not None and wrong[1] is not None and same_test(first, second):
         return _paired(wrong[0], wrong[1], len(first.split["test"]))
+    if (tasks := _same_tasks(first, second)) is not None:
+        images = len(set(map(str, first.split.get("test", ())))) or None
+        queries = int(first.number("ways") or 1) * int(first.number("queries") or 1)
+        how = f"Compared task by task on the same {len(tasks[0]):,} tasks, which the seed draws (Student’s interval)."
+        return paired_tasks(tasks[1], tasks[0], queries, images), how
     return _independent(first, second)
+
+
+def _same_tasks(first: Run, second: Run) -> tuple[list[float], list[float]] | None:
+    """Take the accuracies of two meta-learners on the same tasks; None where the tasks may not be the same."""
+    drawn = ("ways", "shots", "queries", "seed", "test_n")
+    if first.task != "metatrain" or not same_test(first, second):
+        return None
+    alike = [first.number(name) == second.number(name) is not None for name in drawn]
+    parts = [first.split.get(name) == second.split.get(name) for name in ("test", "test_digests")]
+    settings = [
+        setting(first, name) == setting(second, name) for name in ("data.name", "task.alphabet", "task.split_file")
+    ]
+    found = [column(run.rows("tasks.csv", ("task", "accuracy")), "accuracy") for run in (first, second)]
+    values = [[one for one in accuracies if one is not None] for accuracies in found]
+    whole = all(len(one) == first.number("test_n") for one in values) and len(values[0]) > 1
+    return (values[0], values[1]) if all([*alike, *parts, *settings, whole]) else None
 
 
 def same_test(first: Run, second: Run) -> bool:

@@ -493,3 +493,14 @@ def test_a_single_row_is_no_curve_and_what_two_runs_were_given_alike_is_no_resul
     assert main(["report", str(one)]) == 0
     text = (one / "report.md").read_text()
     assert "There is one row and so no curve" in text
+
+
+def test_two_meta_learners_of_one_seed_are_compared_task_by_task(tmp_path: Path) -> None:
+    tiny = "--model.name mnist_linear --data.image_size 8 --task.queries 2 --meta.steps 2 --eval.tasks 6 "
+    tiny += "--eval.validation_tasks 2 --meta.batch_tasks 2 --run.pictures false"
+    for name, more in (("a", []), ("b", ["--meta.inner_lr", "0.1"]), ("c", ["--run.seed", "1"])):
+        assert main(["metatrain", *tiny.split(), *more, "--run.folder", str(tmp_path / name)]) == 0
+    for second, paired in (("b", True), ("c", False)):
+        page = tmp_path / f"{second}.html"
+        assert main(["report", str(tmp_path / "a"), str(tmp_path / second), "--compare", "--output", str(page)]) == 0
+        assert ("Compared task by task on the same 6 tasks" in page.with_suffix(".md").read_text()) is paired

@@ -69,7 +69,7 @@ def test_a_long_or_heavy_run_says_after_two_steps_what_it_takes_and_what_would_m
     seconds: float, used: float, line: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([10.0, 10.0 + seconds, 99.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(module, "memory", lambda: (int(used), 8_000_000_000))
     forecast = Forecast(992, "a smaller size")
     assert [forecast.after(1), forecast.after(2), forecast.after(3)] == [
