@@ -24,7 +24,7 @@ from arelu_meta.activations.zoo import ELSA
 from arelu_meta.backbones.call_tracing import Example, example_input
 from arelu_meta.backbones.initialization import INITS
 from arelu_meta.backbones.lora import add_lora, has_lora, plain_name, rank_of
-from arelu_meta.backbones.networks import OUR_HEADER, heads_of, inputs_of, load_tensors
+from arelu_meta.backbones.networks import OUR_HEADER, check_path, heads_of, inputs_of, load_tensors
 from arelu_meta.backbones.swap import (
     base_of,
     print_of,
@@ -117,6 +117,7 @@ def load_adapter(model: nn.Module, path: str | Path, example: Example | None = N
     """
     from safetensors import SafetensorError
 
+    check_path(path, "adapter")
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     where = f"adapter: {str(file)!r}"
     if not file.is_file():

@@ -23,6 +23,7 @@ from arelu_meta.backbones.lora import has_lora, merge_lora
 from arelu_meta.backbones.networks import (
     OUR_HEADER,
     check_model_name,
+    check_path,
     is_given,
     is_stock,
     load_tensors,
@@ -170,6 +171,7 @@ def read_spec(path: str | Path, where: str = "checkpoint") -> tuple[Path, ModelS
     Raises:
         InputError: if it is missing, damaged, or no model of this toolkit.
     """
+    check_path(path, where)
     file = Path(path)
     if file.is_dir():
         if not (file / "model.safetensors").is_file():

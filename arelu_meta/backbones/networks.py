@@ -24,7 +24,7 @@ from arelu_meta.backbones.swap import check_scalars, remember_base, swap_activat
 from arelu_meta.backbones.timm_compat import explain_weights_that_do_not_fit
 from arelu_meta.config import Init
 from arelu_meta.data.loaders import InputSpec
-from arelu_meta.errors import InputError, nearest_names, out_of_memory
+from arelu_meta.errors import InputError, nearest_names, out_of_memory, shown
 from arelu_meta.validation import expanded
 
 
@@ -389,11 +389,29 @@ def is_stock(source: str) -> bool:
     """
     if source.startswith(_SOURCES):
         return True
+    check_path(source, "model.pretrained")
     path = expanded(source)
     if path.is_dir():
         return _is_plain(path) if (path / "model.safetensors").is_file() else _weights_in(path) is not None
     of_a_run = path.suffix == ".pt" and (path.parent.parent / "model.safetensors").is_file()  # what a run goes on from
     return path.is_file() and not of_a_run and (path.suffix.lower() != ".safetensors" or _is_plain(path))
+
+
+def check_path(source: str | Path, where: str) -> None:
+    """Refuse what no file system takes as a path, as a name of thousands of letters.
+
+    Args:
+        source: of anyone.
+        where: what an error starts with.
+
+    Raises:
+        InputError: saying why.
+    """
+    try:
+        expanded(source).exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{where}: {shown(str(source))} is no path ({reason}); give a file or a folder") from error
 
 
 def _is_plain(path: Path) -> bool:

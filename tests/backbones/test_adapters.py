@@ -277,6 +277,24 @@ def test_an_adapter_whose_tensors_do_not_fit_leaves_the_model_as_it_was(saved: P
         assert isinstance(net.act, nn.PReLU)
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "y" * 300])
+def test_a_path_that_no_file_system_takes_is_one_line(path: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_adapter(create_backbone("mnist_linear", num_classes=3, in_chans=1, activation="arelu"), file)
+    header = header_of(file)
+    header["adapter"]["pretrained"] = path
+    rewrite(file, header)
+    for call in (
+        lambda: load_adapter(Net(), path),
+        lambda: load_model(path),
+        lambda: load_model(file),
+        lambda: create_backbone("mnist_linear", pretrained=path),
+    ):
+        with pytest.raises(InputError, match=r"is no path \(File name too long\)") as raised:
+            call()
+        assert len(str(raised.value)) < 300
+
+
 def test_classes_that_do_not_fit_the_outputs_are_refused(tmp_path: Path) -> None:
     model = create_backbone("mnist_linear", num_classes=3, in_chans=1, activation="arelu")
     with pytest.raises(InputError, match="classes: 2 names do not fit the model's 3 outputs"):
