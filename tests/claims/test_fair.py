@@ -18,7 +18,7 @@ from arelu_meta.claims import (
     small_lr,
     transfer,
 )
-from arelu_meta.claims.controls import HELD, PROBE
+from arelu_meta.claims.controls import HELD, PROBE, RIVALS
 from arelu_meta.claims.gradients import PlainNet
 from arelu_meta.claims.in_memory_training import Tensors
 from arelu_meta.claims.small_lr import MATCHED
@@ -61,7 +61,8 @@ STUDIES = [
     "architectures --size full --optim.name sgd --data.per_class 9",
 ]
 CONTENDER = ("contender", "activation")
-OWN = {"model.activation", "model.init", "optim.act_lr", "run.folder"}
+OWN = {"model.activation", "model.init", "model.alpha", "model.beta", "optim.act_lr", "run.folder"}
+OWN |= {"optim.head_lr", "meta.algorithm"}  # what one control, and the two rivals, are; checked apart
 """What contenders may differ in; a rate for the activation where there is none that learns would be refused."""
 
 
@@ -85,8 +86,10 @@ def _settings(config: ClaimsConfig, trial: Any) -> dict[str, Any]:
     made: Any
     if trial.pipeline == "maml":
         made = resolve_head_init(small_lr.metatrain_config(config, trial, Path("run")))
+        assert made.meta.algorithm == RIVALS.get(trial.contender, "maml")
     else:
         made = settle_rates(settle(small_lr.finetune_config(config, trial, Path("run"))), images=100)
+        assert made.optim.head_lr == (10 * trial.lr if trial.contender == "control:head10" else None)
     assert made.optim.act_lr in (None, made.optim.lr)
     found = {name: value for name, value in flatten(made).items() if name not in OWN}
     # A trial of a study on a folder takes its images from the study's own config.
