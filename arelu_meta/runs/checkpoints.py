@@ -235,7 +235,7 @@ _REMARKS = ("notes", "skipped")  # of split.json: they decide nothing
 # Where a run lies, how it is watched, and how its images are had: these may change from one start of a run to the next.
 DECIDES_NOTHING = (
     *("run.folder", "run.resume", "run.device", "run.trackers", "run.checkpoint_minutes", "run.pictures"),
-    *("train.shard", "train.compile", "train.sync_bn"),
+    *("train.shard", "train.compile"),
     *("run.detect_anomaly", "run.deterministic", "data.workers", "data.cache", "data.download", "meta.task_chunk"),
     *(
         "data.root",

@@ -1,14 +1,21 @@
+import copy
+import json
 import os
 import subprocess
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from arelu_meta.config import FinetuneConfig, RunConfig
+from arelu_meta.config import FinetuneConfig, MetatrainConfig, RunConfig
 from arelu_meta.errors import InputError
 from arelu_meta.runs.checkpoints import (
+    DECIDES_NOTHING,
+    check_same_config,
     checksum_file,
     digest_of,
     list_checkpoints,
@@ -17,6 +24,7 @@ from arelu_meta.runs.checkpoints import (
     write_checkpoint,
 )
 from arelu_meta.runs.run_folder import RunFolder, open_run
+from arelu_meta.validation import flatten
 
 
 def _state(value: float) -> dict[str, object]:
@@ -155,3 +163,43 @@ def test_a_disk_that_vanishes_is_one_sentence(tmp_path: Path) -> None:
         for write in (lambda: folder.append_metrics({"epoch": 1}), lambda: folder.save_checkpoint("epoch-0001", {})):
             with pytest.raises(RuntimeError, match="is gone"):
                 write()
+
+
+# What may be another one while a run goes on: it is said, and trained with from there on.
+_MAY_CHANGE = ("optim.lr", "optim.head_lr", "optim.act_lr", "train.epochs", "meta.steps")
+
+
+def _another(value: Any) -> Any:
+    """Give a value that a field does not have."""
+    if isinstance(value, bool) or value is None:
+        return not value
+    return value + 1 if isinstance(value, int | float) else f"{value}-other"
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in (FinetuneConfig, MetatrainConfig) for name in flatten(kind())]
+)
+def test_every_field_of_a_config_is_free_on_resume_or_refused_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: type, name: str, ended: bool
+) -> None:
+    then = kind()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(then)))
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["a.png"]}))
+    if ended:
+        (tmp_path / "results.json").write_text("{}")
+    now = copy.deepcopy(then)
+    group, _, field = name.rpartition(".")
+    holder = getattr(now, group) if group else now
+    setattr(holder, field, _another(getattr(holder, field)))
+    if name in DECIDES_NOTHING or (name in _MAY_CHANGE and not ended):
+        check_same_config(tmp_path, lambda _: now)
+        assert (name in capsys.readouterr().out) == (name in _MAY_CHANGE)
+        return
+    with pytest.raises(InputError, match=f"^{name}: .* and the run in "):
+        check_same_config(tmp_path, lambda _: now)
+
+
+def test_what_is_free_on_resume_are_fields() -> None:
+    fields = flatten(FinetuneConfig()) | flatten(MetatrainConfig())
+    assert set(DECIDES_NOTHING) <= fields.keys()
