@@ -406,3 +406,58 @@ def test_the_effective_number_of_images_lies_between_the_different_ones_and_one(
     images = read_folder(root, root, Reading())
     assert 1 <= images.independent() <= 16
     assert images.independent() == pytest.approx((16 + copied) ** 2 / (15 + (1 + copied) ** 2))
+
+
+def _not_more_than_chance(results: dict[str, Any], chance: float) -> bool:
+    """Return True if an accuracy on noise is chance's within its interval, or it says that not all was unseen."""
+    return bool(results["test_low"] <= chance or results["test_seen"])
+
+
+@pytest.mark.slow
+def test_on_noise_no_command_reports_more_than_chance_without_saying_what_was_seen(tmp_path: Path) -> None:
+    root = _noise(tmp_path / "noise", images=20)
+    by_heart = {
+        "train_epochs": 10,
+        "train_keep": "last",
+        "optim_lr": 0.1,
+        "optim_name": "sgd",
+        "data_augmentation": "none",
+    }
+    found = [finetune(_config(root, tmp_path / "run", **by_heart))]
+    own = {"model_pretrained": str(tmp_path / "run"), "run_seed": 1, **by_heart}
+    found.append(finetune(_config(root, tmp_path / "seed", **own)))
+    found.append(finetune(_config(root, tmp_path / "folds", data_folds=3, **own)))
+    found.append(finetune(_config(root, tmp_path / "repeats", train_repeats=2, **own)))
+    found.append(evaluate(tmp_path / "run", DataConfig(root=str(root))))
+    assert found[-1]["test_accuracy"] > 0.5
+    assert found[-1]["test_seen"] == 60
+    assert all(_not_more_than_chance(results, 0.25) for results in found)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_on_noise_few_shot_tasks_of_few_images_are_not_surely_better_than_chance(tmp_path: Path, seed: int) -> None:
+    root = _noise(tmp_path / "noise", images=8, classes="abcdefghijkl", seed=seed)
+    found = metatrain(_few(root, tmp_path / "few", eval_tasks=100))
+    assert found["test_seen"] == 0
+    assert _not_more_than_chance(found, 0.5)
+    images = 8 * found["test_classes"]
+    alone = proportion_interval(images * found["test_accuracy"], images)
+    assert found["test_low"] <= alone[0] + 1e-9
+    again = evaluate(tmp_path / "few", tasks=100, against="centroid")
+    assert (again["test_low"], again["test_high"]) == (found["test_low"], found["test_high"])
+    assert again["difference_low"] <= 0 <= again["difference_high"]
+
+
+@pytest.mark.slow
+def test_a_study_of_given_runs_says_how_many_of_its_images_one_of_them_was_trained_on(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    root = _noise(tmp_path / "noise")
+    for seed in (0, 1):
+        net = {"model_name": "mnist_conv", "data_image_size": 28, "run_seed": seed}
+        finetune(_config(root, tmp_path / f"run{seed}", **net))
+    runs = f"{tmp_path / 'run0'},{tmp_path / 'run1'}"
+    assert main(["claims", "focus", "--focus.runs", runs, "--run.folder", str(tmp_path / "study")]) == 0
+    shared = set(_split(tmp_path / "run0")["test"]) - set(_split(tmp_path / "run1")["test"])
+    page = (tmp_path / "study" / "report.md").read_text()
+    assert f"{len(shared)} of 12 images were trained or validated on by run1." in page
+    assert "validated on by run0" not in page

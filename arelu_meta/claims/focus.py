@@ -52,8 +52,8 @@ from arelu_meta.data.image_folder import find_candidates
 from arelu_meta.data.image_io import fault_of, read_image
 from arelu_meta.data.loaders import InputSpec, build_transform
 from arelu_meta.data.named_datasets import load_images
-from arelu_meta.data.provenance import of_its_run
-from arelu_meta.data.splits import ImageSet
+from arelu_meta.data.provenance import of_its_run, test_images_of
+from arelu_meta.data.splits import ImageSet, Provenance
 from arelu_meta.errors import InputError, MissingExtraError, counted
 from arelu_meta.finetuning.finetune import finetune
 from arelu_meta.finetuning.optimizer import check_optimizer_name
@@ -215,10 +215,13 @@ def images_of(config: ClaimsConfig, trial: FocusTrial) -> list[Seen]:
         if not files:
             raise InputError(f"focus.images: {trial.images!r} holds no image; give a folder with images")
         return [_read(file, root) for file in (files[place] for place in _spread(len(files), trial.count))]
-    data, seed = _tested(config.data, trial)
-    test: ImageSet = load_images(data, seed).test
-    places = _spread(len(test), trial.count)
-    return [Seen(test.names[place], test[place][0], test.classes[test[place][1]]) for place in places]
+    test = _tested(config.data, trial)
+    return [Seen(name, *_named(test, place)) for place, name in enumerate(test.names)]
+
+
+def _named(images: ImageSet, place: int) -> tuple[Image.Image, str]:
+    image, label = images[place]
+    return image, images.classes[label]
 
 
 def _read(file: Path, root: Path) -> Seen:
@@ -228,11 +231,15 @@ def _read(file: Path, root: Path) -> Seen:
         raise InputError(f"focus.images: {str(file)!r} {fault_of(error)}") from error
 
 
-def _tested(data: DataConfig, trial: FocusTrial) -> tuple[DataConfig, int]:
-    """Say whose test images: the study's, or those of the first run."""
-    if not trial.run:
-        return data, trial.seed
-    return of_its_run(read_spec(str(trial.pretrained), "focus.runs")[1].config)
+def _tested(data: DataConfig, trial: FocusTrial) -> ImageSet:
+    """Take some of the test images: the study's, or those of the first run."""
+    if trial.run:
+        spec = read_spec(str(trial.pretrained), "focus.runs")[1]
+        seen = Provenance.of_header(spec.provenance)
+        test = test_images_of(*of_its_run(spec.config), seen, Path(str(trial.pretrained)))
+    else:
+        test = load_images(data, trial.seed).test
+    return test.subset(_spread(len(test), trial.count))
 
 
 def _spread(length: int, count: int) -> list[int]:
@@ -278,7 +285,9 @@ def _looked(config: ClaimsConfig, trial: FocusTrial, folder: Path) -> list[Row]:
     shown = _SHOWN if trial.seed == config.run.seed else 0
     model.to(choose_device(config.run.device))
     found = look(model, spec, images_of(config, trial), read_regions(trial.boxes, trial.masks), shown)
-    return [{**row, "test_accuracy": accuracy} for row in found]
+    own = trial.run and trial.images is None  # of images of a person's own nothing is known here
+    known = Provenance.of_header(spec.provenance).count_seen(_tested(config.data, trial)) if own else 0
+    return [{**row, "test_accuracy": accuracy, "images_seen": known} for row in found]
 
 
 def estimate(config: ClaimsConfig, trials: Sequence[FocusTrial]) -> float:
@@ -692,5 +701,9 @@ def _notes(runs: Runs) -> list[str]:
         notes.append(
             "Without boxes or masks nobody knows where the object is: low entropy is a small spot, right or not."
         )
+    for name, found in runs.by.items():
+        rows = next(iter(found.values()))
+        if known := rows[0].get("images_seen"):
+            notes.append(f"{known} of {len(rows)} images were trained or validated on by {name}.")
     lost = sum(bool(rows[0].get("diverged")) for found in runs.by.values() for rows in found.values())
     return [*notes, f"{counted(lost, 'run')} became NaN, counted as the worst."] if lost else notes
