@@ -940,8 +940,7 @@ def _conclude(held: Race, config: RaceConfig, folder: Path, started: float) -> d
     results["next"] = [
         f"arelu-meta predict {shlex.quote(str(folder / 'model'))} IMAGE …",
         f"arelu-meta export {shlex.quote(str(folder / 'model'))}",
-        f"arelu-meta race {shlex.quote(config.data.root or name)} --run.folder {shlex.quote(str(folder))} "
-        "--race.more true",
+        shlex.join(again_of(config, folder)),
     ]
     write_rows(folder / "race.csv", rows)
     tell(results, folder)
@@ -973,17 +972,32 @@ def _make_model(settings: FinetuneConfig, folder: Path) -> dict[str, Any]:
     return {"model": str(folder), "model_test_accuracy": found["test_accuracy"]}
 
 
+def again_of(config: RaceConfig, folder: Path) -> list[str]:
+    """Write the command that adds seeds to a race: the same images and backbone, or it would be refused.
+
+    Args:
+        config: of the race.
+        folder: its run folder.
+    """
+    more = replace(config.race, more=True)
+    run = replace(config.run, folder=str(folder), resume="never")
+    return ["arelu-meta", "race", *_flags(replace(config, run=run, race=more), RaceConfig())]
+
+
 def command_of(settings: FinetuneConfig) -> list[str]:
     """Write the command that does a fine-tuning run.
 
     Args:
         settings: what differs from the defaults becomes a flag.
     """
-    defaults = flatten(FinetuneConfig())
-    words = ["arelu-meta", "finetune"]
-    if settings.data.root is not None:
-        words.append(settings.data.root)
-    for name, value in flatten(settings).items():
+    return ["arelu-meta", "finetune", *_flags(settings, FinetuneConfig())]
+
+
+def _flags(config: FinetuneConfig | RaceConfig, untouched: FinetuneConfig | RaceConfig) -> list[str]:
+    """Write what differs from the defaults as words of a command."""
+    defaults = flatten(untouched)
+    words = [config.data.root] if config.data.root is not None else []
+    for name, value in flatten(config).items():
         if value == defaults[name] or name == "data.root" or value is None:
             continue
         shown = f"{value:g}" if isinstance(value, float) else str(value)

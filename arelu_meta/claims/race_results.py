@@ -253,7 +253,12 @@ def _sentence(
         to_original = finals.at_best(ours).keys() & finals.at_best(ORIGINAL).keys()
         name = "The swap" if winner == ours else _named(ours, recipes)
         beside = " against the original" if winner != ORIGINAL else ""
-        if claim is not None:
+        if claim is not None and claim.n < _FEWEST_SEEDS:
+            parts.append(
+                f"{name}{beside}: {_signed(claim.difference)} on two seeds, too few for a verdict; --race.more true "
+                "adds seeds."
+            )
+        elif claim is not None:
             parts.append(
                 f"{name}{beside}: {_signed(claim.difference)} ({_signed(claim.low)} to {_signed(claim.high)}): "
                 f"{claim.words}."
