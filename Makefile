@@ -30,10 +30,17 @@ docs-serve: $(STAMP)
 
 setup: $(STAMP)
 
+# Another clone's environment is not moved here without a word: its owner would run this code from then on.
+OWNER := import importlib.metadata as m, json, pathlib, sys; \
+	there = [json.loads(d.read_text("direct_url.json") or "{}").get("url", "") for d in m.distributions(name="arelu-meta")]; \
+	other = [url for url in there if url and url != pathlib.Path.cwd().as_uri()]; \
+	sys.exit(f"error: VENV: {sys.argv[1]!r} is the environment of the clone at {other[0]}; give another VENV=" if other else 0)
+
 # One stamp stands for the whole environment, so the second run installs nothing.
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("error: Python %d.%d: arelu_meta needs 3.11 or later; name one with PYTHON=" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c '$(OWNER)' "$(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable '.[dev]'
 	touch $(STAMP)
 

@@ -76,7 +76,7 @@ def _same_tasks(first: Run, second: Run) -> tuple[list[float], list[float]] | No
     alike = [first.number(name) == second.number(name) is not None for name in drawn]
     parts = [first.split.get(name) == second.split.get(name) for name in ("test", "test_digests")]
     settings = [
-        setting(first, name) == setting(second, name) for name in ("data.name", "task.alphabet", "task.split_file")
+        setting(first, name) == setting(second, name) for name in ("data.name", "task.alphabets", "task.split_file")
     ]
     found = [column(run.rows("tasks.csv", ("task", "accuracy")), "accuracy") for run in (first, second)]
     values = [[one for one in accuracies if one is not None] for accuracies in found]
