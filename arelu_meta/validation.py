@@ -20,6 +20,7 @@ from arelu_meta.errors import InputError, nearest_names, shown
 
 _LARGEST = 2**32 - 1  # whole numbers beyond this overflow inside torch and NumPy, each in its own way
 _LARGEST_FLOAT = 2**1023
+_SMALLEST_FLOAT32 = 1e-37  # below it numbers become 0 where they are used
 _LARGEST_FLOAT32 = 3e38  # beyond it torch's optimisers overflow
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes; what Linux allows
 _MOST_VALUES, _MOST_BYTES = 10_000, 1_000_000  # of a YAML file
@@ -164,6 +165,8 @@ def _check_number(name: str, value: float, limits: Mapping[str, float]) -> None:
         and not value <= limits.get("above", -math.inf)
         and not value >= limits.get("below", math.inf)
     )
+    if 0 < abs(value) < _SMALLEST_FLOAT32:
+        raise InputError(f"{name}: {shown(value)} is not allowed; give 0, or a number at least {_SMALLEST_FLOAT32}")
     if not fits:
         words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
         allowed = " and ".join(f"{words[key]} {asked[key]}" for key in words if key in asked)

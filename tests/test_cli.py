@@ -631,6 +631,11 @@ def test_a_run_ends_with_the_epoch_it_kept_and_why_and_with_the_next_commands(
 
 
 def test_a_home_of_nobody_and_a_rate_beyond_floats_are_told_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:
-    for words in (["--data.labels", "~nouser/x"], ["--data.root", "~nouser/x"], ["--optim.head_lr", "1e308"]):
+    for words in (
+        ["--data.labels", "~nouser/x"],
+        ["--data.root", "~nouser/x"],
+        ["--optim.head_lr", "1e308"],
+        ["--train.mixup", "1e-320"],
+    ):
         assert main(["finetune", *words]) == 2
         assert capfd.readouterr().err.count("\n") == 1

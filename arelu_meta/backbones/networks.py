@@ -3,12 +3,17 @@
 Weights come with this package, through timm, from a file of timm or plain PyTorch, or from the Hugging Face Hub.
 """
 
+import contextlib
 import copy
 import importlib
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -826,6 +831,31 @@ def _paper_net(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         raise InputError(f"model.name: {name!r} cannot be made: {str(error).splitlines()[0]}") from error
 
 
+@contextlib.contextmanager
+def _without_hub() -> Iterator[None]:
+    """Let the Hub's client look into its cache alone where the Hub is out of reach: it would try for a minute."""
+    from huggingface_hub import constants
+
+    before, found = constants.HF_HUB_OFFLINE, []
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+
+    def look() -> None:
+        with contextlib.suppress(OSError):
+            port = address.port or (80 if address.scheme == "http" else 443)
+            socket.create_connection((str(address.hostname), port), 3).close()
+            found.append(True)
+
+    if not urllib.request.getproxies():
+        looking = threading.Thread(target=look, daemon=True)  # a name server that is silent can take minutes
+        looking.start()
+        looking.join(3.5)
+        constants.HF_HUB_OFFLINE = before or not found
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     import timm
 
@@ -836,8 +866,10 @@ def _timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.ERROR)  # its retries are told once, in the error below
+    offline = _without_hub() if pretrained and weights is None else contextlib.nullcontext()
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+        with offline:
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     except (OSError, RuntimeError) as error:
         if out_of_memory(error):
             raise
