@@ -1,7 +1,8 @@
 """Train a Hugging Face vision model with AReLU through its own Trainer: `python examples/hf_trainer.py`.
 
-Needs `pip install transformers datasets`. The scalars are parameters as any other: `save_pretrained` writes them, and
-`from_pretrained` reads them into a model that was swapped with the same arguments.
+Needs `pip install transformers datasets`. The scalars are parameters as any other: `save_pretrained` writes them, and a
+model that was swapped with the same arguments loads them. Trainer's own optimiser decays them as it decays weights, so
+it is given one of `parameter_groups`, which spares them.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
-from arelu_meta import swap_activations
+from arelu_meta import parameter_groups, swap_activations
 
 
 def network() -> ResNetForImageClassification:
@@ -55,6 +56,7 @@ def main() -> float:
             arguments,
             train_dataset=rows[:cut],
             eval_dataset=rows[cut:],
+            optimizers=(torch.optim.AdamW(parameter_groups(model, lr=arguments.learning_rate)), None),
             compute_metrics=lambda given: {"accuracy": float(np.mean(given[0].argmax(1) == given[1]))},
         )
         trainer.train()
