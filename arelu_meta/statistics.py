@@ -319,6 +319,12 @@ def compare(
             their mean scatters more than independent ones'; 0 for a fixed test set.
         primary: whether the study is to judge the claim, and not only to describe it.
 
+    Returns:
+        The comparison, whose verdict `judge` decides. It is made for differences that scatter to both sides. Where
+        they scatter far to one side alone (exponential ones) and the truth is the margin itself, a false verdict stands
+        in 11 to 12 % of studies of one claim, 17 to 22 % of 4 and 20 to 41 % of 20, with 3 to 10 seeds: such a study
+        needs another question, as of medians, and not more seeds.
+
     Raises:
         ValueError: if fewer than 2 seeds are paired, or a value is NaN or infinite.
 

@@ -525,6 +525,17 @@ def test_null_studies_of_every_shape_seldom_have_a_false_verdict(
     assert _false_studies(STUDIES[kind], truth, claims, seeds, studies) <= stats.binom.ppf(0.9999, studies, 0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_forecast")
+@pytest.mark.parametrize(("claims", "most"), [(1, 0.15), (4, 0.25), (20, 0.45)])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_differences_that_scatter_to_one_side_alone_are_as_often_wrong_as_is_said(
+    claims: int, most: float, seeds: int
+) -> None:
+    draw = _scattered(lambda random, shape: random.exponential(1, shape) - 1)
+    assert _false_studies(draw, 1.0, claims, seeds, 400) / 400 <= most
+
+
 # --- Learning rates
 
 
