@@ -230,6 +230,7 @@ TINY = {
     "claims": "gone",
 }
 LEFT_ALONE = {"run.folder", "run.trackers", "train.epochs", "meta.steps", "eval.tasks", "train.repeats", "data.workers"}
+LEFT_ALONE |= {"train.compile"}  # the compiler has its own warnings
 FLAGS = [(task, flag) for task in TINY for flag in flags_of(TASKS[task].config) if flag not in LEFT_ALONE]
 WORDS_OF_ODD_VALUES = """0 -1 1 2 0.5 1e-320 1e308 1e999 nan -inf 9223372036854775808 99999999999999999999 true false
 null ~ * &a [] {} [1,2] {a:1} a,b ../.. /dev/null /proc/self ~nouser/x \u202ee \x1b[31m auto default none all gone . ' "

@@ -12,7 +12,9 @@ fuzz = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(fuzz)
 
 
-@pytest.mark.parametrize("target", ["image", "checkpoint", "config", "swap"])
+@pytest.mark.parametrize(
+    "target", ["image", "checkpoint", "config", "swap", pytest.param("flags", marks=pytest.mark.slow)]
+)
 def test_hostile_input_is_read_or_refused_in_a_sentence_and_changes_nothing(target: str) -> None:
     run, _ = fuzz.TARGETS[target]
     run()
