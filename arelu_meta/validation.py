@@ -156,7 +156,8 @@ def _check_text(name: str, text: str, several: bool) -> None:
 
 def _check_number(name: str, value: float, limits: Mapping[str, float]) -> None:
     largest = _LARGEST if isinstance(value, int) else _LARGEST_FLOAT32
-    too_large = math.isfinite(value) and not -largest <= value <= limits.get("most", largest)
+    whole = isinstance(value, int)  # isfinite knows none of hundreds of digits
+    too_large = (whole or math.isfinite(value)) and not -largest <= value <= limits.get("most", largest)
     asked = {"most": largest, **limits} if too_large else limits
     fits = (
         not too_large
