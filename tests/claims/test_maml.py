@@ -23,8 +23,8 @@ _CPU = torch.device("cpu")
 def test_runs_are_the_authors_set_up_over_sets_shots_and_activations_each_on_all_and_on_some_classes() -> None:
     config = resolve(parse("claims", ["meta", "--size", "full", "--train.repeats", "2"]))
     trials = list_trials(config)
-    assert len(trials) == 2 * 2 * 2 * 19 * 2  # seeds, sets, shots, activations, divisions
-    assert {trial.seed for trial in trials[: 2 * 2 * 19 * 2]} == {0}
+    assert len(trials) == 2 * 2 * 2 * (19 + 4) * 2  # seeds, sets, shots, activations and controls, divisions
+    assert {trial.seed for trial in trials[: 2 * 2 * 23 * 2]} == {0}
     theirs, honest = trials[-2:]
     assert (theirs.classes, theirs.tasks, honest.classes, honest.tasks) == (ALL, 0, DIVIDED, 1000)
     assert replace(theirs, classes=DIVIDED, tasks=1000) == honest
