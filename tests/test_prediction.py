@@ -107,7 +107,7 @@ def test_top_k_and_every_class_go_to_a_csv_of_ones_own(classifier: str, colours:
         (["--top_k", "0"], "top_k: 0"),
         (
             ["--data.image_size", "32"],
-            "data.image_size: 32 is not read by predict; finetune, metatrain, swap, claims read it; leave",
+            "data.image_size: 32 is not read by predict; finetune, metatrain, swap, race, claims read it; leave",
         ),
         (["--run.precision", "bf16"], "run.precision: 'bf16' is not read by predict"),
         (["--probabilities"], "give --output FILE.csv or --run.folder"),

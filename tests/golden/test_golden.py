@@ -90,7 +90,8 @@ def test_each_activation_has_the_bits_that_it_had() -> None:
 def _flags(lines: list[str]) -> dict[str, tuple[str, str]]:
     """Find each flag's choices and default in a task's help."""
     found = {}
-    for text in re.split(r"\n  (?=--)", "\n".join(lines))[1:]:
+    parts = re.split(r"\n  (?=--)|\n\n", "\n".join(lines))  # a group's last flag ends before the next heading
+    for text in (part for part in parts if part.startswith("--")):
         flag, choices, default = re.match(r"(\S+) ?({.*?})?.*?(?:default:\s+([^()]*)\)\s*)?$", text, re.DOTALL).groups()  # type: ignore[union-attr]
         found[flag] = (choices or "", default or "")
     return found
