@@ -139,7 +139,7 @@ def test_re_estimating_a_network_without_batch_norm_does_nothing() -> None:
         ({"init": "fit", "data": ["photo.jpg"]}, "data: expected batches of images, got str; give tensors"),
         ({"init": "fit", "data": torch.zeros(3, 7)}, r"data: the model cannot take it \(.*shapes.*\)"),
         ({"batch_norm": True, "data": [torch.zeros(3, 4), torch.zeros(3, 7)]}, "data: the model cannot take it"),
-        ({"share": "modul"}, "share: 'modul' is not allowed; give one of 'call', 'module'"),
+        ({"share": "modul"}, "share: 'modul' is not known; nearest: 'module'"),
     ],
 )
 def test_data_that_does_not_fit_is_named_and_the_model_is_as_it_was(arguments: dict[str, object], message: str) -> None:
