@@ -53,12 +53,13 @@ _DIGITS = f"{_FINETUNE} --data.name digits --optim.lr 0.01"
 _META = "metatrain --run.pictures false --run.device cpu --data.image_size 16 --task.queries 3 --meta.steps 4"
 _META += " --meta.batch_tasks 3 --meta.inner_lr 0.05 --meta.inner_steps 2 --eval.tasks 12 --eval.every 2"
 _META += " --eval.validation_tasks 6 --model.name conv4_32 --model.activation arelu"
-_MODES = ("full", "head", "activations", "last-1", "gradual", "probe")
+_MODES = ("full", "head", "activations", "last-1", "gradual", "probe", "norm", "bias", "lora")
 _TRAINED = ("maml", "fomaml", "anil", "metasgd", "mamlpp", "reptile", "protonet")
 _OMNIGLOT = f"{_META} --data.name omniglot-small"
 
 PIPELINES: dict[str, str] = {
     **{f"finetune-{mode}": f"{_IMAGES} --train.mode {mode}" for mode in _MODES},
+    "finetune-adapter": f"{_IMAGES} --train.mode lora --run.save adapter",
     "finetune-digits": _DIGITS,
     "finetune-digits-paper": f"{_DIGITS} --model.activation arelu --model.init paper --optim.act_lr 0.001",
     "finetune-digits-small": f"{_DIGITS} --model.name mnist_conv --model.pretrained false --model.activation arelu"
@@ -73,6 +74,7 @@ PIPELINES: dict[str, str] = {
     "metatrain-omniglot": f"{_OMNIGLOT} --meta.normalization running --meta.adapt head",
     "metatrain-omniglot-support": f"{_OMNIGLOT} --meta.normalization support --task.alphabets one --task.shots 2",
     "evaluate-finetune": "evaluate finetune-full --run.device cpu",
+    "evaluate-adapter": "evaluate finetune-adapter --run.device cpu",
     "evaluate-folder": "evaluate finetune-full --run.device cpu --data.root more",
     "evaluate-metatrain": "evaluate metatrain-maml-vectorized --run.device cpu --task.shots 2 --eval.tasks 10"
     " --eval.inner_steps 3 --eval.against centroid",
@@ -96,6 +98,8 @@ STUDIES: dict[str, str] = {
     " --model.name tf_efficientnet_lite0",
     "architectures": f"claims architectures {_CLAIMS} {_SMALL} --model.name test_resnet,test_vit",
     "meta": f"claims meta {_CLAIMS} --data.name digits --meta.steps 4 --meta.tasks 10 --model.name mnist_conv",
+    "tuning": f"claims tuning {_CLAIMS} {_SMALL} --train.modes head,lora --optim.lr 1e-2"
+    " --model.name tf_efficientnet_lite0",
     "focus": f"claims focus {_CLAIMS} {_SMALL} --model.name test_resnet --model.pretrained false --focus.count 4",
 }
 
