@@ -620,7 +620,7 @@ from arelu_meta.activations import kernels_torch as aten, kernels_cuda as ours
 torch.manual_seed(0)
 
 def near(actual, exact, roundings=4, of=None):
-    # Where a slope is next to 0, as SiLU's at -1.28, its terms cancel, and each was rounded in the size of what it is of.
+    # Where a slope is next to 0, as SiLU's at -1.28, its terms cancel, and each is rounded in the size of `of`.
     sizes = [values.abs().double().max() for values in (exact, of) if values is not None and values.numel()]
     scale = max(sizes, default=1.0)
     slack = (1e-5 if actual.dtype == torch.float64 else roundings * torch.finfo(actual.dtype).eps) * scale + 1e-5
